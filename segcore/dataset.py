@@ -1,0 +1,204 @@
+"""Opens a dataset: a folder of images and masks, an index.csv, or a built-in phantom.
+
+    folder/images/*.png + folder/masks/*.png      same stems; optional folder/unlabelled/, folder/classes.txt
+    index.csv                                     case, patient, image[, mask, split, spacing_row_mm, spacing_col_mm, …]
+    phantom:cxr | phantom:ct | phantom:dental     procedural; phantom:cxr:60 takes the first 60 cases
+
+`python -m segcore.dataset --data D` checks one and draws a contact sheet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from segcore.case import Case, FileSource, PhantomSource
+from segcore.errors import InputError
+from segcore.image import image_size
+from segcore.listing import MAX_CLASSES, list_data
+from segcore.phantom import PHANTOM_CASES, PHANTOM_CLASSES, phantom_patient
+from segcore.split import SPLITS, check_given_splits, split_hash, split_patients
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cases with their splits.
+
+    Attributes:
+        name: what the user called it.
+        cases: in a fixed order; every labelled case has a split.
+        classes: names of the foreground classes 1…K.
+        sha256: of every image, mask, patient and name.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    classes: tuple[str, ...]
+    sha256: str
+
+    @property
+    def split_sha256(self) -> str:
+        return split_hash({case.id: case.split for case in self.cases if case.labelled})
+
+    def split(self, name: str, *, limit: int | None = None) -> tuple[Case, ...]:
+        """The labelled cases of a split, at most `limit`, spread evenly over its patients' order."""
+        cases = tuple(case for case in self.cases if case.split == name and case.labelled)
+        if limit is None or limit >= len(cases):
+            return cases
+        return tuple(cases[i * len(cases) // limit] for i in range(limit))
+
+    @property
+    def unlabelled(self) -> tuple[Case, ...]:
+        """Images without a mask that may take part in training (their patients are in no other split)."""
+        return tuple(case for case in self.cases if not case.labelled and case.split == "train")
+
+
+def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Dataset:
+    """Opens and checks a dataset.
+
+    Args:
+        data: a folder, an index.csv, or phantom:KIND[:CASES].
+        seed: of the split and of the phantoms.
+        need_masks: refuse a dataset without a single mask.
+
+    Raises:
+        InputError: anything that makes the data ambiguous or unusable, naming the file.
+    """
+    if data.startswith("phantom:"):
+        return _phantom(data, seed)
+    listing = list_data(data)
+    for _, problem in listing.problems:
+        raise InputError(problem)
+    labelled = [case for case in listing.cases if case.labelled]
+    if not labelled and need_masks:
+        raise InputError(f"--data {data}: must have masks, got {len(listing.cases)} images without any; add a masks/ folder")
+    with ThreadPoolExecutor() as pool:
+        scans = list(pool.map(_scan, listing.cases))
+    values = {c.id: s.values for c, s in zip(listing.cases, scans, strict=True)}
+    for _, problem in odd_masks(values, labelled, listing.class_names):
+        raise InputError(problem)
+    classes, scale = read_classes(frozenset().union(*values.values()), listing.class_names)
+    cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed))
+    digest = hashlib.sha256("|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, scans, strict=True)).encode())
+    return Dataset(data, cases, classes, digest.hexdigest())
+
+
+def list_cases(data: str) -> list[Case]:
+    """The cases a folder or index.csv names, unscanned and unsplit."""
+    return list(list_data(data).cases)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    fingerprint: str
+    values: frozenset[int]
+
+
+def check_case(case: Case) -> frozenset[int]:
+    """Reads what can be wrong with one case and returns its stored mask values.
+
+    Raises:
+        InputError: the image cannot be opened, or the mask has another size.
+    """
+    assert isinstance(case.source, FileSource)
+    size = image_size(case.source.image_path)
+    if not case.labelled:
+        return frozenset()
+    mask = case.source.mask()
+    if mask.shape != size:
+        raise InputError(
+            f"mask {case.source.mask_path}: must have the size of its image, {size[0]}×{size[1]}, "
+            f"got {mask.shape[0]}×{mask.shape[1]}; export it again at the image's size"
+        )
+    return frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
+
+
+def _scan(case: Case) -> _Scan:
+    return _Scan(case.source.fingerprint(), check_case(case))
+
+
+def assign_splits(cases: Sequence[Case], data: str, seed: int) -> list[Case]:
+    """Gives every case its split: the index's, or one drawn by patient; unlabelled cases follow their patient.
+
+    Raises:
+        InputError: the index's splits are wrong, or there are too few patients.
+    """
+    labelled = [c for c in cases if c.labelled]
+    if not labelled:
+        return [replace(c, split="train") for c in cases]
+    if any(c.split for c in labelled):
+        check_given_splits([(c.id, c.patient, c.split) for c in labelled], name=data)
+        home = {c.patient: c.split for c in labelled}
+    else:
+        home = split_patients((c.patient for c in labelled), name=data, seed=seed)
+    # An unlabelled case that the user keeps out of training stays out.
+    return [replace(c, split=home.get(c.patient) or c.split or "train") for c in cases]
+
+
+def odd_masks(
+    values: Mapping[str, frozenset[int]], labelled: Sequence[Case], names: tuple[str, ...] | None
+) -> Iterator[tuple[str, str]]:
+    """(case, message) of each mask whose stored values cannot be class indices like the others'."""
+    seen = frozenset[int]().union(*(values[c.id] for c in labelled))
+    if _is_0_255(seen, names):
+        return
+    top = len(names) if names else MAX_CLASSES
+    if names is None and 255 in seen and seen <= {0, 1, 255}:
+        # Some masks 0/1 and some 0/255: the fewer are the odd ones.
+        whites = sum(255 in values[c.id] for c in labelled)
+        odd_value = 255 if 2 * whites <= sum(bool(values[c.id] - {0}) for c in labelled) else 1
+        odd = [c for c in labelled if odd_value in values[c.id]]
+    else:
+        odd = [c for c in labelled if max(values[c.id], default=0) > top]
+    expected = (
+        f"class indices 0 to {top} (classes.txt names {top})" if names
+        else f"0/255, 0/1 or class indices up to {MAX_CLASSES}, the same way in every mask"
+    )  # fmt: skip
+    for case in odd:
+        assert isinstance(case.source, FileSource)
+        shown = ", ".join(map(str, sorted(values[case.id])[:8])) + (", …" if len(values[case.id]) > 8 else "")
+        yield case.id, f"mask {case.source.mask_path}: must hold {expected}, got values {shown}; save class indices as PNG"
+
+
+def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], int]:
+    """Foreground class names, and what stored values are divided by."""
+    if _is_0_255(seen, names):
+        return names or ("foreground",), 255
+    count = max(seen, default=0)
+    if names:
+        return names, 1
+    return ("foreground",) if count <= 1 else tuple(f"class{k}" for k in range(1, count + 1)), 1
+
+
+def _is_0_255(seen: frozenset[int], names: tuple[str, ...] | None) -> bool:
+    return seen <= {0, 255} and 255 in seen and (names is None or len(names) == 1)
+
+
+def _phantom(data: str, seed: int) -> Dataset:
+    _, kind, *count = data.split(":")
+    if kind not in PHANTOM_CLASSES or len(count) > 1 or (count and not count[0].isdigit()):
+        kinds = ", ".join("phantom:" + k for k in PHANTOM_CLASSES)
+        raise InputError(f"{data}: must be one of {kinds}; got {data}")
+    total = int(count[0]) if count else PHANTOM_CASES
+    rows = [
+        Case(f"{kind}-{i:04d}", phantom_patient(kind, i), PhantomSource(kind, i, seed), "") for i in range(total)
+    ]
+    cases = assign_splits(rows, data, seed)
+    digest = hashlib.sha256(f"{data}:{seed}".encode()).hexdigest()
+    return Dataset(data, tuple(cases), PHANTOM_CLASSES[kind], digest)
+
+
+def split_counts(dataset: Dataset) -> dict[str, int]:
+    """Labelled cases of each split, and the unlabelled ones."""
+    counts = {name: len(dataset.split(name)) for name in SPLITS}
+    return {**counts, "unlabelled": len(dataset.unlabelled)} if dataset.unlabelled else counts
+
+
+if __name__ == "__main__":
+    from segcore.dataset_check import command
+
+    command()

@@ -1,0 +1,34 @@
+"""The graph contract: 8-bit picture in, logits out. Exported models and the PyTorch reference share this wrapper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segcore.preprocess import InputSpec
+
+
+class DeployGraph(nn.Module):
+    """Casts, transposes and normalises in the graph, so that no device has a second preprocessing.
+
+    The cast comes first: TensorRT takes an 8-bit input only if its one consumer is a Cast.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(1, -1, 1, 1))
+        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(spec.std).view(1, -1, 1, 1)))
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """N×H×W×C uint8 → N×K×h×w float32 logits at the head's stride."""
+        x = picture.to(torch.float32).permute(0, 3, 1, 2)  # N C H W
+        return self.network(normalise(x, self.mean, self.scale))  # type: ignore[no-any-return]
+
+
+def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """(x − mean)·scale; one grey channel is repeated where the network takes three."""
+    return (x.expand(-1, mean.shape[1], -1, -1) - mean) * scale

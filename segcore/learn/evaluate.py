@@ -1,0 +1,81 @@
+"""Validation at the pictures' own size, through the path that deployment takes; and what a reader looks at."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from segcore.case import Case
+from segcore.learn.deploy import DeployGraph
+from segcore.metrics import dice_per_class
+from segcore.overlay import error_map, overlay, sheet
+from segcore.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
+
+_EXAMPLES = 6
+
+
+class Validator:
+    """Scores a network on cases; their prepared pictures are kept, their masks are read each time."""
+
+    def __init__(self, cases: Sequence[Case], spec: InputSpec, output: OutputSpec, classes: int, *, batch: int) -> None:
+        self.cases, self.spec, self.output, self.classes, self.batch = tuple(cases), spec, output, classes, batch
+        self.pictures = [prepare(case.image(), spec, name=f"image {case.id}") for case in cases]
+
+    def predictions(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
+        """(case, predicted mask, true mask) at the case's own size."""
+        device = next(network.parameters()).device
+        graph = DeployGraph(network, self.spec).to(device).eval()
+        for start in range(0, len(self.cases), self.batch):
+            pictures = torch.from_numpy(np.stack(self.pictures[start : start + self.batch])).to(device)
+            with torch.inference_mode():
+                logits = graph(pictures).float().cpu().numpy()
+            for case, one in zip(self.cases[start : start + self.batch], logits, strict=True):
+                truth = case.mask()
+                yield case, mask_of_logits(one, self.output, truth.shape), truth  # type: ignore[arg-type]
+
+    def dice(self, network: nn.Module) -> float:
+        """Mean Dice over classes, then cases."""
+        scores = [dice_per_class(p, t, self.classes).mean() for _, p, t in self.predictions(network)]
+        return float(np.mean(scores))
+
+
+def draw_examples(validator: Validator, network: nn.Module, path: Path) -> None:
+    """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
+    scored = []
+    for case, prediction, truth in validator.predictions(network):
+        scored.append((float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth))
+    scored.sort(key=lambda s: s[0])
+    picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLES, len(scored))).astype(int))
+    rows = []
+    for i in picks:
+        _, case, prediction, truth = scored[i]
+        image = case.image()
+        rows.append([image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)])
+    sheet(rows, ["image", "truth", "prediction (worst case first)", "missed orange, extra blue"]).save(path)
+
+
+def draw_curves(history_csv: Path, path: Path) -> None:
+    """Loss and validation Dice by epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with history_csv.open() as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(r["epoch"]) for r in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(epochs, [float(r["loss"]) for r in rows], color="#0072b2")
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    dice = [float(r["dice_val"]) for r in rows]
+    right.plot(epochs, dice, color="#009e73")
+    right.axvline(epochs[int(np.argmax(dice))], color="#d55e00", linestyle=":", label=f"best {max(dice):.4f}")
+    right.set(xlabel="epoch", ylabel="validation Dice")
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,138 @@
+"""Training data: decoded and resized once, held as bytes, augmented anew in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from segcore.case import Case
+from segcore.errors import InputError
+from segcore.learn.augment import Sample, sample_seed
+from segcore.preprocess import InputSpec, prepare, resize_mask, training_window
+from segcore.soft_labels import SoftLabels
+
+_WINDOW_CASES = 64
+
+
+def training_input(
+    cases: Sequence[Case], size_px: tuple[int, int], mean_std: dict[int, tuple[tuple[float, ...], tuple[float, ...]]]
+) -> InputSpec:
+    """The input a network will be trained on: channels, depth and window are read off some training images.
+
+    Args:
+        cases: the training cases.
+        size_px: height and width of the network's input.
+        mean_std: normalisation for 1 and for 3 channels.
+    """
+    picked = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _WINDOW_CASES)).astype(int))]
+    images = [case.image() for case in picked]
+    depth, window = training_window(images)
+    channels = 3 if any(image.ndim == 3 for image in images) else 1
+    mean, std = mean_std[channels]
+    return InputSpec(
+        height_px=size_px[0], width_px=size_px[1], channels=channels, depth=depth, window=window, mean=mean, std=std
+    )
+
+
+class TrainingSet(Dataset[Sample]):
+    """Images and masks at the network's size as uint8, and soft labels where they are given.
+
+    An item is asked for by (epoch, index) and holds `image` C×H×W float 0–1, `mask` H×W uint8, `labelled` bool, and
+    `soft` K×H×W float32 if there are soft labels.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        spec: InputSpec,
+        *,
+        classes: int,
+        seed: int,
+        augment: Callable[[Sample, int], Sample] | None,
+        soft: SoftLabels | None = None,
+    ) -> None:
+        self.cases, self.spec, self.seed, self.augment, self.soft = tuple(cases), spec, seed, augment, soft
+        missing = [case.id for case in cases if soft is not None and case.id not in soft]
+        if missing:
+            raise InputError(
+                f"--soft {soft.folder if soft else ''}: must hold every training image, "
+                f"{len(missing)} of {len(cases)} are missing (first: {missing[0]}); run teacher.label on this --data"
+            )
+        height, width = spec.size_px
+        self.images = np.zeros((len(cases), height, width, spec.channels), np.uint8)
+        self.masks = np.zeros((len(cases), height, width), np.uint8)
+
+        def read(i: int) -> None:
+            case = self.cases[i]
+            self.images[i] = prepare(case.image(), spec, name=f"image {case.id}")
+            if case.labelled:
+                mask = case.mask()
+                if mask.max() > classes:
+                    raise InputError(f"mask of case {case.id}: must hold classes 0 to {classes}, got {mask.max()}")
+                self.masks[i] = resize_mask(mask, spec.size_px)
+
+        with ThreadPoolExecutor() as pool:
+            list(tqdm(pool.map(read, range(len(cases))), "reading", total=len(cases), unit="image", leave=False))
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:  # type: ignore[override]
+        epoch, i = item
+        sample: Sample = {
+            "image": torch.from_numpy(self.images[i]).permute(2, 0, 1).float() / 255,
+            "mask": torch.from_numpy(self.masks[i]),
+            "labelled": torch.tensor(self.cases[i].labelled),
+        }
+        if self.soft is not None:
+            soft = torch.from_numpy(self.soft.of(self.cases[i].id).astype(np.float32))
+            if soft.shape[1:] != self.spec.size_px:
+                soft = F.interpolate(soft[None], self.spec.size_px, mode="bilinear", align_corners=False)[0]
+            sample["soft"] = soft
+        return self.augment(sample, sample_seed(self.seed, epoch, i)) if self.augment else sample
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) in an order that depends on seed and epoch only; each process takes its share."""
+
+    def __init__(self, length: int, *, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.length, self.seed, self.rank, self.processes, self.epoch = length, seed, rank, processes, 0
+
+    def __len__(self) -> int:
+        return self.length // self.processes if self.length >= self.processes else self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        share = order[self.rank :: self.processes][: len(self)]
+        return ((self.epoch, int(i)) for i in share)
+
+
+def build_loader(
+    data: TrainingSet, *, batch_size: int, workers: int, seed: int, rank: int = 0, processes: int = 1
+) -> tuple[DataLoader[Sample], EpochOrder]:
+    """A loader and its order; set `order.epoch` before each pass. An incomplete last batch is dropped unless it is all."""
+    order = EpochOrder(len(data), seed=seed, rank=rank, processes=processes)
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=len(order) >= batch_size,
+    )
+    return loader, order
+
+
+def to_device(sample: Sample, device: torch.device) -> Sample:
+    """Moves a batch; images become channels-last."""
+    moved: dict[str, Tensor] = {k: v.to(device, non_blocking=True) for k, v in sample.items()}
+    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+    return moved

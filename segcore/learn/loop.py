@@ -1,0 +1,197 @@
+"""The one training loop: AdamW, cosine, clipping, mixed precision, EMA, best epoch by validation Dice, exact resume.
+
+It runs under Hugging Face Accelerate (`accelerate launch -m teacher.train …`) and in one process alike. All that is random
+in an epoch follows from (seed, epoch), so a run that was killed ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from segcore.command import log
+from segcore.errors import InputError
+from segcore.learn.augment import Sample
+from segcore.learn.loader import TrainingSet, build_loader, to_device
+from segcore.learn.settings import TrainSettings
+
+_LAST, _BEST = "last.pt", "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of `history.csv`."""
+
+    epoch: int
+    loss: float
+    dice_val: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+def open_accelerator(settings: TrainSettings) -> Accelerator:
+    """Device and precision as asked for.
+
+    Raises:
+        InputError: cuda was asked for and is not there.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: must have a CUDA device, found none; use --device auto")
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    amp = settings.amp
+    if amp == "auto":
+        amp = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
+    precision = {"fp32": "no"}.get(amp, amp)
+    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=settings.accumulate)
+
+
+def learning_rate(step: int, *, steps: int, warmup: int, highest: float) -> float:
+    """Linear from 0 over `warmup` steps, then along a half cosine to 1 % of `highest` at the last step."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup - 1)
+    return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def fit(
+    network: nn.Module,
+    data: TrainingSet,
+    *,
+    loss_of: Callable[[nn.Module, Sample], Tensor],
+    validate: Callable[[nn.Module], float],
+    settings: TrainSettings,
+    folder: Path,
+    accelerator: Accelerator,
+) -> list[Epoch]:
+    """Trains `network` in place and leaves the weights of its best epoch in it.
+
+    Args:
+        network: every parameter with `requires_grad` is trained.
+        data: the training images.
+        loss_of: (network, batch) → scalar.
+        validate: network in eval mode → mean Dice of the validation cases; higher is better.
+        settings: see `TrainSettings`.
+        folder: the stage's OUT.partial; holds the checkpoint while it runs, and `history.csv`.
+        accelerator: from `open_accelerator`.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    average = _average(network, settings.ema) if settings.ema else None
+    loader, order = build_loader(
+        data,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    steps_an_epoch = math.ceil(len(loader) / settings.accumulate)
+    steps = steps_an_epoch * settings.epochs
+    warmup = round(settings.warmup_epochs * steps_an_epoch)
+    history = _resume(folder, network, optimizer, average)
+    for epoch in range(len(history), settings.epochs):
+        started, losses, order.epoch = time.perf_counter(), [], epoch
+        torch.manual_seed(settings.seed * 100_003 + epoch)
+        wrapped.train()
+        bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
+        for i, batch in enumerate(bar):
+            step = epoch * steps_an_epoch + i // settings.accumulate
+            rate = learning_rate(step, steps=steps, warmup=warmup, highest=settings.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with accelerator.accumulate(wrapped):
+                with accelerator.autocast():
+                    loss = loss_of(wrapped, to_device(batch, accelerator.device))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, settings.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if average is not None and accelerator.sync_gradients:
+                    average.update_parameters(network)
+            losses.append(loss.detach())
+        mean_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(mean_loss):
+            raise InputError(f"--lr {settings.lr:g}: loss must stay finite, got {mean_loss} in epoch {epoch + 1}; use a lower --lr")
+        kept = network if average is None else average.module
+        dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
+        seconds = time.perf_counter() - started
+        speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
+        history.append(Epoch(epoch + 1, mean_loss, dice, rate, seconds, speed))
+        if accelerator.is_main_process:
+            best = all(dice > e.dice_val for e in history[:-1])
+            log(f"epoch {epoch + 1:3d}/{settings.epochs}  loss {mean_loss:.4f}  val Dice {dice:.4f}{' *' if best else '  '}  {seconds:.1f} s")
+            _save(folder, network, optimizer, average, history, best=kept if best else None)
+        accelerator.wait_for_everyone()
+    network.load_state_dict(load_file(folder / _BEST))
+    return history
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Removes what only resuming needed; the last step before a bundle is sealed."""
+    for name in (_LAST, _BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _average(network: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _save(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    history: list[Epoch],
+    *,
+    best: nn.Module | None,
+) -> None:
+    """The best weights first: a kill in between repeats this epoch, which makes them again."""
+    if best is not None:
+        # safetensors stores plain memory order; a clone also unties tensors that share memory
+        state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in best.state_dict().items()}
+        save_file(state, folder / f"{_BEST}.tmp")
+        (folder / f"{_BEST}.tmp").replace(folder / _BEST)
+    checkpoint = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "history": json.dumps([asdict(e) for e in history]),
+    }
+    torch.save(checkpoint, folder / f"{_LAST}.tmp")
+    (folder / f"{_LAST}.tmp").replace(folder / _LAST)
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(history[0])))
+        writer.writeheader()
+        writer.writerows(asdict(e) for e in history)
+
+
+def _resume(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> list[Epoch]:
+    if not (folder / _LAST).is_file():
+        return []
+    checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
+    network.load_state_dict(checkpoint["network"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    if average is not None:
+        average.load_state_dict(checkpoint["average"])
+    history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
+    log(f"resuming after epoch {len(history)}, best val Dice so far {max(e.dice_val for e in history):.4f}")
+    return history

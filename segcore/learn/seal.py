@@ -1,0 +1,87 @@
+"""Turns a trained network into a torch bundle: weights, pictures, manifest."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from segcore.bundle import DataRecord, Manifest, Metric, seal_bundle
+from segcore.dataset import Dataset, split_counts
+from segcore.host import Made, made_now
+from segcore.learn.blocks import count_macs
+from segcore.learn.evaluate import Validator, draw_curves, draw_examples
+from segcore.learn.loop import drop_checkpoint
+from segcore.learn.settings import TrainSettings
+
+WEIGHTS = "model.safetensors"
+
+
+def data_record(dataset: Dataset, split_seed: int) -> DataRecord:
+    """Names and hashes of the data a bundle was trained on."""
+    return DataRecord(
+        name=dataset.name,
+        sha256=dataset.sha256,
+        split_sha256=dataset.split_sha256,
+        split_seed=split_seed,
+        counts=split_counts(dataset),
+    )
+
+
+def seal_trained(
+    folder: Path,
+    network: nn.Module,
+    *,
+    kind: Literal["teacher", "student"],
+    architecture: str,
+    architecture_settings: dict[str, Any],
+    name: str,
+    pretrained: str,
+    trained_parameters: int,
+    dataset: Dataset,
+    validator: Validator,
+    settings: TrainSettings,
+    teacher: str | None = None,
+    lineage: tuple[Made, ...] = (),
+) -> Manifest:
+    """Writes weights, `history.csv`, `curves.png`, `examples.png` and the manifest of a trained network.
+
+    Args:
+        folder: the stage's OUT.partial.
+        network: a plain module in its final form (adapters merged), one logits tensor out.
+        validator: scores `network` once more, so that the manifest's Dice is that of the weights beside it.
+    """
+    network = copy.deepcopy(network).cpu().eval()
+    state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    dice = validator.dice(network)
+    draw_examples(validator, network, folder / "examples.png")
+    draw_curves(folder / "history.csv", folder / "curves.png")
+    drop_checkpoint(folder)
+    return seal_bundle(
+        folder,
+        name=name,
+        kind=kind,
+        format="torch",
+        precision="fp32",
+        architecture=architecture,
+        architecture_settings=architecture_settings,
+        classes=dataset.classes,
+        input=validator.spec,
+        output=validator.output,
+        parameters=sum(p.numel() for p in network.parameters()),
+        trained_parameters=trained_parameters,
+        macs=count_macs(network, validator.spec),
+        pretrained=pretrained,
+        teacher=teacher,
+        data=data_record(dataset, settings.split_seed),
+        metrics=(Metric(name="dice_mean", split="val", value=dice, cases=len(validator.cases)),),
+        settings=settings.model_dump(mode="json"),
+        made=made_now(),
+        lineage=lineage,
+        model_file=WEIGHTS,
+    )

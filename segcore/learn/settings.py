@@ -1,0 +1,57 @@
+"""The settings that teacher and student trainings share; their docstrings are `--help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from segcore.command import Settings
+
+
+class TrainSettings(Settings):
+    """What every training takes."""
+
+    data: str
+    """A folder with images/ and masks/, an index.csv, or phantom:cxr, phantom:ct, phantom:dental."""
+    out: Path
+    """The bundle to write; OUT.partial while it is not finished, and the place to resume from."""
+    size: int = Field(256, ge=32, multiple_of=32)
+    """Height and width of the network's input, in pixels."""
+    epochs: int = Field(50, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(8, ge=1)
+    """Images a step and process."""
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate of AdamW; it warms up linearly and falls along a cosine to 1 % of it."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's weight decay."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of warm-up."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    accumulate: int = Field(1, ge=1)
+    """Batches summed before a step."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is kept; 0 is off."""
+    amp: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the training; auto is bf16 on a GPU that has it, else fp32."""
+    flip: bool = True
+    """Mirror images left to right at random."""
+    workers: int = Field(0, ge=0)
+    """Loader processes; 0 reads in the training process."""
+    limit: int | None = Field(None, ge=1)
+    """Use at most this many training images (and a third as many for validation)."""
+    seed: int = 0
+    """Of the weights, the order and the augmentation."""
+    split_seed: int = 0
+    """Of the 60/20/20 split by patient, where the data does not give one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is what Accelerate finds."""
+    overwrite: bool = False
+    """Replace a complete --out."""
+
+    def recipe(self) -> dict[str, object]:
+        """What the weights depend on: everything but where they are written and how they are read."""
+        return self.model_dump(mode="json", exclude={"out", "overwrite", "workers", "device"})

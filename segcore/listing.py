@@ -1,0 +1,154 @@
+"""Which cases a folder or an index.csv names, before any pixel is read."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segcore.case import Case, FileSource
+from segcore.errors import InputError
+from segcore.image import IMAGE_SUFFIXES
+from segcore.phantom import PHANTOM_CLASSES
+
+MAX_CLASSES = 32
+_INDEX_COLUMNS = {"case", "patient", "image", "mask", "split", "spacing_row_mm", "spacing_col_mm"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or an index names.
+
+    Attributes:
+        cases: unscanned and unsplit; `split` holds what the index says, or "".
+        class_names: from classes.txt, or None.
+        problems: (case, message) of each file without its partner and of each wrong row; those are not in `cases`.
+    """
+
+    cases: tuple[Case, ...]
+    class_names: tuple[str, ...] | None
+    problems: tuple[tuple[str, str], ...]
+
+
+def list_data(data: str) -> Listing:
+    """Lists a folder or an index.csv.
+
+    Raises:
+        InputError: there is nothing to list; a problem of single cases is returned instead.
+    """
+    path = Path(data)
+    if path.is_dir() and (path / "index.csv").is_file():
+        path = path / "index.csv"
+    if path.is_file() and path.suffix == ".csv":
+        cases, problems, folder = *_read_index(path, data), path.parent
+    elif path.is_dir():
+        cases, problems, folder = *_read_folder(path, data), path
+    else:
+        raise InputError(
+            f"--data {data}: must be a folder, an index.csv or one of "
+            f"{', '.join('phantom:' + k for k in PHANTOM_CLASSES)}; no such file or folder"
+        )
+    for name, times in Counter(c.id for c in cases).items():
+        if times > 1:
+            problems.append((name, f"--data {data}: case names must differ, {name} comes {times} times; rename one"))
+    return Listing(tuple(cases), _class_names(folder / "classes.txt"), tuple(problems))
+
+
+def _class_names(path: Path) -> tuple[str, ...] | None:
+    if not path.is_file():
+        return None
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if not 1 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+        raise InputError(f"classes {path}: must name 1 to {MAX_CLASSES} different classes, one a line, got {len(names)}")
+    return names
+
+
+def _read_folder(folder: Path, data: str) -> tuple[list[Case], list[tuple[str, str]]]:
+    if not (folder / "images").is_dir():
+        found = _image_files(folder)
+        if found:  # a plain folder of images: nothing labelled
+            return [_file_case(p, None) for p in found], []
+        raise InputError(f"--data {data}: must have images/ and masks/, or an index.csv; got neither")
+    images = _image_files(folder / "images")
+    masks = {p.stem: p for p in _image_files(folder / "masks")} if (folder / "masks").is_dir() else None
+    if not images:
+        raise InputError(f"--data {data}: images/ must hold {', '.join(IMAGE_SUFFIXES)} files, got none")
+    extra = _image_files(folder / "unlabelled") if (folder / "unlabelled").is_dir() else []
+    unlabelled = [_file_case(p, None) for p in extra]
+    if masks is None:
+        return [_file_case(p, None) for p in images] + unlabelled, []
+    cases = [_file_case(p, masks[p.stem]) for p in images if p.stem in masks]
+    return cases + unlabelled, _unpaired(images, masks, folder)
+
+
+def _unpaired(images: list[Path], masks: Mapping[str, Path], folder: Path) -> list[tuple[str, str]]:
+    lonely_images = [
+        (p.stem, f"image {p}: must have a mask of the same name in {folder / 'masks'}, got none; "
+                 "add it, or move the image to unlabelled/")
+        for p in images if p.stem not in masks
+    ]  # fmt: skip
+    stems = {p.stem for p in images}
+    lonely_masks = [
+        (stem, f"mask {p}: must have an image of the same name in {folder / 'images'}, got none; add it")
+        for stem, p in masks.items() if stem not in stems
+    ]  # fmt: skip
+    return lonely_images + lonely_masks
+
+
+def _file_case(image: Path, mask: Path | None) -> Case:
+    return Case(image.stem, image.stem, FileSource(image, mask), "")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]]]:
+    cases: list[Case] = []
+    problems: list[tuple[str, str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(file, restval="")
+            missing = [c for c in ("case", "image") if c not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"--data {data}: {path.name} must have the columns case and image, {missing[0]} is missing")
+            for row in reader:
+                try:
+                    cases.append(_index_case(row, path.parent, data, reader.line_num))
+                except InputError as error:
+                    problems.append((row["case"] or f"line {reader.line_num}", str(error)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--data {data}: {path.name} must be CSV in UTF-8, got {error}; save it again") from None
+    if not cases and not problems:
+        raise InputError(f"--data {data}: {path.name} must have a row for each case, got none")
+    return cases, problems
+
+
+def _index_case(row: Mapping[str, str], folder: Path, data: str, line: int) -> Case:
+    if not row["case"] or not row["image"]:
+        raise InputError(f"--data {data}: line {line} of the index must name a case and an image, got "
+                         f"{row['case']!r} and {row['image']!r}; fill them in")  # fmt: skip
+    return Case(
+        id=row["case"],
+        patient=row.get("patient") or row["case"],
+        source=FileSource(folder / row["image"], folder / row["mask"] if row.get("mask") else None),
+        split=row.get("split") or "",
+        spacing_mm=_spacing(row, data),
+        metadata={k: v for k, v in row.items() if k not in _INDEX_COLUMNS and isinstance(k, str) and v},
+    )
+
+
+def _spacing(row: Mapping[str, str], data: str) -> tuple[float, float] | None:
+    texts = row.get("spacing_row_mm") or "", row.get("spacing_col_mm") or ""
+    if texts == ("", ""):
+        return None
+    try:
+        spacing = float(texts[0]), float(texts[1])
+    except ValueError:
+        spacing = 0.0, 0.0
+    if not (0 < spacing[0] < float("inf") and 0 < spacing[1] < float("inf")):
+        raise InputError(f"--data {data}: spacing of case {row['case']} must be two numbers of millimetres, "
+                         f"got {texts[0]!r}, {texts[1]!r}; mend or empty both")  # fmt: skip
+    return spacing

@@ -1,0 +1,89 @@
+"""A stage writes one new folder: into OUT.partial, renamed to OUT when it is complete.
+
+So an interrupted run never looks finished, and a run with equal settings goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segcore.errors import InputError
+
+_SETTINGS = "settings.json"
+
+
+@contextmanager
+def out_folder(
+    out: Path, settings: Mapping[str, Any], *, overwrite: bool = False, keep_on_error: bool = True
+) -> Iterator[Path]:
+    """Yields the working folder OUT.partial and renames it to `out` when the block ends without an error.
+
+    Args:
+        out: the folder that will hold the result.
+        settings: what the result depends on, as JSON values; a partial folder is resumed only if they are equal.
+        overwrite: replace a complete `out`.
+        keep_on_error: keep OUT.partial after an error, for stages that can resume; else remove it.
+
+    Raises:
+        InputError: `out` is there already, or OUT.partial was made with other settings.
+    """
+    out = Path(out)
+    if not out.name or (out.exists() and not out.is_dir()):
+        raise InputError(f"--out {out}: must be the name of a new folder, is not; choose another")
+    if out.exists() and not overwrite:
+        raise InputError(f"--out {out}: must not exist yet, it does; add --overwrite to replace it")
+    partial = out.with_name(out.name + ".partial")
+    wanted = json.loads(json.dumps(dict(settings), default=str, sort_keys=True))
+    _open_partial(partial, wanted, out)
+    try:
+        yield partial
+    except BaseException:
+        if not keep_on_error:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        old = out.with_name(out.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(out, old)  # moved away first: at no moment is there neither the old result nor the new
+        os.replace(partial, out)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, out)
+    (out / _SETTINGS).unlink()  # last: a partial folder without it would be taken for foreign and removed
+
+
+def _open_partial(partial: Path, wanted: dict[str, Any], out: Path) -> None:
+    stored = partial / _SETTINGS
+    if stored.is_file():
+        try:
+            found = json.loads(stored.read_text())
+        except ValueError:
+            found = {}
+        if found != wanted:
+            changed = sorted(k for k in wanted.keys() | found.keys() if found.get(k) != wanted.get(k))
+            raise InputError(
+                f"--out {out}: {partial} was made with other settings ({', '.join(changed)}); "
+                "use the same settings to resume it, or remove it"
+            )
+        return
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write_text(stored, json.dumps(wanted, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that a reader sees the old text or the new one, never a half."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,64 @@
+"""Draws masks over pictures, in colours that stay apart for colour-blind eyes."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Okabe and Ito, Color Universal Design, 2008, in an order that keeps neighbours apart.
+COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+MISSED, EXTRA = (213, 94, 0), (86, 180, 233)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Any image that `read_image` gives, as H×W×3 uint8 for looking at."""
+    if image.dtype != np.uint8:
+        low, high = np.percentile(image, (0.5, 99.5))
+        image = (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, *, opacity: float = 0.35) -> np.ndarray:
+    """The picture with each class filled lightly and outlined fully, H×W×3 uint8."""
+    picture = as_rgb(image).astype(np.float32)
+    for k in range(1, int(mask.max(initial=0)) + 1):
+        area, colour = mask == k, np.array(COLOURS[(k - 1) % len(COLOURS)], np.float32)
+        picture[area] += opacity * (colour - picture[area])
+        picture[area & ~_eroded(area)] = colour
+    return picture.round().astype(np.uint8)
+
+
+def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The picture, dimmed, with missed pixels in orange, and extra or wrongly classed pixels in blue; H×W×3 uint8."""
+    picture = (as_rgb(image) * 0.5).astype(np.uint8)
+    wrong = prediction != truth
+    picture[wrong & (prediction == 0)] = MISSED
+    picture[wrong & (prediction != 0)] = EXTRA
+    return picture
+
+
+def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224) -> Image.Image:
+    """Lays pictures out in rows under column titles, each fitted into a square tile."""
+    columns, head, gap = max(len(r) for r in rows), 18 if titles else 0, 4
+    canvas = Image.new("RGB", (columns * (tile_px + gap) - gap, head + len(rows) * (tile_px + gap) - gap), (24, 24, 24))
+    draw = ImageDraw.Draw(canvas)
+    for c, title in enumerate(titles):
+        draw.text((c * (tile_px + gap) + 4, 3), title, fill=(235, 235, 235))
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            tile = Image.fromarray(as_rgb(picture))
+            tile.thumbnail((tile_px, tile_px))
+            if max(tile.size) < tile_px:
+                scale = tile_px / max(tile.size)
+                tile = tile.resize((round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST)
+            x = c * (tile_px + gap) + (tile_px - tile.width) // 2
+            canvas.paste(tile, (x, head + r * (tile_px + gap) + (tile_px - tile.height) // 2))
+    return canvas
+
+
+def _eroded(area: np.ndarray) -> np.ndarray:
+    inner = area.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(area, step, axis)
+    return inner

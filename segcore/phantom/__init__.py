@@ -1,0 +1,93 @@
+"""Procedural medical-looking images with masks, so that the whole toolkit runs with no download.
+
+Not a simulation: shapes, distractors and artefacts are drawn so that plain thresholding fails and a network
+has something to learn. A case is a function of its arguments alone, so a data set needs no storage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from segcore.errors import InputError
+from segcore.phantom.ct import draw_ct
+from segcore.phantom.cxr import draw_cxr
+from segcore.phantom.dental import draw_dental
+
+__all__ = ["PHANTOM_CASES", "PHANTOM_CLASSES", "phantom_case", "phantom_patient"]
+
+PHANTOM_CLASSES: dict[str, tuple[str, ...]] = {
+    "cxr": ("lung",),
+    "ct": ("lesion",),
+    "dental": ("tooth", "filling", "caries", "implant"),
+}
+"""Class names of each kind, background left out: class index k is name k-1."""
+
+PHANTOM_CASES: int = 240
+"""Number of cases of each built-in data set."""
+
+_CASES_PER_PATIENT = 2
+# One CT patient in this many has no lesion.
+_HEALTHY_EVERY = 6
+# Part of every random seed: changing a code changes every image of the kind.
+_KIND_CODE = {"cxr": 1, "ct": 2, "dental": 3}
+
+
+def phantom_case(
+    kind: str, index: int, *, seed: int = 0, size_px: int = 256
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draws one case; the same arguments give the same bytes in any process and order.
+
+    Args:
+        kind: A key of `PHANTOM_CLASSES`.
+        index: Case number, 0 or more; there is no last one, `PHANTOM_CASES` is the usual number.
+        seed: Another seed is another data set.
+        size_px: Side of the square image, 32 or more.
+
+    Returns:
+        image: H×W grey levels, 0..255.
+        mask: H×W class indices, 0 for background and k for `PHANTOM_CLASSES[kind][k - 1]`.
+
+    Raises:
+        InputError: unknown kind, negative index or seed, or an image too small to show anything.
+    """
+    _check(kind, index)
+    if seed < 0:
+        raise InputError(f"phantom:{kind}: seed must be 0 or more, got {seed}")
+    if size_px < 32:
+        raise InputError(f"phantom:{kind}: size_px must be 32 or more, got {size_px}")
+    # Patients and cases have streams of their own: patient 3 must not share its numbers with case 3.
+    patient = np.random.default_rng([seed, 10 * _KIND_CODE[kind], index // _CASES_PER_PATIENT])
+    case = np.random.default_rng([seed, 10 * _KIND_CODE[kind] + 1, index])
+    if kind == "cxr":
+        return draw_cxr(patient, case, size_px)
+    if kind == "dental":
+        return draw_dental(patient, case, size_px)
+    return draw_ct(patient, case, size_px, healthy=_is_healthy(index // _CASES_PER_PATIENT, seed))
+
+
+def phantom_patient(kind: str, index: int) -> str:
+    """Returns the patient of a case, "p000" onwards; both cases of a patient show the same anatomy.
+
+    A split must keep them together, as with the near-duplicates of real data.
+
+    Raises:
+        InputError: unknown kind or negative index.
+    """
+    _check(kind, index)
+    return f"p{index // _CASES_PER_PATIENT:03d}"
+
+
+def _is_healthy(patient: int, seed: int) -> bool:
+    """One patient in every block of six, so that a small data set has its share of empty masks too."""
+    block, place = divmod(patient, _HEALTHY_EVERY)
+    rng = np.random.default_rng([seed, 10 * _KIND_CODE["ct"] + 2, block])
+    return int(rng.integers(_HEALTHY_EVERY)) == place
+
+
+def _check(kind: str, index: int) -> None:
+    if kind not in PHANTOM_CLASSES:
+        known = ", ".join(f"phantom:{name}" for name in PHANTOM_CLASSES)
+        raise InputError(f"phantom:{kind}: must be one of {known}; got phantom:{kind}")
+    if index < 0:
+        raise InputError(f"phantom:{kind}: index must be 0 or more, got {index}")

@@ -1,0 +1,165 @@
+"""The one path from a picture to the network's input, and from logits back to a mask at the picture's own size.
+
+Training, calibration, runtime, demo and benchmarks all call these functions: there is no second path.
+
+    picture ──window, resize, round──► uint8 N×H×W×C ──graph: cast, normalise, network──► logits N×K×h×w
+    logits ──resize to the picture's size──► activation ──threshold or argmax──► mask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from segcore.errors import InputError
+
+Activation = Literal["sigmoid", "softmax"]
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
+
+
+class InputSpec(BaseModel):
+    """What a model takes. Travels in the manifest.
+
+    `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are applied
+    inside the graph, and are recorded here for a reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height_px: int = Field(gt=0)
+    width_px: int = Field(gt=0)
+    channels: Literal[1, 3]
+    depth: Literal["uint8", "uint16", "float32"] = "uint8"
+    window: tuple[float, float] = (0.0, 255.0)
+    resize_filter: Literal["bilinear", "area"] = "bilinear"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.height_px, self.width_px
+
+
+class OutputSpec(BaseModel):
+    """What a model gives: `sigmoid` is one logit for one class, `softmax` one a class after the background's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    activation: Activation
+    channels: int = Field(gt=0)
+    stride: int = Field(gt=0)
+    threshold: float = Field(0.5, gt=0, lt=1)
+
+
+def output_spec(classes: Sequence[str], stride: int) -> OutputSpec:
+    """One sigmoid channel for one class; background and K softmax channels for several."""
+    if len(classes) == 1:
+        return OutputSpec(activation="sigmoid", channels=1, stride=stride)
+    return OutputSpec(activation="softmax", channels=len(classes) + 1, stride=stride)
+
+
+def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.ndarray:
+    """Windows at the image's own depth, resizes, rounds.
+
+    Args:
+        image: H×W or H×W×3; uint8, uint16 or float32.
+        spec: the model's input.
+        name: what an error calls the image.
+
+    Returns:
+        height_px×width_px×channels, uint8.
+
+    Raises:
+        InputError: the image's depth is not the one whose window the model knows, or it has no such shape.
+    """
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)) or 0 in image.shape:
+        raise InputError(f"{name}: must be H×W or H×W×3, got shape {'×'.join(map(str, image.shape))}")
+    if image.dtype.name != spec.depth:
+        raise InputError(
+            f"{name}: must be {spec.depth} as the model was trained on (window {spec.window[0]:g} to {spec.window[1]:g}), "
+            f"got {image.dtype.name}; convert it the way the training images were"
+        )
+    image = _channels(image, spec.channels)
+    size = (spec.width_px, spec.height_px)
+    if image.dtype == np.uint8 and spec.window == (0.0, 255.0):
+        resized = np.asarray(Image.fromarray(image).resize(size, _FILTERS[spec.resize_filter]))
+        return resized.reshape(spec.height_px, spec.width_px, spec.channels)
+    low, high = spec.window
+    windowed = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0.0, 255.0)
+    planes = windowed[..., None] if windowed.ndim == 2 else windowed
+    resized = np.stack([_resize(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1)
+    return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+
+
+def _channels(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if channels == 1 and image.ndim == 3:  # ITU-R 601 luma, as Pillow's "L"
+        return (image @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(image.dtype)
+    if channels == 3 and image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    return np.ascontiguousarray(image)
+
+
+def resize_mask(mask: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """Resizes a mask of class indices, nearest neighbour."""
+    return np.asarray(Image.fromarray(mask).resize((size_px[1], size_px[0]), Image.Resampling.NEAREST))
+
+
+def resize_logits(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """Resizes logits K×h×w to K×H×W, bilinear (area-weighted where it shrinks)."""
+    if logits.shape[1:] == tuple(size_px):
+        return logits.astype(np.float32, copy=False)
+    size = (size_px[1], size_px[0])
+    return np.stack([_resize(plane, size, "bilinear") for plane in logits.astype(np.float32, copy=False)])
+
+
+def _resize(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter]))
+
+
+def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
+    """Logits of one image, K×h×w, to probabilities at the image's own size, K×H×W float32."""
+    return _activate(resize_logits(logits, size_px), spec.activation)
+
+
+def _activate(logits: np.ndarray, activation: Activation) -> np.ndarray:
+    if activation == "sigmoid":
+        return 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
+    shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
+    return shifted / shifted.sum(axis=0, keepdims=True)
+
+
+def decide(probability: np.ndarray, spec: OutputSpec) -> np.ndarray:
+    """Probabilities K×H×W to a mask of class indices, H×W uint8."""
+    if spec.activation == "sigmoid":
+        return (probability[0] >= spec.threshold).astype(np.uint8)
+    return probability.argmax(axis=0).astype(np.uint8)
+
+
+def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
+    """`decide(probabilities(...))` for one image."""
+    return decide(probabilities(logits, spec, size_px), spec)
+
+
+def training_window(images: Iterable[np.ndarray]) -> tuple[str, tuple[float, float]]:
+    """Depth and window of training images: all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
+
+    Raises:
+        InputError: the images do not share one depth.
+    """
+    depths, samples = set(), []
+    for image in images:
+        depths.add(image.dtype.name)
+        samples.append(np.percentile(image, (0.5, 99.5)))
+    if len(depths) != 1:
+        raise InputError(f"--data: images must share one depth, got {', '.join(sorted(depths))}; convert them to one")
+    depth = depths.pop()
+    if depth == "uint8":
+        return depth, (0.0, 255.0)
+    low, high = float(np.min([s[0] for s in samples])), float(np.max([s[1] for s in samples]))
+    return depth, (low, max(high, low + 1.0))

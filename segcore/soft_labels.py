@@ -1,0 +1,115 @@
+"""Soft labels: a teacher's logits for every training image, written once, read by memory map.
+
+    labels.json          teacher, data, input size, classes, and which case lies in which row of which shard
+    shard-00000.npy      float16 logits n×K×H×W at the teacher's input size, uncompressed
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segcore.errors import InputError
+from segcore.host import Made
+from segcore.outfolder import write_text
+from segcore.preprocess import Activation
+
+LABELS = "labels.json"
+SCHEMA_VERSION = 1
+
+
+class LabelRecord(BaseModel):
+    """What `labels.json` holds. `shards` gives each file's cases in row order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    teacher: str
+    teacher_name: str
+    data_sha256: str
+    split_sha256: str
+    classes: tuple[str, ...]
+    activation: Activation
+    height_px: int
+    width_px: int
+    shards: dict[str, tuple[str, ...]]
+    made: Made
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Opened soft labels; `of(case)` gives one image's logits, K×H×W float16, without reading the others."""
+
+    folder: Path
+    record: LabelRecord
+    _place: dict[str, tuple[str, int]]
+    _shards: dict[str, np.ndarray]
+
+    def __contains__(self, case_id: str) -> bool:
+        return case_id in self._place
+
+    def of(self, case_id: str) -> np.ndarray:
+        name, row = self._place[case_id]
+        return self._shards[name][row]
+
+
+def shard_name(rank: int, number: int) -> str:
+    """File name of a process's n-th shard."""
+    return f"shard-{rank:02d}-{number:05d}.npy"
+
+
+def write_shard(folder: Path, name: str, cases: tuple[str, ...], logits: np.ndarray) -> None:
+    """Writes one shard and, last, the list of its cases: a shard with a list is whole."""
+    np.save(folder / name, logits.astype(np.float16))
+    write_text(folder / f"{name}.json", json.dumps(cases))
+
+
+def finished_shards(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The shards that are whole, with their cases; for resuming."""
+    lists = sorted(folder.glob("shard-*.npy.json"))
+    return {path.name.removesuffix(".json"): tuple(json.loads(path.read_text())) for path in lists}
+
+
+def seal_labels(folder: Path, record: LabelRecord) -> None:
+    """Writes `labels.json` and drops the lists that were only needed to resume."""
+    write_text(folder / LABELS, record.model_dump_json(indent=2))
+    for name in record.shards:
+        (folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def open_soft_labels(folder: Path | str) -> SoftLabels:
+    """Opens a folder that `teacher.label` wrote.
+
+    Raises:
+        InputError: not such a folder, another schema, or a missing or cut shard.
+    """
+    folder = Path(folder)
+    if not (folder / LABELS).is_file():
+        raise InputError(f"--soft {folder}: must be a folder that teacher.label wrote, has no {LABELS}")
+    try:
+        record = LabelRecord.model_validate_json((folder / LABELS).read_text())
+    except ValidationError as error:
+        raise InputError(f"--soft {folder}: {LABELS} is damaged ({error.errors()[0]['msg']}); label again") from None
+    if record.schema_version != SCHEMA_VERSION:
+        raise InputError(f"--soft {folder}: schema must be {SCHEMA_VERSION}, got {record.schema_version}; label again")
+    place, shards = {}, {}
+    for name, cases in record.shards.items():
+        if Path(name).name != name:
+            raise InputError(f"--soft {folder}: shard names must stay inside the folder, got {name}")
+        shards[name] = _open_shard(folder / name, len(cases), record)
+        place.update({case: (name, row) for row, case in enumerate(cases)})
+    return SoftLabels(folder, record, place, shards)
+
+
+def _open_shard(path: Path, cases: int, record: LabelRecord) -> np.ndarray:
+    try:
+        logits: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--soft {path}: must be a whole shard, got a missing or cut one ({error}); label again") from None
+    if logits.shape[0] != cases or logits.shape[2:] != (record.height_px, record.width_px):
+        raise InputError(f"--soft {path}: must hold {cases} images, got shape {logits.shape}; label again")
+    return logits

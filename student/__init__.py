@@ -1,0 +1,1 @@
+"""LightUNet students and their distillation from a teacher's soft labels."""

@@ -1,0 +1,1 @@
+"""SAM 2 with parameter-efficient adapters as a segmentation teacher."""
