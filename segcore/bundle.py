@@ -1,7 +1,7 @@
-"""A bundle: the folder that a stage writes and the next one reads. Its manifest holds all a model's user must know.
+"""A bundle: the folder that a stage writes and the next reads. Its manifest holds all a user must know.
 
-Files are hashed. `open_bundle` checks every hash before anything is parsed, takes no path that leaves the folder, and
-reads no pickle: weights are safetensors, graphs carry no external data.
+Files are hashed. `open_bundle` checks every hash before anything is parsed, takes no path that leaves the
+folder, and reads no pickle: weights are safetensors, graphs carry no external data.
 """
 
 from __future__ import annotations
@@ -153,14 +153,20 @@ def open_bundle(folder: Path | str) -> Bundle:
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        hint = f"; {folder}.partial is unfinished, run its command again" if Path(f"{folder}.partial").exists() else ""
+        hint = (
+            f"; {folder}.partial is unfinished, run its command again"
+            if Path(f"{folder}.partial").exists()
+            else ""
+        )
         raise InputError(f"bundle {folder}: must be a folder with {MANIFEST}, got none{hint}")
     text = path.read_bytes()
     manifest = _parse(text, folder)
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
     if manifest.model_file not in manifest.files:
-        raise InputError(f"bundle {folder}: {manifest.model_file} must be listed in {MANIFEST}, is not; export it again")
+        raise InputError(
+            f"bundle {folder}: {manifest.model_file} must be listed in {MANIFEST}, is not; export it again"
+        )
     return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
 
 
@@ -168,7 +174,9 @@ def _parse(text: bytes, folder: Path) -> Manifest:
     try:
         raw = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise InputError(f"bundle {folder}: {MANIFEST} must be JSON, is damaged; copy the bundle again") from None
+        raise InputError(
+            f"bundle {folder}: {MANIFEST} must be JSON, is damaged; copy the bundle again"
+        ) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -180,13 +188,17 @@ def _parse(text: bytes, folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"bundle {folder}: {MANIFEST} field {where}: {first['msg']}; export the bundle again") from None
+        raise InputError(
+            f"bundle {folder}: {MANIFEST} field {where}: {first['msg']}; export the bundle again"
+        ) from None
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise InputError(f"bundle {folder}: file paths must stay inside the bundle, got {name}; do not use this bundle")
+        raise InputError(
+            f"bundle {folder}: file paths must stay inside the bundle, got {name}; do not use this bundle"
+        )
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
         raise InputError(f"bundle {folder}: {name} must be a file, is a link; copy the bundle with its files")
@@ -194,4 +206,6 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise InputError(f"bundle {folder}: {name} must be there, is missing; copy the bundle again")
     found = path.stat().st_size
     if found != entry.bytes or hash_file(path).sha256 != entry.sha256:
-        raise InputError(f"bundle {folder}: {name} was changed after it was made (sha256 differs); copy the bundle again")
+        raise InputError(
+            f"bundle {folder}: {name} was changed after it was made (sha256 differs); copy the bundle again"
+        )

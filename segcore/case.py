@@ -112,4 +112,4 @@ class Case:
 
     def mask(self) -> np.ndarray:
         """Class indices, H×W uint8: 0 background, 1…K the classes."""
-        return self.source.mask() // np.uint8(self.mask_scale)
+        return np.asarray(self.source.mask() // np.uint8(self.mask_scale))

@@ -1,13 +1,14 @@
 """Turns a settings class into a command: flags, `--config FILE.yaml`, `--help`, exit statuses.
 
-A command is a pydantic model whose fields are the flags (the docstring under a field is its help) and a function
-that takes one. pydantic-settings makes the parser, so the command line, the YAML and the types cannot disagree.
+A command is a pydantic model whose fields are the flags (the docstring under a field is its help) and a
+function that takes one. pydantic-settings makes the parser: command line, YAML and types cannot disagree.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -53,7 +54,9 @@ def parse_settings(settings: type[S], prog: str, argv: Sequence[str]) -> S:
         )
 
         @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any]:
+        def settings_customise_sources(  # type: ignore[override]
+            cls, settings_cls: Any, init_settings: Any, **_: Any
+        ) -> tuple[Any]:
             return (init_settings,)  # environment variables such as DATA or SEED must not leak in
 
     CommandLine.__doc__ = settings.__doc__
@@ -105,7 +108,7 @@ def _field_message(error: Any) -> str:
 def run_command(
     main: Callable[[S], None], settings: type[S], prog: str, argv: Sequence[str] | None = None
 ) -> NoReturn:
-    """Parses, runs `main`, and turns how it ended into an exit status (0, 2, 3, 130; 1 keeps its traceback)."""
+    """Parses, runs `main`, and exits with how it ended (0, 2, 3, 130; 1 keeps its traceback)."""
     words = sys.argv[1:] if argv is None else list(argv)
     if "-h" in words or "--help" in words:
         print("every command also takes --config FILE.yaml with the same names\n", file=sys.stderr)
@@ -133,11 +136,13 @@ def _mendable(error: OSError) -> str | None:
     """One line for a full disk or a forbidden file; None for what is our bug."""
     name = error.filename or "output"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{name}: must be readable and writable, permission denied; change its permissions or choose another"
+        return f"{name}: must be readable and writable, permission denied; change its permissions"
     if error.errno == errno.EROFS:
         return f"{name}: must be writable, the file system is read-only; choose another --out"
     # numpy's tofile reports a full disk as "N requested and M written", without an errno.
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(r"requested and \d+ written", str(error)):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(
+        r"requested and \d+ written", str(error)
+    ):
         reason = error.strerror or "the disk is full"
         return (
             f"{name}: cannot be written, {reason}; nothing was kept that looks finished: "
@@ -148,9 +153,18 @@ def _mendable(error: OSError) -> str | None:
 
 def print_result(**result: Any) -> None:
     """Prints the one JSON line that scripts read: the last line of stdout."""
+    if is_helper_process():
+        return
     print(json.dumps(result, default=str), flush=True)
 
 
 def log(message: str) -> None:
     """Progress and remarks go to stderr; stdout is for results."""
+    if is_helper_process():
+        return
     print(message, file=sys.stderr, flush=True)
+
+
+def is_helper_process() -> bool:
+    """Whether this is one of several processes of `accelerate launch`, and not the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0

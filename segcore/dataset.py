@@ -1,7 +1,7 @@
 """Opens a dataset: a folder of images and masks, an index.csv, or a built-in phantom.
 
     folder/images/*.png + folder/masks/*.png      same stems; optional folder/unlabelled/, folder/classes.txt
-    index.csv                                     case, patient, image[, mask, split, spacing_row_mm, spacing_col_mm, …]
+    index.csv       case, patient, image[, mask, split, spacing_row_mm, spacing_col_mm], any metadata
     phantom:cxr | phantom:ct | phantom:dental     procedural; phantom:cxr:60 takes the first 60 cases
 
 `python -m segcore.dataset --data D` checks one and draws a contact sheet.
@@ -75,7 +75,8 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Datase
         raise InputError(problem)
     labelled = [case for case in listing.cases if case.labelled]
     if not labelled and need_masks:
-        raise InputError(f"--data {data}: must have masks, got {len(listing.cases)} images without any; add a masks/ folder")
+        images = len(listing.cases)
+        raise InputError(f"--data {data}: must have masks, got {images} images alone; add a masks/ folder")
     with ThreadPoolExecutor() as pool:
         scans = list(pool.map(_scan, listing.cases))
     values = {c.id: s.values for c, s in zip(listing.cases, scans, strict=True)}
@@ -83,7 +84,9 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Datase
         raise InputError(problem)
     classes, scale = read_classes(frozenset().union(*values.values()), listing.class_names)
     cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed))
-    digest = hashlib.sha256("|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, scans, strict=True)).encode())
+    digest = hashlib.sha256(
+        "|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, scans, strict=True)).encode()
+    )
     return Dataset(data, cases, classes, digest.hexdigest())
 
 
@@ -122,7 +125,7 @@ def _scan(case: Case) -> _Scan:
 
 
 def assign_splits(cases: Sequence[Case], data: str, seed: int) -> list[Case]:
-    """Gives every case its split: the index's, or one drawn by patient; unlabelled cases follow their patient.
+    """Gives every case its split: the index's, or one drawn by patient; unlabelled ones follow their patient.
 
     Raises:
         InputError: the index's splits are wrong, or there are too few patients.
@@ -161,7 +164,8 @@ def odd_masks(
     for case in odd:
         assert isinstance(case.source, FileSource)
         shown = ", ".join(map(str, sorted(values[case.id])[:8])) + (", …" if len(values[case.id]) > 8 else "")
-        yield case.id, f"mask {case.source.mask_path}: must hold {expected}, got values {shown}; save class indices as PNG"
+        message = f"must hold {expected}, got values {shown}; save class indices as PNG"
+        yield case.id, f"mask {case.source.mask_path}: {message}"
 
 
 def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], int]:
@@ -185,7 +189,8 @@ def _phantom(data: str, seed: int) -> Dataset:
         raise InputError(f"{data}: must be one of {kinds}; got {data}")
     total = int(count[0]) if count else PHANTOM_CASES
     rows = [
-        Case(f"{kind}-{i:04d}", phantom_patient(kind, i), PhantomSource(kind, i, seed), "") for i in range(total)
+        Case(f"{kind}-{i:04d}", phantom_patient(kind, i), PhantomSource(kind, i, seed), "")
+        for i in range(total)
     ]
     cases = assign_splits(rows, data, seed)
     digest = hashlib.sha256(f"{data}:{seed}".encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Golden cases: procedural pictures and the reference logits for them, in every exported bundle.
 
-They let a device without a dataset prove that its engine computes the masks that the trained network computes.
+They let a device without a dataset prove that its engine computes the masks that the network computes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-_LIBRARIES = ("numpy", "torch", "sam2", "peft", "monai", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt")
+_LIBRARIES = (
+    "numpy",
+    "torch",
+    "sam2",
+    "peft",
+    "monai",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt",
+)
 
 
 class Made(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from segcore.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# What Pillow 12 raises on damaged files of these formats (found by damaging some).
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error)
 _FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_SIDE_PX = 20_000
 MAX_PIXELS = 100_000_000
@@ -25,7 +28,7 @@ def read_image(path: Path) -> np.ndarray:
         H×W (grey) or H×W×3 (RGB); uint8, uint16 or float32, as it was stored.
 
     Raises:
-        InputError: not an image, truncated, empty, too large, NaN, or a colour mode that has no single reading.
+        InputError: not an image, truncated, empty, too large, NaN, several pages, or ambiguous colours.
     """
     picture = _decode(path, "image")
     mode = picture.mode
@@ -34,24 +37,30 @@ def read_image(path: Path) -> np.ndarray:
         # Grey pictures saved as RGB are common; one channel is what they hold.
         return array[..., 0].copy() if _equal_channels(array) else array
     if mode not in _GREY_MODES:
-        raise InputError(f"image {path}: must be grey or RGB, got {_mode_name(mode)}; convert it to grey or RGB first")
+        raise InputError(
+            f"image {path}: must be grey or RGB, got {_mode_name(mode)}; convert it to grey or RGB first"
+        )
     array = np.asarray(picture)
     if mode == "1":
         return array.astype(np.uint8) * 255
     if mode == "F":
         if not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
-            raise InputError(f"image {path}: must hold finite numbers, got {bad} NaN or infinite pixels; replace them")
+            raise InputError(
+                f"image {path}: must hold finite numbers, got {bad} NaN or infinite pixels; replace them"
+            )
         return array.astype(np.float32)
     if mode == "L":
         return array
     if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-        raise InputError(f"image {path}: must be 8 or 16 bit, got values {array.min()} to {array.max()}; rescale it")
+        raise InputError(
+            f"image {path}: must be 8 or 16 bit, got values {array.min()} to {array.max()}; rescale it"
+        )
     return array.astype(np.uint16)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decodes a mask as stored values, H×W uint8 (0/255, 0/1 or class indices; palette images give their indices).
+    """Decodes a mask as stored values, H×W uint8: 0/255, 0/1 or class indices (a palette image's own).
 
     Raises:
         InputError: as `read_image`, or the mask has colours or values over 255.
@@ -61,11 +70,16 @@ def read_mask(path: Path) -> np.ndarray:
     if picture.mode == "1":
         return array.astype(np.uint8)
     if picture.mode == "RGB" and _equal_channels(array):
-        return array[..., 0].copy()
+        return np.asarray(array[..., 0]).copy()
     if picture.mode not in {"L", "P"} | _GREY_MODES:
-        raise InputError(f"mask {path}: must be one grey channel, got {_mode_name(picture.mode)}; save class indices as grey")
+        raise InputError(
+            f"mask {path}: must be one grey channel, got {_mode_name(picture.mode)}; "
+            "save class indices as grey"
+        )
     if array.min() < 0 or array.max() > 255 or (array != np.round(array)).any():
-        raise InputError(f"mask {path}: must hold class indices 0 to 255, got values {array.min()} to {array.max()}")
+        raise InputError(
+            f"mask {path}: must hold class indices 0 to 255, got values {array.min()} to {array.max()}"
+        )
     return array.astype(np.uint8)
 
 
@@ -78,11 +92,13 @@ def image_size(path: Path) -> tuple[int, int]:
 def _decode(path: Path, what: str) -> Image.Image:
     picture = _open(path, what)
     _check_size(picture, path, what)
-    _check_one_reading(picture, path, what)
     try:
+        _check_one_reading(picture, path, what)
         picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{what} {path}: must be a whole image, got a damaged or truncated one ({error}); copy it again") from None
+    except _DAMAGE as error:
+        raise InputError(
+            f"{what} {path}: must be a whole image, got a damaged or truncated one ({error}); copy it again"
+        ) from None
     return picture
 
 
@@ -93,14 +109,18 @@ def _open(path: Path, what: str) -> Image.Image:
         raise InputError(f"{what} {path}: must be an image, got a file of 0 bytes; copy it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower and is an error
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # our own limit is lower and is an error
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError:
         raise InputError(
             f"{what} {path}: must be at most {MAX_PIXELS} pixels, got far more; is it really an image?"
         ) from None
     except PermissionError:
-        raise InputError(f"{what} {path}: must be readable, permission denied; change its permissions") from None
+        raise InputError(
+            f"{what} {path}: must be readable, permission denied; change its permissions"
+        ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise InputError(
             f"{what} {path}: must be PNG, JPEG or TIFF of 8 or 16 bit or 32-bit float, got something else "
@@ -114,7 +134,9 @@ def _check_one_reading(picture: Image.Image, path: Path, what: str) -> None:
         raise InputError(f"{what} {path}: must hold one picture, got {pages} pages; save the page you mean")
     # Pillow would drop the lower byte of 16-bit colour without a word.
     if picture.mode == "RGB" and any("16" in str(tile.args) for tile in getattr(picture, "tile", ())[:1]):
-        raise InputError(f"{what} {path}: must be 8 bit where it is RGB, got 16 bit; save it as grey or as 8-bit RGB")
+        raise InputError(
+            f"{what} {path}: must be 8 bit where it is RGB, got 16 bit; save it as grey or as 8-bit RGB"
+        )
 
 
 def _check_size(picture: Image.Image, path: Path, what: str) -> tuple[int, int]:

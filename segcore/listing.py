@@ -24,7 +24,7 @@ class Listing:
     Attributes:
         cases: unscanned and unsplit; `split` holds what the index says, or "".
         class_names: from classes.txt, or None.
-        problems: (case, message) of each file without its partner and of each wrong row; those are not in `cases`.
+        problems: (case, message) of each file without its partner and each wrong row; not in `cases`.
     """
 
     cases: tuple[Case, ...]
@@ -52,7 +52,9 @@ def list_data(data: str) -> Listing:
         )
     for name, times in Counter(c.id for c in cases).items():
         if times > 1:
-            problems.append((name, f"--data {data}: case names must differ, {name} comes {times} times; rename one"))
+            problems.append(
+                (name, f"--data {data}: case names must differ, {name} comes {times} times; rename one")
+            )
     return Listing(tuple(cases), _class_names(folder / "classes.txt"), tuple(problems))
 
 
@@ -61,7 +63,9 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
         return None
     names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     if not 1 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
-        raise InputError(f"classes {path}: must name 1 to {MAX_CLASSES} different classes, one a line, got {len(names)}")
+        raise InputError(
+            f"classes {path}: must name 1 to {MAX_CLASSES} different classes, one a line, got {len(names)}"
+        )
     return names
 
 
@@ -102,7 +106,9 @@ def _file_case(image: Path, mask: Path | None) -> Case:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+    )
 
 
 def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]]]:
@@ -113,14 +119,18 @@ def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]
             reader = csv.DictReader(file, restval="")
             missing = [c for c in ("case", "image") if c not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(f"--data {data}: {path.name} must have the columns case and image, {missing[0]} is missing")
+                raise InputError(
+                    f"--data {data}: {path.name} must have the columns case and image, got no {missing[0]}"
+                )
             for row in reader:
                 try:
                     cases.append(_index_case(row, path.parent, data, reader.line_num))
                 except InputError as error:
                     problems.append((row["case"] or f"line {reader.line_num}", str(error)))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--data {data}: {path.name} must be CSV in UTF-8, got {error}; save it again") from None
+        raise InputError(
+            f"--data {data}: {path.name} must be CSV in UTF-8, got {error}; save it again"
+        ) from None
     if not cases and not problems:
         raise InputError(f"--data {data}: {path.name} must have a row for each case, got none")
     return cases, problems

@@ -31,7 +31,9 @@ def iou_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np
     return np.where(union == 0, 1.0, both / np.maximum(union, 1))
 
 
-def _overlap(prediction: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _overlap(
+    prediction: np.ndarray, truth: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must have one shape")
     k = classes + 1
@@ -47,7 +49,9 @@ def disagreement(a: np.ndarray, b: np.ndarray) -> float:
 def bootstrap_interval(
     values: Sequence[float], patients: Sequence[str], *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean over cases, resampling patients (cases of one patient are not independent).
+    """95 % percentile interval of the mean over cases, resampling patients.
+
+    Cases of one patient are not independent: resampling cases would make the interval too narrow.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """

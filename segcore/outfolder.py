@@ -6,13 +6,14 @@ So an interrupted run never looks finished, and a run with equal settings goes o
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from segcore.command import is_helper_process
 from segcore.errors import InputError
 
 _SETTINGS = "settings.json"
@@ -26,7 +27,7 @@ def out_folder(
 
     Args:
         out: the folder that will hold the result.
-        settings: what the result depends on, as JSON values; a partial folder is resumed only if they are equal.
+        settings: what the result depends on, as JSON values; a partial folder resumes only if they are equal.
         overwrite: replace a complete `out`.
         keep_on_error: keep OUT.partial after an error, for stages that can resume; else remove it.
 
@@ -40,6 +41,10 @@ def out_folder(
         raise InputError(f"--out {out}: must not exist yet, it does; add --overwrite to replace it")
     partial = out.with_name(out.name + ".partial")
     wanted = json.loads(json.dumps(dict(settings), default=str, sort_keys=True))
+    if is_helper_process():  # under `accelerate launch` the first process makes and renames the folder
+        _wait_for(partial / _SETTINGS)
+        yield partial
+        return
     _open_partial(partial, wanted, out)
     try:
         yield partial
@@ -50,11 +55,11 @@ def out_folder(
     if out.exists():
         old = out.with_name(out.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(out, old)  # moved away first: at no moment is there neither the old result nor the new
-        os.replace(partial, out)
+        out.replace(old)  # moved away first: at no moment is there neither the old result nor the new
+        partial.replace(out)
         shutil.rmtree(old)
     else:
-        os.replace(partial, out)
+        partial.replace(out)
     (out / _SETTINGS).unlink()  # last: a partial folder without it would be taken for foreign and removed
 
 
@@ -78,12 +83,23 @@ def _open_partial(partial: Path, wanted: dict[str, Any], out: Path) -> None:
     write_text(stored, json.dumps(wanted, indent=2))
 
 
+def _wait_for(path: Path, *, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise InputError(
+                f"--out {path.parent}: must be made by the first process, was not within {seconds:.0f} s; "
+                "see its error"
+            )
+        time.sleep(0.1)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that a reader sees the old text or the new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_text(text)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

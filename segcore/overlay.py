@@ -6,7 +6,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # Okabe and Ito, Color Universal Design, 2008, in an order that keeps neighbours apart.
-COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+COLOURS = (
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+)
 MISSED, EXTRA = (213, 94, 0), (86, 180, 233)
 
 
@@ -25,11 +33,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, opacity: float = 0.35) -> np
         area, colour = mask == k, np.array(COLOURS[(k - 1) % len(COLOURS)], np.float32)
         picture[area] += opacity * (colour - picture[area])
         picture[area & ~_eroded(area)] = colour
-    return picture.round().astype(np.uint8)
+    return np.asarray(picture.round(), np.uint8)
 
 
 def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The picture, dimmed, with missed pixels in orange, and extra or wrongly classed pixels in blue; H×W×3 uint8."""
+    """The picture, dimmed, missed pixels orange, extra or wrongly classed pixels blue; H×W×3 uint8."""
     picture = (as_rgb(image) * 0.5).astype(np.uint8)
     wrong = prediction != truth
     picture[wrong & (prediction == 0)] = MISSED
@@ -40,7 +48,9 @@ def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> n
 def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224) -> Image.Image:
     """Lays pictures out in rows under column titles, each fitted into a square tile."""
     columns, head, gap = max(len(r) for r in rows), 18 if titles else 0, 4
-    canvas = Image.new("RGB", (columns * (tile_px + gap) - gap, head + len(rows) * (tile_px + gap) - gap), (24, 24, 24))
+    canvas = Image.new(
+        "RGB", (columns * (tile_px + gap) - gap, head + len(rows) * (tile_px + gap) - gap), (24, 24, 24)
+    )
     draw = ImageDraw.Draw(canvas)
     for c, title in enumerate(titles):
         draw.text((c * (tile_px + gap) + 4, 3), title, fill=(235, 235, 235))
@@ -50,14 +60,16 @@ def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224
             tile.thumbnail((tile_px, tile_px))
             if max(tile.size) < tile_px:
                 scale = tile_px / max(tile.size)
-                tile = tile.resize((round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST)
+                tile = tile.resize(
+                    (round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST
+                )
             x = c * (tile_px + gap) + (tile_px - tile.width) // 2
             canvas.paste(tile, (x, head + r * (tile_px + gap) + (tile_px - tile.height) // 2))
     return canvas
 
 
 def _eroded(area: np.ndarray) -> np.ndarray:
-    inner = area.copy()
+    inner = np.array(area, bool)
     for axis in (0, 1):
         for step in (1, -1):
             inner &= np.roll(area, step, axis)

@@ -1,4 +1,4 @@
-"""The one path from a picture to the network's input, and from logits back to a mask at the picture's own size.
+"""The one path from a picture to the network's input, and from logits to a mask at the picture's own size.
 
 Training, calibration, runtime, demo and benchmarks all call these functions: there is no second path.
 
@@ -9,7 +9,7 @@ Training, calibration, runtime, demo and benchmarks all call these functions: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -18,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from segcore.errors import InputError
 
 Activation = Literal["sigmoid", "softmax"]
+Depth = Literal["uint8", "uint16", "float32"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
 
 
 class InputSpec(BaseModel):
     """What a model takes. Travels in the manifest.
 
-    `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are applied
-    inside the graph, and are recorded here for a reader.
+    `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
+    applied inside the graph, and are recorded here for a reader.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +34,7 @@ class InputSpec(BaseModel):
     height_px: int = Field(gt=0)
     width_px: int = Field(gt=0)
     channels: Literal[1, 3]
-    depth: Literal["uint8", "uint16", "float32"] = "uint8"
+    depth: Depth = "uint8"
     window: tuple[float, float] = (0.0, 255.0)
     resize_filter: Literal["bilinear", "area"] = "bilinear"
     mean: tuple[float, ...]
@@ -45,14 +46,14 @@ class InputSpec(BaseModel):
 
 
 class OutputSpec(BaseModel):
-    """What a model gives: `sigmoid` is one logit for one class, `softmax` one a class after the background's."""
+    """What a model gives: `sigmoid` one logit for one class, `softmax` one a class after the background's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     activation: Activation
     channels: int = Field(gt=0)
     stride: int = Field(gt=0)
-    threshold: float = Field(0.5, gt=0, lt=1)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
 
 
 def output_spec(classes: Sequence[str], stride: int) -> OutputSpec:
@@ -80,7 +81,8 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
         raise InputError(f"{name}: must be H×W or H×W×3, got shape {'×'.join(map(str, image.shape))}")
     if image.dtype.name != spec.depth:
         raise InputError(
-            f"{name}: must be {spec.depth} as the model was trained on (window {spec.window[0]:g} to {spec.window[1]:g}), "
+            f"{name}: must be {spec.depth} as the model was trained on "
+            f"(window {spec.window[0]:g} to {spec.window[1]:g}), "
             f"got {image.dtype.name}; convert it the way the training images were"
         )
     image = _channels(image, spec.channels)
@@ -91,7 +93,9 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
     low, high = spec.window
     windowed = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0.0, 255.0)
     planes = windowed[..., None] if windowed.ndim == 2 else windowed
-    resized = np.stack([_resize(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1)
+    resized = np.stack(
+        [_resize(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1
+    )
     return np.clip(np.round(resized), 0, 255).astype(np.uint8)
 
 
@@ -99,7 +103,7 @@ def _channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if channels == 1 and image.ndim == 3:  # ITU-R 601 luma, as Pillow's "L"
-        return (image @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(image.dtype)
+        return np.asarray((image @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(image.dtype))
     if channels == 3 and image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
     return np.ascontiguousarray(image)
@@ -119,7 +123,9 @@ def resize_logits(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
 
 
 def _resize(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter]))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter])
+    )
 
 
 def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
@@ -129,16 +135,16 @@ def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]
 
 def _activate(logits: np.ndarray, activation: Activation) -> np.ndarray:
     if activation == "sigmoid":
-        return 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0))))
     shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
-    return shifted / shifted.sum(axis=0, keepdims=True)
+    return np.asarray(shifted / shifted.sum(axis=0, keepdims=True))
 
 
 def decide(probability: np.ndarray, spec: OutputSpec) -> np.ndarray:
     """Probabilities K×H×W to a mask of class indices, H×W uint8."""
     if spec.activation == "sigmoid":
-        return (probability[0] >= spec.threshold).astype(np.uint8)
-    return probability.argmax(axis=0).astype(np.uint8)
+        return np.asarray(probability[0] >= spec.threshold, np.uint8)
+    return np.asarray(probability.argmax(axis=0), np.uint8)
 
 
 def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
@@ -146,7 +152,7 @@ def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int
     return decide(probabilities(logits, spec, size_px), spec)
 
 
-def training_window(images: Iterable[np.ndarray]) -> tuple[str, tuple[float, float]]:
+def training_window(images: Iterable[np.ndarray]) -> tuple[Depth, tuple[float, float]]:
     """Depth and window of training images: all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
 
     Raises:
@@ -157,8 +163,10 @@ def training_window(images: Iterable[np.ndarray]) -> tuple[str, tuple[float, flo
         depths.add(image.dtype.name)
         samples.append(np.percentile(image, (0.5, 99.5)))
     if len(depths) != 1:
-        raise InputError(f"--data: images must share one depth, got {', '.join(sorted(depths))}; convert them to one")
-    depth = depths.pop()
+        raise InputError(
+            f"--data: images must share one depth, got {', '.join(sorted(depths))}; convert them to one"
+        )
+    depth = cast(Depth, depths.pop())
     if depth == "uint8":
         return depth, (0.0, 255.0)
     low, high = float(np.min([s[0] for s in samples])), float(np.max([s[1] for s in samples]))

@@ -38,6 +38,7 @@ class LabelRecord(BaseModel):
     width_px: int
     shards: dict[str, tuple[str, ...]]
     made: Made
+    lineage: tuple[Made, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ SHARES = (0.6, 0.2, 0.2)
 def split_patients(patients: Iterable[str], *, name: str, seed: int = 0) -> dict[str, str]:
     """Assigns each patient to train, val or test, 60/20/20.
 
-    The order comes from a hash of the patient's name, so it does not depend on the file system or on Python's version.
+    The order comes from a hash of the patient's name, so it depends neither on the file system nor on Python.
 
     Raises:
         InputError: too few patients to give every split one.
@@ -23,7 +23,8 @@ def split_patients(patients: Iterable[str], *, name: str, seed: int = 0) -> dict
     order = sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
     if len(order) < len(SPLITS):
         raise InputError(
-            f"--data {name}: must have at least 3 patients to be split into train, val and test, got {len(order)}; "
+            f"--data {name}: must have at least 3 patients to be split into train, val and test, "
+            f"got {len(order)}; "
             "add patients, or give index.csv a patient or split column"
         )
     train = min(max(1, round(SHARES[0] * len(order))), len(order) - 2)
@@ -46,20 +47,20 @@ def check_given_splits(rows: Iterable[tuple[str, str, str]], *, name: str) -> No
         raise InputError(problem)
     missing = [s for s in SPLITS if all(split != s for _, _, split in given)]
     if missing:
-        raise InputError(f"--data {name}: split {missing[0]} must have a case, got none; fill it in the split column")
+        raise InputError(
+            f"--data {name}: split {missing[0]} must have a case, got none; fill it in the split column"
+        )
 
 
 def given_split_problems(rows: Iterable[tuple[str, str, str]], *, name: str) -> Iterator[tuple[str, str]]:
-    """(case, message) of each row (case, patient, split) with an unknown split or a patient that is in another one."""
+    """(case, message) of each (case, patient, split) with an unknown split or a patient in another one."""
     home: dict[str, str] = {}
     for case, patient, split in rows:
         if split not in SPLITS:
             yield case, f"--data {name}: split of case {case} must be train, val or test, got {split!r}"
         elif home.setdefault(patient, split) != split:
-            yield case, (
-                f"--data {name}: patient {patient} must be in one split, is in {home[patient]} and {split}; "
-                "move all cases of a patient to one split"
-            )
+            places = f"{home[patient]} and {split}; move all cases of a patient to one split"
+            yield case, f"--data {name}: patient {patient} must be in one split, is in {places}"
 
 
 def split_hash(splits: Mapping[str, str]) -> str:

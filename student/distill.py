@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from segcore.agreement import check_agreement
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
 from segcore.errors import InputError
+from segcore.host import Made
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
 from segcore.soft_labels import SoftLabels, open_soft_labels
@@ -122,7 +124,7 @@ def _train(
             validator=validator,
             settings=settings,
             teacher=teacher_sha256,
-            lineage=(soft.record.made,) if soft else (teacher.manifest.made,) if teacher else (),
+            lineage=_lineage(soft, teacher),
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
     else:
@@ -182,25 +184,28 @@ def _live_teacher(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Te
     return ask
 
 
-def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | None) -> None:
-    """The teacher must know these classes, and must not have been trained on our validation or test images."""
+def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:
     if soft:
-        name, classes = f"--soft {soft.folder}", soft.record.classes
-        sha256, split_sha256 = soft.record.data_sha256, soft.record.split_sha256
-    elif teacher:
-        name, classes = f"--teacher {teacher.folder}", teacher.manifest.classes
-        sha256, split_sha256 = teacher.manifest.data.sha256, teacher.manifest.data.split_sha256
-    else:
-        return
-    if classes != dataset.classes:
-        raise InputError(
-            f"{name}: must have the data's classes {', '.join(dataset.classes)}, got {', '.join(classes)}; "
-            "use a teacher trained on these classes"
+        return (*soft.record.lineage, soft.record.made)
+    return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
+
+
+def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | None) -> None:
+    if soft:
+        check_agreement(
+            f"--soft {soft.folder}",
+            classes=soft.record.classes,
+            data_sha256=soft.record.data_sha256,
+            split_sha256=soft.record.split_sha256,
+            dataset=dataset,
         )
-    if sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256:
-        raise InputError(
-            f"{name}: must have the same split of {dataset.name}, got another; "
-            "use the same --split-seed, else the teacher has seen this test split"
+    if teacher:
+        check_agreement(
+            f"--teacher {teacher.folder}",
+            classes=teacher.manifest.classes,
+            data_sha256=teacher.manifest.data.sha256,
+            split_sha256=teacher.manifest.data.split_sha256,
+            dataset=dataset,
         )
 
 

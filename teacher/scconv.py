@@ -22,7 +22,9 @@ class SpatialReconstruction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share = (self.norm.weight / self.norm.weight.sum()).view(1, -1, 1, 1)
-        weight = torch.sigmoid(self.norm(x) * share)
+        # contiguous: torch 2.13's CPU GroupNorm crashes in the backward of a channels-last input that needs no
+        # gradient (a frozen encoder's features); native_group_norm_backward, cf. pytorch#115940
+        weight = torch.sigmoid(self.norm(x.contiguous()) * share)
         informative = torch.where(weight > _GATE, torch.ones_like(weight), weight) * x
         redundant = torch.where(weight > _GATE, torch.zeros_like(weight), weight) * x
         a1, a2 = informative.chunk(2, dim=1)

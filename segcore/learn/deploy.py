@@ -31,4 +31,6 @@ class DeployGraph(nn.Module):
 
 def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """(x − mean)·scale; one grey channel is repeated where the network takes three."""
-    return (x.expand(-1, mean.shape[1], -1, -1) - mean) * scale
+    if x.shape[1] != mean.shape[1]:  # not always: an Expand that changes nothing would stay in every graph
+        x = x.expand(-1, mean.shape[1], -1, -1)
+    return (x - mean) * scale

@@ -126,7 +126,7 @@ def fit(
             losses.append(loss.detach())
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
-            raise InputError(f"--lr {settings.lr:g}: loss must stay finite, got {mean_loss} in epoch {epoch + 1}; use a lower --lr")
+            raise InputError(f"--lr {settings.lr:g}: must keep the loss finite, got {mean_loss} in epoch {epoch + 1}; use a lower --lr")
         kept = network if average is None else average.module
         dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
         seconds = time.perf_counter() - started

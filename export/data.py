@@ -1,0 +1,58 @@
+"""The cases an export needs: train cases to calibrate INT8, validation cases for the parity gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segcore.bundle import DataRecord, Manifest
+from segcore.case import Case
+from segcore.dataset import open_dataset
+from segcore.errors import InputError
+
+GATE_CASES = 32
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """What an export takes from a dataset, and how it is recorded."""
+
+    calibration: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    record: DataRecord
+
+
+def open_export_data(
+    data: str, manifest: Manifest, *, calibration_cases: int, split_seed: int | None = None
+) -> ExportData:
+    """Opens `--data` and checks that it is fit for the model.
+
+    Another dataset with the same classes may calibrate (a site's own images, say): its cases are recorded as
+    NAME/CASE, and the record of the training data stays. The data that the model was trained on must come
+    with the split it was trained on, else "validation" cases would be training cases.
+
+    Args:
+        data: as every `--data`.
+        manifest: of the bundle that is exported.
+        calibration_cases: at most so many of the train split, spread evenly; 0 for none.
+        split_seed: of the split; the training's by default.
+
+    Raises:
+        InputError: unreadable data, other classes, or the training data with another split.
+    """
+    seed = manifest.data.split_seed if split_seed is None else split_seed
+    dataset = open_dataset(data, seed=seed)
+    if dataset.classes != manifest.classes:
+        raise InputError(
+            f"--data {data}: classes must be {', '.join(manifest.classes)} as in the bundle, "
+            f"got {', '.join(dataset.classes)}; name the data the model was made for"
+        )
+    same = dataset.sha256 == manifest.data.sha256
+    if same and dataset.split_sha256 != manifest.data.split_sha256:
+        raise InputError(
+            f"--data {data}: must be split as the model was trained (split seed {manifest.data.split_seed}), "
+            f"got another split (seed {seed}); leave --split-seed out"
+        )
+    calibration = dataset.split("train", limit=calibration_cases) if calibration_cases else ()
+    names = tuple(case.id if same else f"{dataset.name}/{case.id}" for case in calibration)
+    record = manifest.data.model_copy(update={"calibration_cases": names})
+    return ExportData(calibration, dataset.split("val", limit=GATE_CASES), record)

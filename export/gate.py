@@ -1,0 +1,114 @@
+"""The parity gate: an exported model counts only if the engines compute the masks that torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from runtime.engine import Engine
+from runtime.parity import Limits, check_parity
+from segcore.bundle import Manifest
+from segcore.case import Case
+from segcore.errors import GateError
+from segcore.metrics import dice_per_class
+from segcore.preprocess import mask_of_logits, prepare
+
+POINT = 0.01  # of Dice
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Pictures, and what torch computes for them.
+
+    Attributes:
+        inputs: N×H×W×C uint8.
+        logits: N×K×h×w float32.
+        sizes_px: height and width of each mask.
+        truths: true masks of class indices; empty for golden cases.
+    """
+
+    inputs: np.ndarray
+    logits: np.ndarray
+    sizes_px: tuple[tuple[int, int], ...]
+    truths: tuple[np.ndarray, ...] = ()
+
+
+def golden_reference(graph: nn.Module, inputs: np.ndarray) -> Reference:
+    """Torch's answer to the golden inputs, N×H×W×C uint8; masks are compared at the input's size."""
+    return Reference(inputs, torch_logits(graph, inputs), ((inputs.shape[1], inputs.shape[2]),) * len(inputs))
+
+
+def real_reference(graph: nn.Module, cases: Sequence[Case], manifest: Manifest) -> Reference:
+    """Torch's answer to labelled cases; masks are compared at the images' own sizes."""
+    inputs, truths = [], []
+    for case in cases:
+        image, truth = case.image(), case.mask()
+        inputs.append(prepare(image, manifest.input, name=f"case {case.id}"))
+        truths.append(truth)
+    stacked = np.stack(inputs)
+    sizes = tuple((truth.shape[0], truth.shape[1]) for truth in truths)
+    return Reference(stacked, torch_logits(graph, stacked), sizes, tuple(truths))
+
+
+def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """N×H×W×C uint8 → N×K×h×w float32, one picture at a time as the engines do."""
+    with torch.inference_mode():
+        return np.concatenate([graph(torch.from_numpy(picture[None])).numpy() for picture in inputs])
+
+
+def gate_engines(
+    engines: Mapping[str, Engine], references: Mapping[str, Reference], manifest: Manifest, limits: Limits
+) -> dict[str, float]:
+    """Compares every engine with torch.
+
+    Args:
+        engines: opened on the exported model, by name.
+        references: "golden", and "real" where there are labelled cases.
+        manifest: of the parent; its output spec and classes.
+        limits: shares of pixels that may differ.
+
+    Returns:
+        The figures for the manifest: `ENGINE_golden_mean_share`, `ENGINE_real_worst_share`, `dice_torch`,
+        `dice_ENGINE`, `dice_change_points` (the most negative over engines), …
+
+    Raises:
+        GateError: an engine differs by more than `limits`, or its output is constant.
+    """
+    figures: dict[str, float] = {}
+    failures = []
+    for kind, reference in references.items():
+        figures[f"{kind}_cases"] = float(len(reference.inputs))
+        if reference.truths:
+            figures["dice_torch"] = _mean_dice(reference.logits, reference, manifest)
+        for name, engine in engines.items():
+            logits = engine.run(reference.inputs)
+            parity = check_parity(logits, reference.logits, manifest.output, reference.sizes_px)
+            figures[f"{name}_{kind}_mean_share"] = parity.mean_share
+            figures[f"{name}_{kind}_worst_share"] = parity.worst_share
+            if reference.truths:
+                figures[f"dice_{name}"] = _mean_dice(logits, reference, manifest)
+            failures += [
+                f"{name} against torch on {kind} cases: {failure}" for failure in parity.failures(limits)
+            ]
+    if failures:
+        raise GateError("; ".join(failures))
+    if "dice_torch" in figures:
+        changes = [(figures[f"dice_{name}"] - figures["dice_torch"]) / POINT for name in engines]
+        figures["dice_change_points"] = min(changes)
+    return figures
+
+
+def _mean_dice(logits: np.ndarray, reference: Reference, manifest: Manifest) -> float:
+    """Mean over classes, then cases, 0–1."""
+    masks = (
+        mask_of_logits(one, manifest.output, size)
+        for one, size in zip(logits, reference.sizes_px, strict=True)
+    )
+    classes = len(manifest.classes)
+    return float(
+        np.mean([dice_per_class(m, t, classes).mean() for m, t in zip(masks, reference.truths, strict=True)])
+    )

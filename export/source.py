@@ -1,0 +1,41 @@
+"""Opens the network that is to be exported."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segcore.bundle import Bundle
+from segcore.errors import InputError
+from segcore.learn.deploy import DeployGraph
+
+
+def open_network(bundle: Bundle) -> nn.Module:
+    """The network of a torch bundle, student or teacher: a plain module in eval mode.
+
+    Raises:
+        InputError: the bundle is not in torch format.
+    """
+    if bundle.manifest.format != "torch":
+        raise InputError(
+            f"bundle {bundle.folder}: must be in torch format, got {bundle.manifest.format}; "
+            "export the bundle that it was made from"
+        )
+    if bundle.manifest.kind == "teacher":
+        from teacher.network import load_teacher
+
+        network: nn.Module = load_teacher(bundle)
+        return network
+    from student.network import load_student
+
+    return load_student(bundle)
+
+
+def open_graph(bundle: Bundle) -> DeployGraph:
+    """The network inside the graph contract: 8-bit picture in, logits out; in eval mode.
+
+    Raises:
+        InputError: the bundle is not in torch format.
+    """
+    graph = DeployGraph(open_network(bundle), bundle.manifest.input)
+    graph.eval()
+    return graph

@@ -1,0 +1,115 @@
+"""The engine seam: an opened engine takes 8-bit pictures and gives logits; a caller knows no more of it.
+
+One file per engine, imported when asked for; an engine that is not installed is an error that names the
+extra.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from segcore.bundle import Manifest
+from segcore.errors import InputError, need
+
+ENGINES = {"openvino": "runtime.openvino_engine", "onnxruntime": "runtime.onnxruntime_engine"}
+"""Engine's name → the module whose `open_model` opens it."""
+
+EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx"}
+
+OPENED_BY = {"openvino": ("openvino",), "onnx": ("onnxruntime", "openvino")}
+"""Bundle format → engines that can open it; the bundle's native one first."""
+
+
+class Engine(Protocol):
+    """An opened model.
+
+    Attributes:
+        version: of the library, "2026.4.1".
+    """
+
+    version: str
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """N×H×W×C uint8 → logits N×K×h×w float32 at the head's stride; the graph's batch is 1."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the model's memory; the engine cannot run afterwards."""
+        ...
+
+
+def engines_for(manifest: Manifest, *, name: str | None = None) -> tuple[str, ...]:
+    """Names of the engines that can open a bundle, installed or not.
+
+    Args:
+        manifest: the bundle's.
+        name: what an error calls the bundle; its folder, where the caller knows it.
+
+    Raises:
+        InputError: the bundle holds a torch model, which no engine opens.
+    """
+    if manifest.format not in OPENED_BY:
+        bundle = name or manifest.name
+        raise InputError(
+            f"bundle {bundle}: must be exported first, got {manifest.format} format; "
+            f"run python -m export --bundle {bundle} --to openvino --precision fp32 --out OUT"
+        )
+    return OPENED_BY[manifest.format]
+
+
+def installed(package: str) -> bool:
+    """Whether a library can be imported, without importing it."""
+    return find_spec(package) is not None
+
+
+def choose_engine(manifest: Manifest, wanted: str | None = None, *, name: str | None = None) -> str:
+    """The engine to use: the one asked for, else openvino if installed and able, else another that is able.
+
+    Raises:
+        InputError: no such engine, it cannot open this format, or it is not installed.
+    """
+    able = engines_for(manifest, name=name)
+    if wanted is None:
+        ranked = sorted(able, key=lambda engine: engine != "openvino")
+        wanted = next((engine for engine in ranked if installed(engine)), ranked[0])
+    if wanted not in ENGINES:
+        raise InputError(f"--engine {wanted}: must be one of {', '.join(ENGINES)}, got {wanted}")
+    if wanted not in able:
+        raise InputError(
+            f"--engine {wanted}: must be able to open {manifest.format}, is not; use --engine {able[0]}, "
+            "or export the model to another format"
+        )
+    if not installed(wanted):
+        raise need(wanted, EXTRAS[wanted])
+    return wanted
+
+
+def open_engine(name: str, model_path: Path, *, precision: str, threads: int) -> Engine:
+    """Opens a model file with an engine.
+
+    Args:
+        name: a key of `ENGINES`.
+        model_path: the model's file, `Bundle.model_path`.
+        precision: of the bundle; fp32, fp16 or int8.
+        threads: CPU threads the engine may use.
+
+    Raises:
+        InputError: the engine is not installed, or cannot open the file.
+    """
+    if not installed(name):
+        raise need(name, EXTRAS[name])
+    engine: Engine = import_module(ENGINES[name]).open_model(model_path, precision=precision, threads=threads)
+    return engine
+
+
+def available_threads() -> int:
+    """CPU threads this process may use (a container may have fewer than the machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

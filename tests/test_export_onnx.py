@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from export.onnx_export import check_onnx  # noqa: E402
+from segcore.bundle import open_bundle  # noqa: E402
+
+
+@pytest.fixture
+def fp32(exported):
+    bundle = open_bundle(exported("onnx", "fp32"))
+    return onnx.load(bundle.model_path), bundle.manifest
+
+
+def test_graph_keeps_the_contract(fp32):
+    model, _ = fp32
+    assert model.ir_version <= 10
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.graph.node[0].op_type == "Cast"
+    assert not {"BatchNormalization", "Identity", "Dropout"} & {node.op_type for node in model.graph.node}
+
+
+def test_no_path_of_this_machine_travels(fp32, tmp_path_factory):
+    model, _ = fp32
+    assert str(tmp_path_factory.getbasetemp()).encode() not in model.SerializeToString()
+    assert b".py" not in model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m: setattr(m, "ir_version", 11), r"IR version must be at most 10, got 11"),
+        (lambda m: setattr(m.opset_import[0], "version", 18), r"must be of opset 17 alone, got \{'': 18\}"),
+        (
+            lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "n"),
+            r"inputs and outputs .* must be .*, got .*'picture': \(2, \[0, 64, 64, 1\]\)",
+        ),
+    ],
+    ids=["ir", "opset", "dynamic batch"],
+)
+def test_breaches_are_named(fp32, spoil, message):
+    model, manifest = fp32
+    spoil(model)
+    with pytest.raises(RuntimeError, match=message):
+        check_onnx(model, manifest.input, manifest.output)
+
+
+def test_a_graph_of_another_size_is_noticed(fp32):
+    model, manifest = fp32
+    with pytest.raises(RuntimeError, match=r"must be .*\[1, 96, 64, 1\].*, got .*\[1, 64, 64, 1\]"):
+        check_onnx(model, manifest.input.model_copy(update={"height_px": 96}), manifest.output)
+
+
+def test_fp16_halves_the_weights_and_nothing_else(exported):
+    full, half = (open_bundle(exported("onnx", p)) for p in ("fp32", "fp16"))
+    assert half.model_path.stat().st_size < 0.52 * full.model_path.stat().st_size
+    model = onnx.load(half.model_path)
+    sixteen = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert min(np.prod(t.dims) for t in sixteen) >= 256
+    inputs = {name for node in model.graph.node if node.op_type != "Cast" for name in node.input}
+    assert not inputs & {t.name for t in sixteen}  # every operator still computes in 32 bits

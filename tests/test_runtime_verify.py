@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from runtime.verify import VerifySettings, main, verify_bundle
+from segcore.bundle import open_bundle, seal_bundle
+from segcore.errors import GateError, InputError
+from segcore.golden import load_golden, save_golden
+
+
+@pytest.mark.parametrize(
+    ("to", "precision", "engine"),
+    [
+        ("onnx", "fp32", "onnxruntime"),
+        ("onnx", "fp32", "openvino"),
+        ("onnx", "fp16", "onnxruntime"),
+        ("openvino", "fp16", "openvino"),
+        ("openvino", "int8", "openvino"),
+    ],
+)
+def test_exported_bundles_verify(exported, to, precision, engine):
+    found = verify_bundle(open_bundle(exported(to, precision)), engine=engine, threads=1)
+    assert found.failures == ()
+    assert (found.engine, found.cases, found.parity.constant) == (engine, 12, False)
+
+
+def reseal(folder, **changes):
+    manifest = dict(open_bundle(folder).manifest) | changes
+    manifest.pop("files")
+    seal_bundle(folder, **manifest)
+
+
+def altered(source, folder, change):
+    """A copy of a bundle whose golden logits are another model's: what a wrong engine looks like."""
+    manifest = dict(open_bundle(source).manifest)
+    manifest.pop("files")
+    shutil.copytree(source, folder)
+    inputs, logits = load_golden(folder)
+    save_golden(folder, inputs, change(logits))
+    seal_bundle(folder, **manifest)
+    return folder
+
+
+def test_other_masks_fail_the_gate(exported, tmp_path, capsys):
+    bundle = altered(exported("onnx", "fp32"), tmp_path / "b", lambda logits: -logits)
+    with pytest.raises(
+        GateError,
+        match=r"^bundle .* with openvino \S+: \S+ % of pixels differ on average, at most 0.100 % may$",
+    ):
+        main(VerifySettings(bundle=bundle))
+    lines = capsys.readouterr().out.splitlines()
+    assert "FAIL" in lines
+    assert json.loads(lines[-1])["passed"] is False
+
+
+def test_pass_is_printed_with_its_figures(exported, capsys):
+    main(VerifySettings(bundle=exported("openvino", "int8"), threads=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "PASS"
+    result = json.loads(lines[-1])
+    assert result["passed"] is True
+    assert result["mean_share"] <= 0.005
+    assert any(
+        line.startswith("pixels that differ, worst") and line.endswith("at most 2.000 %") for line in lines
+    )
+
+
+def test_constant_output_fails_the_gate(exported, tmp_path):
+    # A reference a million times livelier: to it, this engine's output is as good as constant.
+    bundle = altered(exported("onnx", "fp32"), tmp_path / "b", lambda logits: logits * np.float32(1e6))
+    with pytest.raises(GateError, match=r"the output must vary with the picture, it is constant$"):
+        main(VerifySettings(bundle=bundle))
+
+
+def test_bundle_without_golden_cases_is_refused(exported, tmp_path):
+    source = exported("onnx", "fp32")
+    bundle = tmp_path / "b"
+    shutil.copytree(source, bundle)
+    manifest = dict(open_bundle(bundle).manifest)
+    manifest.pop("files")
+    (bundle / "golden.npz").unlink()
+    seal_bundle(bundle, **manifest)
+    with pytest.raises(InputError, match=r"^bundle .*: must hold golden\.npz, has none; export it again$"):
+        main(VerifySettings(bundle=bundle))

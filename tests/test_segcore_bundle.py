@@ -1,0 +1,213 @@
+"""The manifest's format is frozen; a bundle that was changed, cut or made to attack is refused."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from segcore.bundle import MANIFEST, Bundle, Manifest, Metric, hash_file, open_bundle, seal_bundle
+from segcore.errors import InputError
+
+# Written by version 0.1.0. It must keep parsing to the same values: bundles travel and live long.
+GOLDEN = """{
+  "schema_version": 1,
+  "name": "lightunet-8 INT8 openvino",
+  "kind": "student",
+  "format": "openvino",
+  "precision": "int8",
+  "architecture": "unet",
+  "architecture_settings": {"base": 8},
+  "classes": ["left lung", "right lung"],
+  "input": {
+    "height_px": 256, "width_px": 320, "channels": 1, "depth": "uint16", "window": [12.5, 4000.0],
+    "resize_filter": "bilinear", "mean": [0.5], "std": [0.25]
+  },
+  "output": {"activation": "softmax", "channels": 3, "stride": 4, "threshold": 0.5},
+  "parameters": 487163,
+  "trained_parameters": 487163,
+  "macs": 765000000,
+  "pretrained": "no pretrained weights",
+  "parent": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+  "teacher": null,
+  "data": {
+    "name": "phantom:cxr", "sha256": "b", "split_sha256": "c", "split_seed": 0,
+    "counts": {"train": 144, "val": 48, "test": 48}, "calibration_cases": ["cxr-0001"]
+  },
+  "metrics": [{"name": "dice_mean", "split": "val", "value": 0.9423, "cases": 48}],
+  "gate": {"golden_mean_share": 0.001},
+  "settings": {"seed": 0},
+  "made": {
+    "command": "python -m export", "time": "2026-01-02T03:04:05+00:00", "commit": "1a211d7", "python": "3.10.12",
+    "host": "ARM, 4 cores, Linux aarch64", "versions": {"numpy": "2.2.6"}
+  },
+  "lineage": [],
+  "model_file": "model.xml",
+  "files": {"model.xml": {"sha256": "SHA", "bytes": 5}}
+}
+"""
+FIELDS = json.loads(GOLDEN)
+CONTENT = b"graph"
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "B"
+    folder.mkdir()
+    (folder / "model.xml").write_bytes(CONTENT)
+    (folder / MANIFEST).write_text(GOLDEN.replace("SHA", SHA))
+    return folder
+
+
+def message(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        open_bundle(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.replace(str(folder), "B")
+
+
+def rewrite(folder: Path, **changes) -> None:
+    fields = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(fields | changes))
+
+
+def test_golden_manifest_keeps_parsing(folder):
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    assert bundle.sha256 == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert bundle.model_path == folder / "model.xml"
+    assert manifest.input.size_px == (256, 320)
+    assert manifest.input.window == (12.5, 4000.0)
+    assert manifest.classes == ("left lung", "right lung")
+    assert manifest.metric("dice_mean", "val") == 0.9423
+    assert manifest.metric("dice_mean", "test") is None
+    assert manifest.data.counts == {"train": 144, "val": 48, "test": 48}
+
+
+def test_golden_manifest_is_what_we_write():
+    """No field is lost, added or renamed without this test saying so (and the schema's number rising)."""
+    text = GOLDEN.replace("SHA", SHA)
+    assert json.loads(Manifest.model_validate_json(text).model_dump_json()) == json.loads(text)
+    assert list(json.loads(text)) == list(Manifest.model_fields)
+
+
+def test_seal_then_open(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x.bin").write_bytes(b"x" * 10)
+    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "model.xml").write_bytes(CONTENT)
+    fields = {k: v for k, v in FIELDS.items() if k != "files"}
+    fields["metrics"] = (Metric(name="dice_mean", split="test", value=0.5, cases=3),)
+    sealed = seal_bundle(tmp_path, **fields)
+    assert set(sealed.files) == {"model.xml", "sub/x.bin"}
+    opened = open_bundle(tmp_path)
+    assert isinstance(opened, Bundle)
+    assert opened.manifest == sealed
+
+
+def test_hash_of_known_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    entry = hash_file(tmp_path / "a")
+    assert entry.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert entry.bytes == 3
+
+
+def test_not_a_bundle(tmp_path):
+    assert message(tmp_path / "B") == "bundle B: must be a folder with manifest.json, got none"
+    (tmp_path / "B.partial").mkdir()
+    assert message(tmp_path / "B") == (
+        "bundle B: must be a folder with manifest.json, got none; B.partial is unfinished, run its command again"
+    )
+
+
+@pytest.mark.parametrize("content", [b"grapH", b"graph ", b""])
+def test_changed_byte(folder, content):
+    (folder / "model.xml").write_bytes(content)
+    assert message(folder) == "bundle B: model.xml was changed after it was made (sha256 differs); copy the bundle again"
+
+
+def test_missing_file(folder):
+    (folder / "model.xml").unlink()
+    assert message(folder) == "bundle B: model.xml must be there, is missing; copy the bundle again"
+
+
+@pytest.mark.parametrize("name", ["../model.xml", "/etc/passwd", "a/../../model.xml", "..\\model.xml"])
+def test_path_that_leaves_the_folder(folder, name):
+    (folder.parent / "model.xml").write_bytes(CONTENT)
+    rewrite(folder, files={name: {"sha256": SHA, "bytes": 5}}, model_file=name)
+    assert message(folder) == (
+        f"bundle B: file paths must stay inside the bundle, got {name}; do not use this bundle"
+    )
+
+
+def test_link(folder):
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (folder / "model.xml").rename(outside / "model.xml")
+    (folder / "model.xml").symlink_to(outside / "model.xml")
+    assert message(folder) == "bundle B: model.xml must be a file, is a link; copy the bundle with its files"
+    (folder / "sub").symlink_to(outside)
+    rewrite(folder, files={"sub/model.xml": {"sha256": SHA, "bytes": 5}}, model_file="sub/model.xml")
+    assert message(folder) == "bundle B: sub/model.xml must be a file, is a link; copy the bundle with its files"
+
+
+def test_bundle_reached_through_a_link_is_fine(folder, tmp_path):
+    (tmp_path / "latest").symlink_to(folder)
+    assert open_bundle(tmp_path / "latest").sha256 == open_bundle(folder).sha256
+
+
+@pytest.mark.parametrize("version", [2, 99, None])
+def test_newer_schema(folder, version):
+    rewrite(folder, schema_version=version)
+    assert message(folder) == (
+        f"bundle B: schema must be 1, got {version}; "
+        "install a newer sam2edge, or export the bundle again with this one"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "", "\x00", "[" * 100_000, GOLDEN[:500]])
+def test_damaged_json(folder, text):
+    (folder / MANIFEST).write_text(text)
+    assert message(folder) == "bundle B: manifest.json must be JSON, is damaged; copy the bundle again"
+
+
+def test_manifest_that_is_not_text(folder):
+    (folder / MANIFEST).write_bytes(b"\xff\xfe\x00")
+    assert message(folder) == "bundle B: manifest.json must be JSON, is damaged; copy the bundle again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"kind": "uncle"}, "field kind: Input should be 'teacher' or 'student'"),
+        ({"surprise": 1}, "field surprise: Extra inputs are not permitted"),
+        ({"parameters": "many"}, "field parameters: Input should be a valid integer"),
+        ({"files": {"model.xml": {"sha256": "0", "bytes": 5}}}, "field files.model.xml.sha256: String should match"),
+    ],
+)
+def test_wrong_field(folder, changes, where):
+    rewrite(folder, **changes)
+    text = message(folder)
+    assert text.startswith(f"bundle B: manifest.json {where}")
+    assert text.endswith("; export the bundle again")
+
+
+def test_model_file_that_nobody_hashed(folder):
+    (folder / "other.xml").write_bytes(b"unknown")
+    rewrite(folder, model_file="other.xml")
+    assert message(folder) == "bundle B: other.xml must be listed in manifest.json, is not; export it again"
+
+
+def test_full_disk_leaves_no_manifest(folder, monkeypatch):
+    (folder / MANIFEST).unlink()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        seal_bundle(folder, **{k: v for k, v in FIELDS.items() if k != "files"})
+    assert sorted(p.name for p in folder.iterdir()) == ["model.xml"]

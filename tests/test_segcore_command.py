@@ -1,0 +1,252 @@
+"""Flags, YAML and types are one thing; how a command ends is its exit status and at most one line."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from segcore.command import Settings, parse_settings, print_result, run_command
+from segcore.errors import GateError, InputError, need
+
+ROOT = Path(__file__).parents[1]
+
+
+class Example(Settings):
+    """Does nothing, as an example."""
+
+    data: str
+    """folder of images"""
+    seed: int = 0
+    """of everything random"""
+    batch_size: int = Field(8, gt=0)
+    """cases a step"""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """of the weights"""
+    limit: int | None = None
+    """at most so many cases"""
+    overwrite: bool = False
+    """replace OUT"""
+    bundle: list[Path] = Field(default_factory=list)
+    """folders"""
+
+
+def parse(*words: str) -> Example:
+    return parse_settings(Example, "python -m example", words)
+
+
+def message(*words: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(*words)
+    return str(caught.value)
+
+
+def test_flags_over_yaml_over_defaults(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: from-yaml\nseed: 3\nbatch-size: 2\n")
+    settings = parse("--config", str(tmp_path / "a.yaml"), "--seed", "5")
+    assert settings == Example(data="from-yaml", seed=5, batch_size=2)
+    assert parse(f"--config={tmp_path / 'a.yaml'}") == Example(data="from-yaml", seed=3, batch_size=2)
+
+
+def test_every_kind_of_field():
+    words = "--data d --precision int8 --limit 4 --overwrite --bundle a --bundle b".split()
+    expected = {"data": "d", "precision": "int8", "limit": 4, "overwrite": True, "bundle": [Path("a"), Path("b")]}
+    assert parse(*words) == Example(**expected)
+
+
+def test_saved_settings_repeat_the_run(tmp_path):
+    settings = Example(data="d", seed=7, bundle=[Path("a")])
+    (tmp_path / "s.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
+    assert parse("--config", str(tmp_path / "s.yaml")) == settings
+
+
+def test_environment_does_not_leak_in(monkeypatch):
+    monkeypatch.setenv("SEED", "9")
+    monkeypatch.setenv("DATA", "leaked")
+    assert message() == "--data: must be given"
+    assert parse("--data", "d").seed == 0
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        parse("--data", "d").seed = 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "--data: must be given"),
+        (("--data", "d", "--seed", "x"), "--seed: must be a valid integer, unable to parse string as an integer, got 'x'"),
+        (("--data", "d", "--batch-size", "0"), "--batch-size: must be greater than 0, got '0'"),
+        (("--data", "d", "--precision", "int4"), "--precision: must be 'fp32' or 'int8', got 'int4'"),
+        (
+            ("--seed", "x", "--batch-size", "0"),
+            "--data: must be given; --seed: must be a valid integer, unable to parse string as an integer, got 'x'; "
+            "--batch-size: must be greater than 0, got '0'",
+        ),
+    ],
+)
+def test_wrong_values(words, expected):
+    assert message(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "--config F: must be a YAML file, no such file"),
+        ("- a\n- b\n", "--config F: must hold `name: value` lines, got list"),
+        ("", "--config F: must hold `name: value` lines, got NoneType"),
+        ("a: [", "--config F: must be YAML, got while parsing a flow node"),
+        ("data: d\nspeed: 3\n", "--speed: no such setting; see --help"),
+        ("data: d\nseed: x\n", "--seed: must be a valid integer, unable to parse string as an integer, got 'x'"),
+    ],
+)
+def test_wrong_yaml(tmp_path, text, expected):
+    path = tmp_path / "a.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert message("--config", str(path)).replace(str(path), "F") == expected
+
+
+def ended(main, *words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, Example, "python -m example", words)
+    return caught.value.code
+
+
+def raiser(error: BaseException):
+    def main(_settings):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("--x: must be y"), 2, "error: --x: must be y"),
+        (GateError("Dice fell"), 3, "gate failed: Dice fell"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "O/model.bin"),
+            2,
+            "error: O/model.bin: cannot be written, No space left on device; nothing was kept that looks finished: "
+            "free some space or choose another --out",
+        ),
+        (
+            OSError("4096 requested and 12 written"),  # what numpy's tofile says
+            2,
+            "error: output: cannot be written, the disk is full; nothing was kept that looks finished: "
+            "free some space or choose another --out",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "O"),
+            2,
+            "error: O: must be readable and writable, permission denied; change its permissions",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "O"),
+            2,
+            "error: O: must be writable, the file system is read-only; choose another --out",
+        ),
+    ],
+)
+def test_exit_status_and_line(capsys, error, status, line):
+    assert ended(raiser(error), "--data", "d") == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_our_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(raiser(ZeroDivisionError()), Example, "p", ["--data", "d"])
+    with pytest.raises(IsADirectoryError):
+        run_command(raiser(IsADirectoryError(errno.EISDIR, "x")), Example, "p", ["--data", "d"])
+
+
+def test_done_is_0():
+    assert ended(lambda _settings: None, "--data", "d") == 0
+
+
+def test_unknown_flag(capsys):
+    assert ended(raiser(AssertionError()), "--data", "d", "--sped", "3") == 2
+    assert "--sped" in capsys.readouterr().err
+
+
+def test_help_lists_every_field_and_says_what_it_is(capsys):
+    assert ended(raiser(AssertionError()), "--help") == 0
+    text = capsys.readouterr().out
+    for name, field in Example.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description in text
+    assert "Does nothing, as an example." in text
+
+
+def test_help_of_a_real_command_is_fast_and_needs_no_torch():
+    start = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "segcore.dataset", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert perf_counter() - start < 5
+    assert "--data" in done.stdout
+    assert " torch\n" not in done.stderr
+
+
+def test_result_is_one_json_line(capsys):
+    print_result(dice=0.5, out=Path("a"))
+    assert json.loads(capsys.readouterr().out) == {"dice": 0.5, "out": "a"}
+
+
+def test_need_names_the_extra():
+    assert str(need("openvino", "openvino")) == (
+        "openvino: must be installed, is not; run: pip install 'sam2edge[openvino]'"
+    )
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    from pathlib import Path
+    import numpy as np
+    from segcore.command import Settings, run_command
+    from segcore.outfolder import out_folder
+
+    class S(Settings):
+        "Fills the disk."
+        how: str
+        out: Path
+
+    def main(s):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        array = np.zeros(100_000)
+        with out_folder(s.out, {}, keep_on_error=False) as folder:
+            if s.how == "bytes":
+                (folder / "a").write_bytes(array.tobytes())
+            elif s.how == "npy":
+                np.save(folder / "a.npy", array)
+            else:
+                np.savez(folder / "a.npz", array)
+
+    run_command(main, S, "python -m full")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
+@pytest.mark.parametrize("how", ["bytes", "npy", "npz"])
+def test_full_disk_for_real(tmp_path, how):
+    """The kernel refuses the write (a size limit stands in for a full disk): one line, exit 2, nothing kept."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), "--how", how, "--out", str(tmp_path / "O")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []

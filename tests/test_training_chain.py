@@ -1,0 +1,252 @@
+"""Teacher, soft labels and student for real, on phantoms: what they leave behind, resuming, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from segcore.bundle import open_bundle
+from segcore.dataset import open_dataset
+from segcore.errors import InputError
+from segcore.learn.deploy import DeployGraph
+from segcore.preprocess import prepare
+from segcore.soft_labels import open_soft_labels
+from student.distill import DistillSettings
+from student.distill import main as distill
+from student.network import load_student
+from teacher.label import LabelSettings
+from teacher.label import main as label
+from teacher.network import load_teacher
+from teacher.train import TeacherSettings
+from teacher.train import main as train
+
+REPO = Path(__file__).parent.parent
+DATA = "phantom:cxr:16"
+SMALL = {"data": DATA, "size": 32, "batch_size": 4, "warmup_epochs": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "t"
+    train(TeacherSettings(**SMALL, out=out, epochs=1, weights="none", tune="all"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def soft(teacher, tmp_path_factory):
+    out = tmp_path_factory.mktemp("soft") / "s"
+    label(LabelSettings(bundle=teacher, data=DATA, out=out, shard_images=4, device="cpu"))
+    return out
+
+
+def test_a_teacher_bundle_says_what_it_is(teacher):
+    manifest = open_bundle(teacher).manifest
+    assert manifest.pretrained == "no pretrained weights"
+    assert (manifest.kind, manifest.format, manifest.output.stride) == ("teacher", "torch", 4)
+    assert manifest.classes == ("lung",)
+    assert manifest.data.counts == {"train": 10, "val": 4, "test": 2}
+    assert manifest.trained_parameters == manifest.parameters == 34_176_630
+    assert 0 <= manifest.metric("dice_mean", "val") <= 1
+    assert set(manifest.files) == {"curves.png", "examples.png", "history.csv", "model.safetensors"}
+    with Image.open(teacher / "examples.png") as picture:
+        assert picture.width > 800
+
+
+def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path):
+    from teacher.sam2_encoder import build_encoder
+
+    weights = tmp_path / "tiny.pt"
+    state = build_encoder("tiny").state_dict()
+    torch.save({"model": {f"image_encoder.trunk.{k}": v for k, v in state.items()}}, weights)
+    train(TeacherSettings(**SMALL, out=tmp_path / "t", epochs=1, weights=str(weights), tune="lora"))
+    manifest = open_bundle(tmp_path / "t").manifest
+    assert manifest.pretrained == "tiny.pt"
+    assert manifest.trained_parameters == 7_437_366
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from segcore.bundle import open_bundle; from teacher.network import load_teacher\n"
+        f"import torch; print(load_teacher(open_bundle({str(tmp_path / 't')!r}))(torch.zeros(1, 3, 32, 32)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 1, 8, 8])", done.stderr
+
+
+def test_soft_labels_are_the_teachers_logits(teacher, soft):
+    bundle, labels, dataset = open_bundle(teacher), open_soft_labels(soft), open_dataset(DATA)
+    assert labels.record.teacher == bundle.sha256
+    assert len(labels.record.shards) == 3  # 10 images, 4 a shard
+    graph = DeployGraph(load_teacher(bundle), bundle.manifest.input).eval()
+    for case in dataset.split("train")[::4]:
+        picture = torch.from_numpy(prepare(case.image(), bundle.manifest.input)[None].copy())
+        with torch.inference_mode():
+            logits = torch.nn.functional.interpolate(graph(picture), (32, 32), mode="bilinear")
+        assert labels.of(case.id).dtype == np.float16
+        assert np.allclose(labels.of(case.id), logits[0].numpy(), atol=0.02)
+    assert not any(case.id in labels for case in dataset.split("test"))
+
+
+def test_interrupted_labelling_keeps_its_whole_shards(teacher, soft, tmp_path):
+    again = tmp_path / "s"
+    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, device="cpu"))
+    shards = sorted(open_soft_labels(again).record.shards)
+    partial = again.rename(tmp_path / "s.partial")  # back to what a kill after two shards leaves
+    record = json.loads((partial / "labels.json").read_text())
+    (partial / "labels.json").unlink()
+    for name in shards[:2]:
+        (partial / f"{name}.json").write_text(json.dumps(record["shards"][name]))
+    (partial / shards[2]).write_bytes(b"half")
+    recipe = {
+        "teacher": record["teacher"],
+        "data_sha256": record["data_sha256"],
+        "split_sha256": record["split_sha256"],
+        "shard_images": 4,
+    }
+    (partial / "settings.json").write_text(json.dumps(recipe))
+    stamp = (partial / shards[0]).stat().st_mtime_ns
+    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, device="cpu"))
+    assert (again / shards[0]).stat().st_mtime_ns == stamp
+    for name in shards:
+        assert np.array_equal(np.load(again / name), np.load(soft / name))
+
+
+def test_a_student_learns_from_soft_labels(soft, teacher, tmp_path):
+    distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=2, soft=soft))
+    manifest = open_bundle(tmp_path / "s").manifest
+    assert manifest.teacher == open_bundle(teacher).sha256
+    assert manifest.parameters == 487_145
+    assert [made.command.split()[0] for made in manifest.lineage] == ["python", "python"]
+    assert load_student(open_bundle(tmp_path / "s"))(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_a_live_teacher_and_no_teacher_work_too(teacher, tmp_path):
+    distill(DistillSettings(**SMALL, out=tmp_path / "live", epochs=1, teacher=teacher))
+    distill(DistillSettings(**SMALL, out=tmp_path / "alone", epochs=1))
+    assert open_bundle(tmp_path / "alone").manifest.teacher is None
+    live, alone = (load_file(tmp_path / n / "model.safetensors") for n in ("live", "alone"))
+    assert any(not torch.equal(live[k], alone[k]) for k in live)
+
+
+def test_images_without_a_mask_take_part_through_their_soft_labels(teacher, tmp_path, capsys):
+    data = tmp_path / "data"
+    for folder in ("images", "masks", "unlabelled"):
+        (data / folder).mkdir(parents=True)
+    for i, case in enumerate(open_dataset(DATA).cases):
+        Image.fromarray(case.image()).save(data / ("images" if i < 10 else "unlabelled") / f"{i}.png")
+        if i < 10:
+            Image.fromarray(case.mask() * 255).save(data / "masks" / f"{i}.png")
+    (data / "classes.txt").write_text("lung\n")
+    small = {**SMALL, "data": str(data)}
+    label(LabelSettings(bundle=teacher, data=str(data), out=tmp_path / "s", device="cpu"))
+    distill(DistillSettings(**small, out=tmp_path / "with", epochs=1, soft=tmp_path / "s"))
+    assert "12 training and 2 validation images" in capsys.readouterr().err  # 6 with and 6 without a mask
+    distill(DistillSettings(**small, out=tmp_path / "without", epochs=1))
+    assert "6 training and 2 validation images" in capsys.readouterr().err
+
+
+def fails(message, function, settings):
+    with pytest.raises(InputError) as caught:
+        function(settings)
+    assert str(caught.value) == message
+
+
+def test_random_features_are_never_trained_on_silently(tmp_path):
+    fails(
+        "--weights none: must have weights for --tune lora, which leaves the encoder as it is; "
+        "give SAM 2.1's weights, or add --tune all to train everything from random weights",
+        train,
+        TeacherSettings(**SMALL, out=tmp_path / "t", weights="none"),
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_kinds_of_teacher_at_once(soft, teacher, tmp_path):
+    fails(
+        "--soft, --teacher: must be one of the two, got both; soft labels are the quick way",
+        distill,
+        DistillSettings(**SMALL, out=tmp_path / "s", soft=soft, teacher=teacher),
+    )
+
+
+def test_soft_labels_of_other_data_or_another_split(soft, tmp_path):
+    fails(
+        f"--soft {soft}: must have the data's classes lesion, got lung; use a model trained on these classes",
+        distill,
+        DistillSettings(**{**SMALL, "data": "phantom:ct:16"}, out=tmp_path / "s", soft=soft),
+    )
+    fails(
+        f"--soft {soft}: must hold every training image, 14 of 24 are missing (first: cxr-0018); "
+        "run teacher.label on this --data",
+        distill,
+        DistillSettings(**{**SMALL, "data": "phantom:cxr:40"}, out=tmp_path / "s", soft=soft),
+    )
+
+
+def test_a_shard_that_was_cut(soft, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(soft, broken)
+    shard = broken / "shard-00-00001.npy"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises(InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"):
+        open_soft_labels(broken)
+    shard.unlink()
+    with pytest.raises(InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"):
+        open_soft_labels(broken)
+
+
+def test_out_that_exists_and_a_partial_of_other_settings(teacher, tmp_path):
+    fails(
+        f"--out {teacher}: must not exist yet, it does; add --overwrite to replace it",
+        train,
+        TeacherSettings(**SMALL, out=teacher, weights="none", tune="all"),
+    )
+    out = tmp_path / "s"
+    (tmp_path / "s.partial").mkdir()
+    settings = DistillSettings(**SMALL, out=out, epochs=1)
+    (tmp_path / "s.partial" / "settings.json").write_text(json.dumps({**settings.recipe(), "lr": 5.0}))
+    with pytest.raises(InputError, match=r"was made with other settings \(.*lr.*\); use the same settings to resume it"):
+        distill(settings)
+
+
+def test_a_learning_rate_that_explodes(tmp_path):
+    with pytest.raises(InputError, match=r"^--lr 1e\+30: must keep the loss finite, got nan in epoch 1; use a lower --lr$"):
+        distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=1, lr=1e30))
+
+
+COMMANDS = {
+    "student.distill": ["--epochs", "4"],
+    "teacher.train": ["--epochs", "3", "--weights", "none", "--tune", "all"],
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_killed_run_ends_with_the_same_weights(module, tmp_path):
+    words = [sys.executable, "-m", module, "--data", DATA, "--size", "32", "--batch-size", "4", "--device", "cpu"]
+    words += COMMANDS[module]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*words, "--out", str(tmp_path / "whole")], cwd=REPO, env=env, check=True, capture_output=True)
+    killed = [*words, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(killed, cwd=REPO, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = tmp_path / "killed.partial" / "history.csv"
+    deadline = time.monotonic() + 120
+    while not history.is_file() and time.monotonic() < deadline:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    done = subprocess.run(killed, cwd=REPO, env=env, check=True, capture_output=True, text=True)
+    assert "resuming after epoch" in done.stderr
+    whole, again = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "killed"))
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
