@@ -149,18 +149,17 @@ def odd_masks(
     seen = frozenset[int]().union(*(values[c.id] for c in labelled))
     if _is_0_255(seen, names):
         return
-    top = len(names) if names else MAX_CLASSES
-    if names is None and 255 in seen and seen <= {0, 1, 255}:
-        # Some masks 0/1 and some 0/255: the fewer are the odd ones.
-        whites = sum(255 in values[c.id] for c in labelled)
-        odd_value = 255 if 2 * whites <= sum(bool(values[c.id] - {0}) for c in labelled) else 1
-        odd = [c for c in labelled if odd_value in values[c.id]]
+    # Where most masks are 0/255, the others are the odd ones, not those.
+    white = sum(255 in values[c.id] and values[c.id] <= {0, 255} for c in labelled)
+    if (names is None or len(names) == 1) and 2 * white >= sum(bool(values[c.id] - {0}) for c in labelled):
+        odd = [c for c in labelled if not values[c.id] <= {0, 255}]
     else:
+        top = len(names) if names else MAX_CLASSES
         odd = [c for c in labelled if max(values[c.id], default=0) > top]
-    expected = (
-        f"class indices 0 to {top} (classes.txt names {top})" if names
-        else f"0/255, 0/1 or class indices up to {MAX_CLASSES}, the same way in every mask"
-    )  # fmt: skip
+    expected = f"0/255, 0/1 or class indices up to {MAX_CLASSES}, the same way in every mask"
+    if names:
+        indices = f"class indices 0 to {len(names)} (classes.txt names {len(names)})"
+        expected = indices if len(names) > 1 else f"0/255 or {indices}, the same way in every mask"
     for case in odd:
         assert isinstance(case.source, FileSource)
         shown = ", ".join(map(str, sorted(values[case.id])[:8])) + (", …" if len(values[case.id]) > 8 else "")

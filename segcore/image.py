@@ -68,9 +68,9 @@ def read_mask(path: Path) -> np.ndarray:
     picture = _decode(path, "mask")
     array = np.asarray(picture)
     if picture.mode == "1":
-        return array.astype(np.uint8)
+        return np.asarray(array, np.uint8)
     if picture.mode == "RGB" and _equal_channels(array):
-        return np.asarray(array[..., 0]).copy()
+        return np.array(array[..., 0])
     if picture.mode not in {"L", "P"} | _GREY_MODES:
         raise InputError(
             f"mask {path}: must be one grey channel, got {_mode_name(picture.mode)}; "
@@ -109,9 +109,8 @@ def _open(path: Path, what: str) -> Image.Image:
         raise InputError(f"{what} {path}: must be an image, got a file of 0 bytes; copy it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own limit is lower and is an error
+            # Our own limit is lower and is an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError:
         raise InputError(

@@ -1,7 +1,7 @@
 """Soft labels: a teacher's logits for every training image, written once, read by memory map.
 
-    labels.json          teacher, data, input size, classes, and which case lies in which row of which shard
-    shard-00000.npy      float16 logits n×K×H×W at the teacher's input size, uncompressed
+labels.json          teacher, data, input size, classes, and which case lies in which row of which shard
+shard-00000.npy      float16 logits n×K×H×W at the teacher's input size, uncompressed
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SoftLabels:
 
     def of(self, case_id: str) -> np.ndarray:
         name, row = self._place[case_id]
-        return self._shards[name][row]
+        return np.asarray(self._shards[name][row])
 
 
 def shard_name(rank: int, number: int) -> str:
@@ -94,9 +94,13 @@ def open_soft_labels(folder: Path | str) -> SoftLabels:
     try:
         record = LabelRecord.model_validate_json((folder / LABELS).read_text())
     except ValidationError as error:
-        raise InputError(f"--soft {folder}: {LABELS} is damaged ({error.errors()[0]['msg']}); label again") from None
+        raise InputError(
+            f"--soft {folder}: {LABELS} is damaged ({error.errors()[0]['msg']}); label again"
+        ) from None
     if record.schema_version != SCHEMA_VERSION:
-        raise InputError(f"--soft {folder}: schema must be {SCHEMA_VERSION}, got {record.schema_version}; label again")
+        raise InputError(
+            f"--soft {folder}: schema must be {SCHEMA_VERSION}, got {record.schema_version}; label again"
+        )
     place, shards = {}, {}
     for name, cases in record.shards.items():
         if Path(name).name != name:
@@ -110,7 +114,9 @@ def _open_shard(path: Path, cases: int, record: LabelRecord) -> np.ndarray:
     try:
         logits: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"--soft {path}: must be a whole shard, got a missing or cut one ({error}); label again") from None
+        raise InputError(
+            f"--soft {path}: must be a whole shard, got a missing or cut one ({error}); label again"
+        ) from None
     if logits.shape[0] != cases or logits.shape[2:] != (record.height_px, record.width_px):
         raise InputError(f"--soft {path}: must hold {cases} images, got shape {logits.shape}; label again")
     return logits

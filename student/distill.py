@@ -1,7 +1,7 @@
 """Trains a LightUNet, from a teacher's soft labels where there are any.
 
-`python -m student.distill --data D [--soft S | --teacher T] --out O`; without a teacher it is plain training, the control
-of every claim about distillation. The loss is the paper's plus Dice:
+`python -m student.distill --data D [--soft S | --teacher T] --out O`; without a teacher it is plain training, the
+control of every claim about distillation. The loss is the paper's plus Dice:
 
     L = α·CE(y, student) + Dice(y, student) + (1−α)·T²·KL(σ(teacher/T) ‖ σ(student/T))
 """
@@ -98,8 +98,11 @@ def _train(
     network = build_unet(channels=spec.channels, outputs=output.channels, base=settings.base)
     parameters = sum(p.numel() for p in network.parameters())
     accelerator = open_accelerator(settings)
-    log(f"U-Net base {settings.base}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images; "
-        f"{'soft labels' if soft else 'a live teacher' if teacher else 'no teacher'}; {accelerator.device}")  # fmt: skip
+    help_from = "soft labels" if soft else "a live teacher" if teacher else "no teacher"
+    log(
+        f"U-Net base {settings.base}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images; "
+        f"{help_from}; {accelerator.device}"
+    )
     fit(
         network,
         data,
@@ -117,7 +120,8 @@ def _train(
             kind="student",
             architecture="unet",
             architecture_settings={"base": settings.base},
-            name=f"{'LightUNet' if settings.base <= 8 else 'U-Net'} {settings.base}" + (f" from {origin}" if origin else ""),
+            name=f"{'LightUNet' if settings.base <= 8 else 'U-Net'} {settings.base}"
+            + (f" from {origin}" if origin else ""),
             pretrained="no pretrained weights",
             trained_parameters=parameters,
             dataset=dataset,

@@ -59,8 +59,12 @@ def load_student(bundle: Bundle) -> nn.Module:
     """
     manifest = bundle.manifest
     if manifest.kind != "student" or manifest.format != "torch":
-        raise InputError(f"bundle {bundle.folder}: must be a student in torch format, got {manifest.kind} in {manifest.format}")
+        raise InputError(
+            f"bundle {bundle.folder}: must be a student in torch format, got {manifest.kind} in {manifest.format}"
+        )
     settings: dict[str, Any] = manifest.architecture_settings
-    network = build_unet(channels=manifest.input.channels, outputs=manifest.output.channels, base=settings["base"])
+    network = build_unet(
+        channels=manifest.input.channels, outputs=manifest.output.channels, base=settings["base"]
+    )
     network.load_state_dict(load_file(bundle.model_path))
     return network.eval()

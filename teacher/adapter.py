@@ -15,9 +15,10 @@ class AdaptedBlock(nn.Module):
     def __init__(self, block: nn.Module, features: int, width: int) -> None:
         super().__init__()
         self.block = block
-        self.adapter = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, features), nn.GELU())
-        nn.init.zeros_(self.adapter[2].weight)  # starts as the unchanged encoder: GELU(0) is 0
-        nn.init.zeros_(self.adapter[2].bias)
+        up = nn.Linear(width, features)
+        nn.init.zeros_(up.weight)  # starts as the unchanged encoder: GELU(0) is 0
+        nn.init.zeros_(up.bias)
+        self.adapter = nn.Sequential(nn.Linear(features, width), nn.GELU(), up, nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x + self.adapter(x))  # type: ignore[no-any-return]

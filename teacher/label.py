@@ -33,7 +33,7 @@ class LabelSettings(Settings):
     bundle: Path
     """The teacher bundle (torch format)."""
     data: str
-    """The data set that the student will be trained on; its training split and its images without masks are labelled."""
+    """The data set that the student will be trained on: its training split and its images without masks."""
     out: Path
     """The folder of soft labels to write."""
     batch_size: int = Field(8, ge=1)
@@ -110,7 +110,6 @@ def _label(
 
 def _teacher(bundle: Bundle, device: str) -> Ask:
     """A function from pictures N×H×W×C uint8 to logits N×K×H×W float16 at the teacher's input size."""
-    import numpy as np
     import torch
     import torch.nn.functional as F
 
@@ -137,7 +136,9 @@ def _run(ask: Ask, bundle: Bundle, cases: Sequence[Case], batch: int, bar: tqdm[
     parts = []
     for start in range(0, len(cases), batch):
         some = cases[start : start + batch]
-        parts.append(ask(np.stack([prepare(c.image(), bundle.manifest.input, name=f"image {c.id}") for c in some])))
+        parts.append(
+            ask(np.stack([prepare(c.image(), bundle.manifest.input, name=f"image {c.id}") for c in some]))
+        )
         bar.update(len(some))
     return np.concatenate(parts)
 

@@ -6,6 +6,7 @@ Entropy 26(12):1059, 2024. Attention gate: Oktay et al., Attention U-Net, MIDL 2
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -59,7 +60,7 @@ class S2AgScUNet(nn.Module):
     def __init__(self, encoder: nn.Module, channels: list[int], outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
-        pairs = list(zip(channels, channels[1:], strict=False))  # deepest first: (768, 384), (384, 192), (192, 96)
+        pairs = list(pairwise(channels))  # deepest first: (768, 384), (384, 192), (192, 96)
         self.decoder = nn.ModuleList(DecoderBlock(a, b) for a, b in pairs)
         self.heads = nn.ModuleList(nn.Conv2d(b, outputs, 1) for _, b in pairs)
 
@@ -107,11 +108,15 @@ def load_teacher(bundle: Bundle) -> nn.Module:
     """
     manifest = bundle.manifest
     if manifest.kind != "teacher" or manifest.format != "torch":
-        raise InputError(f"bundle {bundle.folder}: must be a teacher in torch format, got {manifest.kind} in {manifest.format}")
+        raise InputError(
+            f"bundle {bundle.folder}: must be a teacher in torch format, got {manifest.kind} in {manifest.format}"
+        )
     settings: dict[str, Any] = manifest.architecture_settings
     network = FinestHead(
         build_s2agscunet(
-            encoder=settings["encoder"], outputs=manifest.output.channels, adapter_width=settings["adapter_width"]
+            encoder=settings["encoder"],
+            outputs=manifest.output.channels,
+            adapter_width=settings["adapter_width"],
         )
     )
     network.load_state_dict(load_file(bundle.model_path))

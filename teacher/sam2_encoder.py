@@ -1,7 +1,7 @@
 """SAM 2's Hiera image encoder, from the sam2 package, and its weights. The only file that imports sam2.
 
-`import sam2` initialises Hydra for the whole process, so it happens inside `build_encoder`, and the model's settings are
-read from sam2's own YAML without Hydra.
+`import sam2` initialises Hydra for the whole process, so it happens inside `build_encoder`, and the model's settings
+are read from sam2's own YAML without Hydra.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class _Published(NamedTuple):
 _PUBLISHED: dict[str, _Published] = {
     "tiny": _Published("sam2.1_hiera_t.yaml", "facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt"),
     "small": _Published("sam2.1_hiera_s.yaml", "facebook/sam2.1-hiera-small", "sam2.1_hiera_small.pt"),
-    "base+": _Published("sam2.1_hiera_b+.yaml", "facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
+    "base+": _Published(
+        "sam2.1_hiera_b+.yaml", "facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"
+    ),
     "large": _Published("sam2.1_hiera_l.yaml", "facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt"),
 }
 
@@ -55,7 +57,7 @@ def build_encoder(size: EncoderSize) -> nn.Module:
         if error.name != "sam2":
             raise
         raise need("sam2", "teacher") from None
-    text = resources.files("sam2").joinpath("configs", "sam2.1", _PUBLISHED[size].config).read_text()
+    text = resources.files("sam2").joinpath(f"configs/sam2.1/{_PUBLISHED[size].config}").read_text()
     settings: dict[str, Any] = dict(yaml.safe_load(text)["model"]["image_encoder"]["trunk"])
     settings.pop("_target_")
     encoder: nn.Module = Hiera(**settings)
@@ -81,7 +83,9 @@ def load_encoder_weights(encoder: nn.Module, weights: str, size: EncoderSize) ->
     path = _download(weights, size) if _is_hub_name(weights) else Path(weights)
     if not path.is_file():
         names = ", ".join(p.repository for p in _PUBLISHED.values())
-        raise InputError(f"--weights {weights}: must be a .pt or .safetensors file, one of {names}, or none; no such file")
+        raise InputError(
+            f"--weights {weights}: must be a .pt or .safetensors file, one of {names}, or none; no such file"
+        )
     found = {k.removeprefix(_PREFIX): v for k, v in _read(path).items() if k.startswith(_PREFIX)}
     _check(found, encoder.state_dict(), weights, size)
     encoder.load_state_dict(found)
@@ -99,7 +103,9 @@ def _download(name: str, size: EncoderSize) -> Path:
         raise InputError(f"--weights {name}: must be one of {names}; got another name")
     if published != _PUBLISHED[size]:
         right = next(s for s, p in _PUBLISHED.items() if p == published)
-        raise InputError(f"--weights {name}: must fit --encoder {size}, is for {right}; add --encoder {right}")
+        raise InputError(
+            f"--weights {name}: must fit --encoder {size}, is for {right}; add --encoder {right}"
+        )
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
@@ -118,28 +124,36 @@ def _read(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except Exception as error:
-            raise InputError(f"--weights {path}: must be a safetensors file, cannot be read ({error})") from None
+            raise InputError(
+                f"--weights {path}: must be a safetensors file, cannot be read ({error})"
+            ) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise InputError(f"--weights {path}: must be a checkpoint that holds tensors only, cannot be read ({reason})") from None
+        raise InputError(
+            f"--weights {path}: must be a checkpoint that holds tensors only, cannot be read ({reason})"
+        ) from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"--weights {path}: must hold a dictionary of tensors as Meta's SAM 2 files do, got something else")
+        raise InputError(
+            f"--weights {path}: must hold a dictionary of tensors as Meta's SAM 2 files do, got something else"
+        )
     return state
 
 
 def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, size: str) -> None:
     if not found:
-        raise InputError(f"--weights {weights}: must hold tensors named {_PREFIX}*, got none; is it a SAM 2 checkpoint?")
+        raise InputError(
+            f"--weights {weights}: must hold tensors named {_PREFIX}*, got none; is it a SAM 2 checkpoint?"
+        )
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
     shapes = sorted(k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape)
     if missing or extra or shapes:
         example = (missing or extra or shapes)[0]
         raise InputError(
-            f"--weights {weights}: must be of SAM 2.1 Hiera {size}, got another encoder ({len(missing)} tensors missing, "
-            f"{len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); "
+            f"--weights {weights}: must be of SAM 2.1 Hiera {size}, got another encoder "
+            f"({len(missing)} tensors missing, {len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); "
             f"set --encoder to the weights' size ({', '.join(get_args(EncoderSize))})"
         )

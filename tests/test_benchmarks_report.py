@@ -139,7 +139,7 @@ def test_limits_are_said_plainly():
     assert "phantoms, not patients" in text
     assert "other programs took 60 % of its processor time" in text
     assert "Scored on the val split" in text
-    assert "big, small: made with other data than phantom:cxr" in text
+    assert "all models here: made with other data than phantom:cxr" in text
     assert "4 patients only" in text
 
 
@@ -189,3 +189,17 @@ def test_worst_median_and_best_case():
     scores = [score("a", 0.5), score("b", 0.9), score("c", 0.1), score("d", 0.7), score("e", 0.8)]
     assert choose_cases(scores) == [("worst", 2), ("median", 3), ("best", 1)]
     assert choose_cases(scores[:1]) == [("worst", 0)]
+
+
+def test_headline_says_when_no_model_keeps_accuracy():
+    poor = {"dice_difference": -0.3, "dice_difference_low": -0.4, "dice_mean": 0.6}
+    said = answer([record("big"), record("a", **poor), record("b", **poor)], [], "d")
+    assert said.sentences[-1].startswith("No model here loses at most 2 points of Dice")
+
+
+def test_a_students_random_start_is_no_limit_beside_a_pretrained_teacher():
+    student = manifest("small", pretrained="no pretrained weights")
+    with_teacher = answer([record("big"), record()], [manifest("big", kind="teacher"), student], "d")
+    alone = answer([record("big"), record()], [manifest("big"), student], "d")
+    assert "No pretrained" not in " ".join(with_teacher.limits)
+    assert "No pretrained weights: small" in alone.limits[0]

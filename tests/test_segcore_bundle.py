@@ -126,7 +126,10 @@ def test_not_a_bundle(tmp_path):
 @pytest.mark.parametrize("content", [b"grapH", b"graph ", b""])
 def test_changed_byte(folder, content):
     (folder / "model.xml").write_bytes(content)
-    assert message(folder) == "bundle B: model.xml was changed after it was made (sha256 differs); copy the bundle again"
+    assert (
+        message(folder)
+        == "bundle B: model.xml was changed after it was made (sha256 differs); copy the bundle again"
+    )
 
 
 def test_missing_file(folder):
@@ -151,7 +154,9 @@ def test_link(folder):
     assert message(folder) == "bundle B: model.xml must be a file, is a link; copy the bundle with its files"
     (folder / "sub").symlink_to(outside)
     rewrite(folder, files={"sub/model.xml": {"sha256": SHA, "bytes": 5}}, model_file="sub/model.xml")
-    assert message(folder) == "bundle B: sub/model.xml must be a file, is a link; copy the bundle with its files"
+    assert (
+        message(folder) == "bundle B: sub/model.xml must be a file, is a link; copy the bundle with its files"
+    )
 
 
 def test_bundle_reached_through_a_link_is_fine(folder, tmp_path):
@@ -185,7 +190,10 @@ def test_manifest_that_is_not_text(folder):
         ({"kind": "uncle"}, "field kind: Input should be 'teacher' or 'student'"),
         ({"surprise": 1}, "field surprise: Extra inputs are not permitted"),
         ({"parameters": "many"}, "field parameters: Input should be a valid integer"),
-        ({"files": {"model.xml": {"sha256": "0", "bytes": 5}}}, "field files.model.xml.sha256: String should match"),
+        (
+            {"files": {"model.xml": {"sha256": "0", "bytes": 5}}},
+            "field files.model.xml.sha256: String should match",
+        ),
     ],
 )
 def test_wrong_field(folder, changes, where):

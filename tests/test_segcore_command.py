@@ -56,8 +56,25 @@ def test_flags_over_yaml_over_defaults(tmp_path):
 
 
 def test_every_kind_of_field():
-    words = "--data d --precision int8 --limit 4 --overwrite --bundle a --bundle b".split()
-    expected = {"data": "d", "precision": "int8", "limit": 4, "overwrite": True, "bundle": [Path("a"), Path("b")]}
+    words = [
+        "--data",
+        "d",
+        "--precision",
+        "int8",
+        "--limit=4",
+        "--overwrite",
+        "--bundle",
+        "a",
+        "--bundle",
+        "b",
+    ]
+    expected = {
+        "data": "d",
+        "precision": "int8",
+        "limit": 4,
+        "overwrite": True,
+        "bundle": [Path("a"), Path("b")],
+    }
     assert parse(*words) == Example(**expected)
 
 
@@ -83,7 +100,10 @@ def test_settings_are_frozen():
     ("words", "expected"),
     [
         ((), "--data: must be given"),
-        (("--data", "d", "--seed", "x"), "--seed: must be a valid integer, unable to parse string as an integer, got 'x'"),
+        (
+            ("--data", "d", "--seed", "x"),
+            "--seed: must be a valid integer, unable to parse string as an integer, got 'x'",
+        ),
         (("--data", "d", "--batch-size", "0"), "--batch-size: must be greater than 0, got '0'"),
         (("--data", "d", "--precision", "int4"), "--precision: must be 'fp32' or 'int8', got 'int4'"),
         (
@@ -105,7 +125,10 @@ def test_wrong_values(words, expected):
         ("", "--config F: must hold `name: value` lines, got NoneType"),
         ("a: [", "--config F: must be YAML, got while parsing a flow node"),
         ("data: d\nspeed: 3\n", "--speed: no such setting; see --help"),
-        ("data: d\nseed: x\n", "--seed: must be a valid integer, unable to parse string as an integer, got 'x'"),
+        (
+            "data: d\nseed: x\n",
+            "--seed: must be a valid integer, unable to parse string as an integer, got 'x'",
+        ),
     ],
 )
 def test_wrong_yaml(tmp_path, text, expected):

@@ -119,7 +119,9 @@ def test_unlabelled_images_of_test_patients_are_not_trained_on(tmp_path):
     ]  # fmt: skip
     for name, patient, split in (("u0", "p0", ""), ("u2", "p2", ""), ("u3", "p3", ""), ("u4", "p4", "test")):
         save(tmp_path / "more" / f"{name}.png", picture(7))
-        rows.append({"case": name, "patient": patient, "image": f"more/{name}.png", "mask": "", "split": split})
+        rows.append(
+            {"case": name, "patient": patient, "image": f"more/{name}.png", "mask": "", "split": split}
+        )
     dataset = open_dataset(str(make_index(tmp_path, rows)))
     assert [case.id for case in dataset.unlabelled] == ["u0", "u3"]
 
@@ -190,7 +192,10 @@ def test_unpaired_image(tmp_path):
 def test_unpaired_mask(tmp_path):
     make_folder(tmp_path, [mask(255)] * 3)
     (tmp_path / "images" / "c1.png").unlink()
-    assert message(tmp_path) == "mask D/masks/c1.png: must have an image of the same name in D/images, got none; add it"
+    assert (
+        message(tmp_path)
+        == "mask D/masks/c1.png: must have an image of the same name in D/images, got none; add it"
+    )
 
 
 def test_mask_of_another_size(tmp_path):
@@ -209,12 +214,26 @@ def test_case_named_twice(tmp_path):
 
 def test_one_patient(tmp_path):
     make_folder(tmp_path, [mask(255)])
-    assert message(tmp_path).startswith("--data D: must have at least 3 patients to be split into train, val and test, got 1;")
+    assert message(tmp_path).startswith(
+        "--data D: must have at least 3 patients to be split into train, val and test, got 1;"
+    )
 
 
 @pytest.mark.parametrize(
     ("masks", "names", "expected"),
     [
+        (
+            [mask(255), mask(255), mask(1)],
+            "lung\n",
+            "mask D/masks/c2.png: must hold 0/255 or class indices 0 to 1 (classes.txt names 1), "
+            "the same way in every mask, got values 0, 1; save class indices as PNG",
+        ),
+        (
+            [mask(255), mask(77), mask(255)],
+            None,
+            "mask D/masks/c1.png: must hold 0/255, 0/1 or class indices up to 32, the same way in every mask, "
+            "got values 0, 77; save class indices as PNG",
+        ),
         (
             [mask(1), mask(7, 2), mask(3)],
             "a\nb\nc\n",
@@ -246,7 +265,15 @@ def test_one_patient(tmp_path):
             "save class indices as PNG",
         ),
     ],
-    ids=["class 7 of 3", "grey levels", "0/1 among 0/255", "0/255 among 0/1", "0/255 for two classes"],
+    ids=[
+        "one name, mixed",
+        "grey level among 0/255",
+        "class 7 of 3",
+        "grey levels",
+        "0/1 among 0/255",
+        "0/255 among 0/1",
+        "0/255 for two classes",
+    ],
 )
 def test_masks_with_wrong_values(tmp_path, masks, names, expected):
     make_folder(tmp_path, masks)
@@ -258,7 +285,9 @@ def test_masks_with_wrong_values(tmp_path, masks, names, expected):
 def test_classes_file_that_names_nothing(tmp_path):
     make_folder(tmp_path, [mask(255)] * 3)
     (tmp_path / "classes.txt").write_text("\n\n")
-    assert message(tmp_path) == "classes D/classes.txt: must name 1 to 32 different classes, one a line, got 0"
+    assert (
+        message(tmp_path) == "classes D/classes.txt: must name 1 to 32 different classes, one a line, got 0"
+    )
 
 
 INDEX_ROW = {"case": "c0", "image": "images/c0.png", "mask": "masks/c0.png"}

@@ -12,9 +12,7 @@ from PIL import Image
 from segcore.errors import InputError
 from segcore.image import image_size, read_image, read_mask
 
-WHAT_IS_READ = (
-    "must be PNG, JPEG or TIFF of 8 or 16 bit or 32-bit float, got something else or a damaged header; save it again"
-)
+WHAT_IS_READ = "must be PNG, JPEG or TIFF of 8 or 16 bit or 32-bit float, got something else or a damaged header; save it again"
 
 
 def png_bytes(width: int, height: int, *, bits: int = 8, colour: int = 0, pixels: bytes = b"") -> bytes:
@@ -136,12 +134,19 @@ def test_truncated(tmp_path, suffix):
 def test_pixels_that_are_missing_without_a_cut(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png_bytes(100, 100, pixels=bytes(50)))
-    assert message(read_image, path).startswith("image FILE: must be a whole image, got a damaged or truncated one")
+    assert message(read_image, path).startswith(
+        "image FILE: must be a whole image, got a damaged or truncated one"
+    )
 
 
 @pytest.mark.parametrize(
     ("mode", "suffix", "name"),
-    [("RGBA", "png", "RGBA"), ("P", "png", "a palette"), ("CMYK", "jpg", "CMYK"), ("LA", "png", "grey with alpha")],
+    [
+        ("RGBA", "png", "RGBA"),
+        ("P", "png", "a palette"),
+        ("CMYK", "jpg", "CMYK"),
+        ("LA", "png", "grey with alpha"),
+    ],
 )
 def test_colours_with_no_single_reading(tmp_path, mode, suffix, name):
     path = tmp_path / f"a.{suffix}"
@@ -167,7 +172,9 @@ def test_float_with_numbers_that_are_none(tmp_path, bad):
     array[0, :2] = bad
     expected = "image FILE: must hold finite numbers, got 2 NaN or infinite pixels; replace them"
     assert message(read_image, save(tmp_path / "a.tif", array)) == expected
-    assert message(read_mask, tmp_path / "a.tif").startswith("mask FILE: must hold class indices 0 to 255, got")
+    assert message(read_mask, tmp_path / "a.tif").startswith(
+        "mask FILE: must hold class indices 0 to 255, got"
+    )
 
 
 def test_negative_and_huge_integers(tmp_path):
@@ -190,6 +197,7 @@ def test_another_format_under_our_suffix(tmp_path):
     assert message(read_image, tmp_path / "a.png") == f"image FILE: {WHAT_IS_READ}"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow remarks on odd TIFF tags
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_damage_anywhere_is_an_input_error_or_a_picture(tmp_path, suffix):
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """Losses against closed forms, augmentation, order, learning rate, and what a graph is fed."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_learning_rate_rises_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_graph_normalises_as_documented_and_repeats_grey():
@@ -176,5 +177,7 @@ def test_training_set_holds_the_pictures_that_deployment_sees():
     for i, case in enumerate(cases):
         picture = prepare(case.image(), spec)
         item = data[0, i]
-        assert torch.equal((item["image"] * 255).round().to(torch.uint8).permute(1, 2, 0), torch.from_numpy(picture.copy()))
+        assert torch.equal(
+            (item["image"] * 255).round().to(torch.uint8).permute(1, 2, 0), torch.from_numpy(picture.copy())
+        )
         assert item["labelled"]

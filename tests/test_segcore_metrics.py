@@ -56,13 +56,16 @@ def test_interval_of_a_constant_is_that_constant():
 def test_interval_resamples_patients_not_cases():
     """Copies of a patient's case add no knowledge: the interval must not shrink."""
     values, patients = [0.2, 0.5, 0.9, 0.6], list("abcd")
-    assert bootstrap_interval(values * 50, patients * 50) == pytest.approx(bootstrap_interval(values, patients))
+    assert bootstrap_interval(values * 50, patients * 50) == pytest.approx(
+        bootstrap_interval(values, patients)
+    )
 
 
-def test_interval_is_of_the_mean_over_cases():
-    """Patient a has three cases, so the mean of all cases is 0.25, and resampling can give 0 (bb) to 1/3·… (aa)."""
-    low, high = bootstrap_interval([0.0, 0.0, 0.0, 1.0], list("aaab"))
-    assert (low, high) == (0.0, 1.0)
+def test_interval_is_of_the_mean_over_cases_not_over_patients():
+    """30 patients with one case of Dice 1, 30 with nine of Dice 0: the mean over cases is 0.1, over patients 0.5."""
+    patients = [f"a{i}" for i in range(30)] + [f"b{i}" for i in range(30) for _ in range(9)]
+    low, high = bootstrap_interval([1.0] * 30 + [0.0] * 270, patients)
+    assert low < 0.1 < high < 0.3
 
 
 def test_interval_covers_the_mean_and_is_repeatable():

@@ -1,5 +1,7 @@
 """A folder that is there is complete; what was interrupted is a .partial that equal settings resume."""
 
+from contextlib import suppress
+
 import pytest
 
 from segcore.errors import InputError
@@ -7,7 +9,7 @@ from segcore.outfolder import out_folder, write_text
 
 
 def fail(out, settings, text="half", **options):
-    with pytest.raises(RuntimeError), out_folder(out, settings, **options) as folder:
+    with suppress(RuntimeError), out_folder(out, settings, **options) as folder:
         (folder / "a.txt").write_text(text)
         raise RuntimeError
 
@@ -35,7 +37,9 @@ def test_the_folder_appears_at_the_end(tmp_path):
 
 def test_out_that_exists(tmp_path):
     make(tmp_path / "O", {})
-    assert message(tmp_path / "O", {}) == "--out O: must not exist yet, it does; add --overwrite to replace it"
+    assert (
+        message(tmp_path / "O", {}) == "--out O: must not exist yet, it does; add --overwrite to replace it"
+    )
 
 
 def test_overwrite(tmp_path):
@@ -78,7 +82,9 @@ def test_partial_of_other_settings(tmp_path):
 def test_partial_with_damaged_settings_is_not_resumed(tmp_path, text):
     fail(tmp_path / "O", {"seed": 0})
     (tmp_path / "O.partial" / "settings.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert message(tmp_path / "O", {"seed": 0}).startswith("--out O: O.partial was made with other settings (seed)")
+    assert message(tmp_path / "O", {"seed": 0}).startswith(
+        "--out O: O.partial was made with other settings (seed)"
+    )
 
 
 def test_partial_without_settings_starts_again(tmp_path):

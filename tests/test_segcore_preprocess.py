@@ -55,7 +55,9 @@ def test_windowing_comes_before_resizing():
     """A level over the window must not shine into its neighbours when the picture shrinks."""
     image = np.zeros((2, 2), np.uint16)
     image[0, 0] = 60_000
-    assert prepare(image, spec((1, 1), depth="uint16", window=(0, 100))).item() == pytest.approx(255 / 4, abs=1)
+    assert prepare(image, spec((1, 1), depth="uint16", window=(0, 100))).item() == pytest.approx(
+        255 / 4, abs=1
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -138,7 +140,9 @@ def test_logits_of_the_same_size_are_untouched():
 
 def test_probabilities():
     logits = np.array([0.0, 1000.0, -1000.0], np.float32).reshape(1, 1, 3)
-    np.testing.assert_allclose(probabilities(logits, output_spec(("x",), 1), (1, 3))[0, 0], [0.5, 1, 0], atol=1e-9)
+    np.testing.assert_allclose(
+        probabilities(logits, output_spec(("x",), 1), (1, 3))[0, 0], [0.5, 1, 0], atol=1e-9
+    )
     three = np.random.default_rng(0).normal(0, 300, (3, 4, 4)).astype(np.float32)
     p = probabilities(three, output_spec(("a", "b"), 1), (4, 4))
     np.testing.assert_allclose(p.sum(0), 1, rtol=1e-6)

@@ -64,7 +64,9 @@ def test_given_splits_that_are_wrong(rows, expected):
 
 
 def test_given_splits_that_are_right():
-    check_given_splits([("c1", "p", "train"), ("c2", "p", "train"), ("c3", "q", "val"), ("c4", "r", "test")], name="d")
+    check_given_splits(
+        [("c1", "p", "train"), ("c2", "p", "train"), ("c3", "q", "val"), ("c4", "r", "test")], name="d"
+    )
 
 
 def test_hash_depends_on_the_assignment_alone():

@@ -50,7 +50,11 @@ def test_other_sizes_build_from_sam2s_own_configs(size, channels):
 
 def test_three_supervised_heads_the_finest_last():
     network = build_s2agscunet(encoder="tiny", outputs=2)
-    assert [o.shape for o in network(torch.zeros(1, 3, 64, 64))] == [(1, 2, 4, 4), (1, 2, 8, 8), (1, 2, 16, 16)]
+    assert [o.shape for o in network(torch.zeros(1, 3, 64, 64))] == [
+        (1, 2, 4, 4),
+        (1, 2, 8, 8),
+        (1, 2, 16, 16),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,10 @@ def test_safetensors_weights_load_too(encoder, tmp_path):
     save_file({PREFIX + k: v for k, v in encoder.state_dict().items()}, path)
     other = build_encoder("tiny")
     assert load_encoder_weights(other, str(path), "tiny") == "w.safetensors"
-    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), encoder.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(other.state_dict().values(), encoder.state_dict().values(), strict=True)
+    )
     assert load_encoder_weights(other, "none", "tiny") == NO_WEIGHTS
 
 

@@ -197,10 +197,14 @@ def test_a_shard_that_was_cut(soft, tmp_path):
     shutil.copytree(soft, broken)
     shard = broken / "shard-00-00001.npy"
     shard.write_bytes(shard.read_bytes()[:500])
-    with pytest.raises(InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"):
+    with pytest.raises(
+        InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"
+    ):
         open_soft_labels(broken)
     shard.unlink()
-    with pytest.raises(InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"):
+    with pytest.raises(
+        InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"
+    ):
         open_soft_labels(broken)
 
 
@@ -214,12 +218,16 @@ def test_out_that_exists_and_a_partial_of_other_settings(teacher, tmp_path):
     (tmp_path / "s.partial").mkdir()
     settings = DistillSettings(**SMALL, out=out, epochs=1)
     (tmp_path / "s.partial" / "settings.json").write_text(json.dumps({**settings.recipe(), "lr": 5.0}))
-    with pytest.raises(InputError, match=r"was made with other settings \(.*lr.*\); use the same settings to resume it"):
+    with pytest.raises(
+        InputError, match=r"was made with other settings \(.*lr.*\); use the same settings to resume it"
+    ):
         distill(settings)
 
 
 def test_a_learning_rate_that_explodes(tmp_path):
-    with pytest.raises(InputError, match=r"^--lr 1e\+30: must keep the loss finite, got nan in epoch 1; use a lower --lr$"):
+    with pytest.raises(
+        InputError, match=r"^--lr 1e\+30: must keep the loss finite, got nan in epoch 1; use a lower --lr$"
+    ):
         distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=1, lr=1e30))
 
 
@@ -231,12 +239,28 @@ COMMANDS = {
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_killed_run_ends_with_the_same_weights(module, tmp_path):
-    words = [sys.executable, "-m", module, "--data", DATA, "--size", "32", "--batch-size", "4", "--device", "cpu"]
+    words = [
+        sys.executable,
+        "-m",
+        module,
+        "--data",
+        DATA,
+        "--size",
+        "32",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+    ]
     words += COMMANDS[module]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*words, "--out", str(tmp_path / "whole")], cwd=REPO, env=env, check=True, capture_output=True)
+    subprocess.run(
+        [*words, "--out", str(tmp_path / "whole")], cwd=REPO, env=env, check=True, capture_output=True
+    )
     killed = [*words, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(killed, cwd=REPO, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        killed, cwd=REPO, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     history = tmp_path / "killed.partial" / "history.csv"
     deadline = time.monotonic() + 120
     while not history.is_file() and time.monotonic() < deadline:

@@ -1,1 +1,1 @@
-"""What both trainings share: losses, augmentation, loader, loop. Needs torch; nothing that runs on a device imports it."""
+"""What both trainings share: losses, augmentation, loader, loop. Needs torch; no device imports it."""

@@ -29,4 +29,4 @@ def count_macs(network: nn.Module, spec: InputSpec) -> int:
     picture = torch.zeros(1, *spec.size_px, spec.channels, dtype=torch.uint8, device=graph.mean.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         graph(picture)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

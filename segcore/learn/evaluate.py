@@ -22,8 +22,16 @@ _EXAMPLES = 6
 class Validator:
     """Scores a network on cases; their prepared pictures are kept, their masks are read each time."""
 
-    def __init__(self, cases: Sequence[Case], spec: InputSpec, output: OutputSpec, classes: int, *, batch: int) -> None:
-        self.cases, self.spec, self.output, self.classes, self.batch = tuple(cases), spec, output, classes, batch
+    def __init__(
+        self, cases: Sequence[Case], spec: InputSpec, output: OutputSpec, classes: int, *, batch: int
+    ) -> None:
+        self.cases, self.spec, self.output, self.classes, self.batch = (
+            tuple(cases),
+            spec,
+            output,
+            classes,
+            batch,
+        )
         self.pictures = [prepare(case.image(), spec, name=f"image {case.id}") for case in cases]
 
     def predictions(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
@@ -36,7 +44,7 @@ class Validator:
                 logits = graph(pictures).float().cpu().numpy()
             for case, one in zip(self.cases[start : start + self.batch], logits, strict=True):
                 truth = case.mask()
-                yield case, mask_of_logits(one, self.output, truth.shape), truth  # type: ignore[arg-type]
+                yield case, mask_of_logits(one, self.output, truth.shape), truth
 
     def dice(self, network: nn.Module) -> float:
         """Mean Dice over classes, then cases."""
@@ -48,14 +56,18 @@ def draw_examples(validator: Validator, network: nn.Module, path: Path) -> None:
     """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
     scored = []
     for case, prediction, truth in validator.predictions(network):
-        scored.append((float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth))
+        scored.append(
+            (float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth)
+        )
     scored.sort(key=lambda s: s[0])
     picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLES, len(scored))).astype(int))
     rows = []
     for i in picks:
         _, case, prediction, truth = scored[i]
         image = case.image()
-        rows.append([image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)])
+        rows.append(
+            [image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)]
+        )
     sheet(rows, ["image", "truth", "prediction (worst case first)", "missed orange, extra blue"]).save(path)
 
 

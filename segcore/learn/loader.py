@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ _WINDOW_CASES = 64
 
 
 def training_input(
-    cases: Sequence[Case], size_px: tuple[int, int], mean_std: dict[int, tuple[tuple[float, ...], tuple[float, ...]]]
+    cases: Sequence[Case],
+    size_px: tuple[int, int],
+    mean_std: dict[int, tuple[tuple[float, ...], tuple[float, ...]]],
 ) -> InputSpec:
     """The input a network will be trained on: channels, depth and window are read off some training images.
 
@@ -31,13 +34,22 @@ def training_input(
         size_px: height and width of the network's input.
         mean_std: normalisation for 1 and for 3 channels.
     """
-    picked = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _WINDOW_CASES)).astype(int))]
+    picked = [
+        cases[i]
+        for i in np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _WINDOW_CASES)).astype(int))
+    ]
     images = [case.image() for case in picked]
     depth, window = training_window(images)
-    channels = 3 if any(image.ndim == 3 for image in images) else 1
+    channels: Literal[1, 3] = 3 if any(image.ndim == 3 for image in images) else 1
     mean, std = mean_std[channels]
     return InputSpec(
-        height_px=size_px[0], width_px=size_px[1], channels=channels, depth=depth, window=window, mean=mean, std=std
+        height_px=size_px[0],
+        width_px=size_px[1],
+        channels=channels,
+        depth=depth,
+        window=window,
+        mean=mean,
+        std=std,
     )
 
 
@@ -75,16 +87,22 @@ class TrainingSet(Dataset[Sample]):
             if case.labelled:
                 mask = case.mask()
                 if mask.max() > classes:
-                    raise InputError(f"mask of case {case.id}: must hold classes 0 to {classes}, got {mask.max()}")
+                    raise InputError(
+                        f"mask of case {case.id}: must hold classes 0 to {classes}, got {mask.max()}"
+                    )
                 self.masks[i] = resize_mask(mask, spec.size_px)
 
         with ThreadPoolExecutor() as pool:
-            list(tqdm(pool.map(read, range(len(cases))), "reading", total=len(cases), unit="image", leave=False))
+            list(
+                tqdm(
+                    pool.map(read, range(len(cases))), "reading", total=len(cases), unit="image", leave=False
+                )
+            )
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:  # type: ignore[override]
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, i = item
         sample: Sample = {
             "image": torch.from_numpy(self.images[i]).permute(2, 0, 1).float() / 255,
@@ -117,7 +135,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
 def build_loader(
     data: TrainingSet, *, batch_size: int, workers: int, seed: int, rank: int = 0, processes: int = 1
 ) -> tuple[DataLoader[Sample], EpochOrder]:
-    """A loader and its order; set `order.epoch` before each pass. An incomplete last batch is dropped unless it is all."""
+    """A loader and its order; set `order.epoch` before each pass. A short last batch is dropped unless it is all."""
     order = EpochOrder(len(data), seed=seed, rank=rank, processes=processes)
     loader = DataLoader(
         data,

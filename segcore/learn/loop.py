@@ -1,7 +1,7 @@
 """The one training loop: AdamW, cosine, clipping, mixed precision, EMA, best epoch by validation Dice, exact resume.
 
-It runs under Hugging Face Accelerate (`accelerate launch -m teacher.train …`) and in one process alike. All that is random
-in an epoch follows from (seed, epoch), so a run that was killed ends with the weights of one that was not.
+It runs under Hugging Face Accelerate (`accelerate launch -m teacher.train …`) and in one process alike. All that is
+random in an epoch follows from (seed, epoch), so a run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segcore.command import log
@@ -54,7 +57,7 @@ def open_accelerator(settings: TrainSettings) -> Accelerator:
     if amp == "auto":
         amp = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
     precision = {"fp32": "no"}.get(amp, amp)
-    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=settings.accumulate)
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, highest: float) -> float:
@@ -91,6 +94,7 @@ def fit(
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     average = _average(network, settings.ema) if settings.ema else None
+    run = _Run(network, wrapped, optimizer, average, loss_of, accelerator)
     loader, order = build_loader(
         data,
         batch_size=settings.batch_size,
@@ -99,46 +103,76 @@ def fit(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    steps_an_epoch = math.ceil(len(loader) / settings.accumulate)
-    steps = steps_an_epoch * settings.epochs
-    warmup = round(settings.warmup_epochs * steps_an_epoch)
-    history = _resume(folder, network, optimizer, average)
+    history = _resume(folder, run)
     for epoch in range(len(history), settings.epochs):
-        started, losses, order.epoch = time.perf_counter(), [], epoch
-        torch.manual_seed(settings.seed * 100_003 + epoch)
-        wrapped.train()
-        bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
-        for i, batch in enumerate(bar):
-            step = epoch * steps_an_epoch + i // settings.accumulate
-            rate = learning_rate(step, steps=steps, warmup=warmup, highest=settings.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with accelerator.accumulate(wrapped):
-                with accelerator.autocast():
-                    loss = loss_of(wrapped, to_device(batch, accelerator.device))
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trained, settings.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                if average is not None and accelerator.sync_gradients:
-                    average.update_parameters(network)
-            losses.append(loss.detach())
-        mean_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(mean_loss):
-            raise InputError(f"--lr {settings.lr:g}: must keep the loss finite, got {mean_loss} in epoch {epoch + 1}; use a lower --lr")
+        started, order.epoch = time.perf_counter(), epoch
+        loss, rate = _train_epoch(run, loader, epoch, settings)
         kept = network if average is None else average.module
         dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
         seconds = time.perf_counter() - started
         speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
-        history.append(Epoch(epoch + 1, mean_loss, dice, rate, seconds, speed))
+        history.append(Epoch(epoch + 1, loss, dice, rate, seconds, speed))
         if accelerator.is_main_process:
             best = all(dice > e.dice_val for e in history[:-1])
-            log(f"epoch {epoch + 1:3d}/{settings.epochs}  loss {mean_loss:.4f}  val Dice {dice:.4f}{' *' if best else '  '}  {seconds:.1f} s")
-            _save(folder, network, optimizer, average, history, best=kept if best else None)
+            star = "*" if best else " "
+            log(
+                f"epoch {epoch + 1:3d}/{settings.epochs}  loss {loss:.4f}  val Dice {dice:.4f} {star} {seconds:.1f} s"
+            )
+            _save(folder, run, history, best=kept if best else None)
         accelerator.wait_for_everyone()
     network.load_state_dict(load_file(folder / _BEST))
     return history
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a training changes: `wrapped` is `network` as Accelerate distributes it."""
+
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    loss_of: Callable[[nn.Module, Sample], Tensor]
+    accelerator: Accelerator
+
+
+def _train_epoch(
+    run: _Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings
+) -> tuple[float, float]:
+    """One pass over the data; returns the mean loss and the last learning rate."""
+    accelerator, steps = run.accelerator, math.ceil(len(loader) / settings.accumulate)
+    warmup = round(settings.warmup_epochs * steps)
+    torch.manual_seed(settings.seed * 100_003 + epoch)
+    run.wrapped.train()
+    losses, rate = [], 0.0
+    bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
+    for i, batch in enumerate(bar):
+        last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
+        with nullcontext() if last else accelerator.no_sync(run.wrapped):
+            with accelerator.autocast():
+                loss = run.loss_of(run.wrapped, to_device(batch, accelerator.device))
+            accelerator.backward(loss / settings.accumulate)
+        losses.append(loss.detach())
+        if last:
+            step = epoch * steps + i // settings.accumulate
+            rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
+            _step(run, rate, settings.clip_norm)
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise InputError(
+            f"--lr {settings.lr:g}: must keep the loss finite, got {mean} in epoch {epoch + 1}; use a lower --lr"
+        )
+    return mean, rate
+
+
+def _step(run: _Run, rate: float, clip_norm: float) -> None:
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.accelerator.clip_grad_norm_([p for p in run.network.parameters() if p.requires_grad], clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.average is not None:
+        run.average.update_parameters(run.network)
 
 
 def drop_checkpoint(folder: Path) -> None:
@@ -147,31 +181,25 @@ def drop_checkpoint(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _average(network: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
-
-def _save(
-    folder: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    history: list[Epoch],
-    *,
-    best: nn.Module | None,
-) -> None:
+def _save(folder: Path, run: _Run, history: list[Epoch], *, best: nn.Module | None) -> None:
     """The best weights first: a kill in between repeats this epoch, which makes them again."""
     if best is not None:
         # safetensors stores plain memory order; a clone also unties tensors that share memory
-        state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in best.state_dict().items()}
+        state = {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for k, v in best.state_dict().items()
+        }
         save_file(state, folder / f"{_BEST}.tmp")
         (folder / f"{_BEST}.tmp").replace(folder / _BEST)
     checkpoint = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict() if average is not None else None,
+        "network": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.state_dict() if run.average is not None else None,
         "history": json.dumps([asdict(e) for e in history]),
     }
     torch.save(checkpoint, folder / f"{_LAST}.tmp")
@@ -182,16 +210,14 @@ def _save(
         writer.writerows(asdict(e) for e in history)
 
 
-def _resume(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
-) -> list[Epoch]:
+def _resume(folder: Path, run: _Run) -> list[Epoch]:
     if not (folder / _LAST).is_file():
         return []
     checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
-    network.load_state_dict(checkpoint["network"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    if average is not None:
-        average.load_state_dict(checkpoint["average"])
+    run.network.load_state_dict(checkpoint["network"])
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    if run.average is not None:
+        run.average.load_state_dict(checkpoint["average"])
     history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
     log(f"resuming after epoch {len(history)}, best val Dice so far {max(e.dice_val for e in history):.4f}")
     return history

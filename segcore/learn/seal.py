@@ -48,15 +48,15 @@ def seal_trained(
     teacher: str | None = None,
     lineage: tuple[Made, ...] = (),
 ) -> Manifest:
-    """Writes weights, `history.csv`, `curves.png`, `examples.png` and the manifest of a trained network.
+    """Writes weights, `curves.png`, `examples.png` and the manifest of a trained network into the stage's OUT.partial.
 
-    Args:
-        folder: the stage's OUT.partial.
-        network: a plain module in its final form (adapters merged), one logits tensor out.
-        validator: scores `network` once more, so that the manifest's Dice is that of the weights beside it.
+    `network` is a plain module in its final form (adapters merged) with one logits tensor out; `validator` scores it
+    once more, so that the manifest's Dice is that of the weights beside it. The rest are the manifest's fields.
     """
     network = copy.deepcopy(network).cpu().eval()
-    state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
+    state = {
+        k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
+    }
     save_file(state, folder / WEIGHTS)
     dice = validator.dice(network)
     draw_examples(validator, network, folder / "examples.png")

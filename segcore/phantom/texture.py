@@ -75,10 +75,8 @@ def draw_pose(
 def curve(points: npt.ArrayLike, *, closed: bool = True, steps: int = 5) -> Points:
     """Returns a Catmull-Rom curve through the N×2 points, `steps` vertices from each to the next."""
     knots = np.asarray(points, dtype=np.float64)
-    if closed:
-        knots = np.concatenate([knots[-1:], knots, knots[:2]])
-    else:
-        knots = np.concatenate([knots[:1], knots, knots[-1:]])
+    ends = (knots[-1:], knots[:2]) if closed else (knots[:1], knots[-1:])
+    knots = np.concatenate([ends[0], knots, ends[1]])
     p0, p1, p2, p3 = (knots[i : len(knots) - 3 + i, None, :] for i in range(4))
     t = (np.arange(steps) / steps)[None, :, None]
     bend = t * t * (2 * p0 - 5 * p1 + 4 * p2 - p3) + t**3 * (3 * p1 - p0 - 3 * p2 + p3)

@@ -1,0 +1,30 @@
+"""`python -m benchmarks`: measures bundles side by side and writes the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.settings import BenchmarkSettings
+from segcore.command import run_command
+
+
+def _join_numbers(words: Sequence[str]) -> list[str]:
+    """`--threads 1 2` to `--threads 1,2`, which is what the parser of segcore.command reads."""
+    joined: list[str] = []
+    for word in words:
+        if word.isdigit() and len(joined) > 1 and joined[-2] == "--threads":
+            joined[-1] += "," + word
+        else:
+            joined.append(word)
+    return joined
+
+
+def _main(settings: BenchmarkSettings) -> None:
+    from benchmarks.run import main
+
+    main(settings)
+
+
+if __name__ == "__main__":
+    run_command(_main, BenchmarkSettings, "python -m benchmarks", _join_numbers(sys.argv[1:]))

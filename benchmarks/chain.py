@@ -1,0 +1,115 @@
+"""The whole chain in one command: teacher → soft labels → students → exports → report.
+
+`python -m benchmarks.chain --data D --out O` prints each command before it runs it, skips what is finished and goes
+on with what is not. `make quickstart` and the results in docs/results.md are this chain with other settings.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from segcore.command import Settings, log, print_result, run_command
+
+
+class ChainSettings(Settings):
+    """Run the whole chain on one data set."""
+
+    data: str
+    """A folder with images/ and masks/, an index.csv, or phantom:cxr, phantom:ct, phantom:dental."""
+    out: Path
+    """One folder for everything; each stage gets its own folder inside."""
+    weights: str = "none"
+    """SAM 2.1's weights for the teacher; none trains everything from random weights."""
+    encoder: Literal["tiny", "small", "base+", "large"] = "tiny"
+    """Size of the teacher's encoder."""
+    size: int = 256
+    """Input size of all networks, in pixels."""
+    teacher_epochs: int = Field(50, ge=1)
+    """Epochs of the teacher."""
+    teacher_lr: float = Field(5e-4, gt=0)
+    """Highest learning rate of the teacher."""
+    student_epochs: int = Field(50, ge=1)
+    """Epochs of every student."""
+    controls: bool = False
+    """Also train LightUNet and U-Net 16 without a teacher, and time U-Net 64 (untrained, for its latency)."""
+    rounds: int = Field(5, ge=1)
+    """Interleaved rounds of the latency measurement."""
+    threads: int | None = None
+    """Threads of the latency measurement; the machine's where it is not given."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command and the folder it leaves behind."""
+
+    out: Path
+    words: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        return "python -m " + shlex.join(self.words)
+
+
+def stages(settings: ChainSettings) -> list[Stage]:
+    """The chain's commands, in order."""
+    out, data, size = settings.out, ("--data", settings.data), ("--size", str(settings.size))
+    tune = "all" if settings.weights == "none" else "lora"
+    teacher, labels, export = out / "teacher", out / "labels", out / "export"
+
+    def stage(folder: Path, *words: str) -> Stage:
+        return Stage(folder, (*words, "--out", str(folder)))
+
+    def student(name: str, base: int, *more: str) -> Stage:
+        epochs = (
+            ("--epochs", str(settings.student_epochs)) if base < 64 else ("--epochs", "1", "--limit", "8")
+        )
+        return stage(out / name, "student.distill", *data, *size, "--base", str(base), *epochs, *more)
+
+    def exported(name: str, precision: str) -> Stage:
+        words = ("export", "--bundle", str(out / name), "--to", "openvino", "--precision", precision, *data)
+        return stage(export / f"{name}-{precision}", *words)
+
+    chain = [
+        stage(
+            teacher, "teacher.train", *data, *size, "--weights", settings.weights, "--tune", tune,
+            "--encoder", settings.encoder, "--epochs", str(settings.teacher_epochs), "--lr", f"{settings.teacher_lr:g}",
+        ),
+        stage(labels, "teacher.label", "--bundle", str(teacher), *data),
+        student("student", 8, "--soft", str(labels)),
+    ]  # fmt: skip
+    exports = [exported("teacher", "fp32"), exported("student", "fp32"), exported("student", "int8")]
+    if settings.controls:
+        chain += [student("alone", 8), student("unet16", 16), student("unet64", 64)]
+        exports += [exported(name, p) for name in ("alone", "unet16", "unet64") for p in ("fp32", "int8")]
+    bundles = [word for e in exports for word in ("--bundle", str(e.out))]
+    threads = ("--threads", str(settings.threads)) if settings.threads else ()
+    report = stage(out / "report", "benchmarks", *bundles, *data, "--rounds", str(settings.rounds), *threads)
+    return [*chain, *exports, report]
+
+
+def main(settings: ChainSettings) -> None:
+    """Runs what is not finished; a stage that fails ends the chain with its exit status."""
+    for stage in stages(settings):
+        if stage.out.exists():
+            log(f"\n# {stage.out} is there, going on")
+            continue
+        log(f"\n$ {stage.line}")
+        status = subprocess.run([sys.executable, "-m", *stage.words], check=False).returncode
+        if status:
+            sys.exit(status)
+    report = settings.out / "report"
+    table = report / "report.md"
+    log(f"\n{table.read_text()}" if table.is_file() else "")
+    log(f"report: {report / 'report.html'}")
+    print_result(report=str(report / "report.html"))
+
+
+if __name__ == "__main__":
+    run_command(main, ChainSettings, "python -m benchmarks.chain")

@@ -1,0 +1,185 @@
+"""Runs the measurements of one report: accuracy, then cold start and memory, then interleaved latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.accuracy import paired_difference, score_case, summarise
+from benchmarks.latency import Timed, summarise_speed, time_interleaved
+from benchmarks.load import others_share, read_clock
+from benchmarks.memory import measure_start
+from benchmarks.record import CaseRecord, Record, Speed, Start
+from benchmarks.subject import Opened, Subject, open_subject
+from segcore.case import Case
+from segcore.errors import InputError
+from segcore.preprocess import prepare
+
+PICTURES = 8
+"""Pictures that the timing goes round; held in memory, so that no file is read in a timed call."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A subject with its score of every case, in the order of the cases."""
+
+    subject: Subject
+    engine_version: str
+    scores: tuple[CaseRecord, ...]
+
+
+def probe(subjects: Sequence[Subject], *, wanted: bool) -> tuple[list[Subject], list[str]]:
+    """Opens every subject once, so that what cannot run is known before anything is measured.
+
+    Args:
+        subjects: bundles on the engines that could open them.
+        wanted: the user asked for these engines, so one that does not open is an error.
+
+    Returns:
+        The subjects that opened, and why others did not, one line each.
+
+    Raises:
+        InputError: a wanted engine, or every engine of a bundle, does not open it.
+    """
+    usable, reasons = [], []
+    for subject in subjects:
+        try:
+            open_subject(subject.bundle, subject.engine, None).close()
+        except InputError as error:
+            alone = not any(s.bundle == subject.bundle and s != subject for s in subjects)
+            if wanted or alone:
+                raise
+            reasons.append(f"{subject.name}: {error}")
+        else:
+            usable.append(subject)
+    for subject in subjects:
+        if not any(s.bundle == subject.bundle for s in usable):
+            raise InputError(
+                f"--bundle {subject.bundle.folder}: must open with an engine; {'; '.join(reasons)}"
+            )
+    return usable, reasons
+
+
+def measure_accuracy(subjects: Sequence[Subject], cases: Sequence[Case], *, threads: int) -> list[Scored]:
+    """Scores every case with every subject, one opened at a time."""
+    scored = []
+    with tqdm(total=len(subjects) * len(cases), desc="accuracy", unit="case", mininterval=1.0) as bar:
+        for subject in subjects:
+            with closing(open_subject(subject.bundle, subject.engine, threads)) as opened:
+                scores = []
+                for case in cases:
+                    mask = opened.predict(case.image(), name=f"case {case.id}").mask
+                    classes = subject.manifest.classes
+                    scores.append(score_case(mask, case, classes, name=subject.name, engine=subject.engine))
+                    bar.update()
+                scored.append(Scored(subject, str(opened.engine_version), tuple(scores)))
+    return scored
+
+
+def measure_starts(
+    subjects: Sequence[Subject], image: np.ndarray, *, threads: int, children: int
+) -> list[Start]:
+    """Cold start and peak memory of each subject, in processes of their own."""
+    bar = tqdm(subjects, desc="cold start", unit="model")
+    return [measure_start(s.bundle, s.engine, image, threads=threads, children=children) for s in bar]
+
+
+def measure_speed(
+    subjects: Sequence[Subject], images: Sequence[np.ndarray], *, threads: int, rounds: int, reference: int
+) -> list[Speed]:
+    """Latency of all subjects in one interleaved run at one thread count.
+
+    Ratios are against `subjects[reference]`.
+    """
+    with ExitStack() as stack:
+        models = []
+        for subject in subjects:
+            opened = stack.enter_context(closing(open_subject(subject.bundle, subject.engine, threads)))
+            models.append(_timed(opened, subject, images))
+        bar = stack.enter_context(
+            tqdm(total=rounds * len(subjects), desc=f"latency, threads {threads}", unit="burst")
+        )
+        before = read_clock()
+        samples = time_interleaved(models, rounds=rounds, progress=bar.update)
+        share = others_share(before, read_clock())
+    speeds = [summarise_speed(s, samples[reference]) for s in samples]
+    return [speed.model_copy(update={"other_load_share": share}) for speed in speeds]
+
+
+def _timed(opened: Opened, subject: Subject, images: Sequence[np.ndarray]) -> Timed:
+    batches = [prepare(image, subject.manifest.input)[None].copy() for image in images]
+    return Timed(
+        run=lambda i: opened.run(batches[i % len(batches)]),
+        predict=lambda i: opened.predict(images[i % len(images)]),
+    )
+
+
+def make_records(
+    scored: Sequence[Scored],
+    reference: int,
+    *,
+    data: str,
+    split: str,
+    speeds: dict[int, list[Speed]],
+    starts: Sequence[Start] | None,
+) -> list[Record]:
+    """One record a subject and thread count.
+
+    Args:
+        scored: subjects with their scores.
+        reference: index of the one that all are compared with.
+        data: the dataset's name.
+        split: the split that was scored.
+        speeds: thread count → one `Speed` a subject; empty if nothing was timed.
+        starts: one a subject; None if nothing was timed.
+    """
+    base = scored[reference]
+    records = []
+    counts: list[int | None] = [*speeds] or [None]
+    for threads in counts:
+        for i, one in enumerate(scored):
+            fields = _fixed_fields(one, base) | summarise(one.scores).model_dump()
+            if i != reference:
+                fields |= _against(one, base)
+            if threads is not None:
+                fields |= speeds[threads][i].model_dump()
+            if starts is not None:
+                fields |= starts[i].model_dump()
+            records.append(Record.model_validate(fields | {"threads": threads, "data": data, "split": split}))
+    return records
+
+
+def _fixed_fields(one: Scored, base: Scored) -> dict[str, object]:
+    subject, manifest = one.subject, one.subject.manifest
+    return {
+        "name": subject.name,
+        "reference": base.subject.name,
+        "bundle": str(subject.bundle.folder),
+        "bundle_sha256": subject.bundle.sha256,
+        "kind": manifest.kind,
+        "precision": manifest.precision,
+        "engine": subject.engine,
+        "engine_version": one.engine_version,
+        "input_height_px": manifest.input.height_px,
+        "input_width_px": manifest.input.width_px,
+        "parameters": manifest.parameters,
+        "macs": manifest.macs,
+        "size_bytes": subject.size_bytes,
+        "times_fewer_parameters": base.subject.manifest.parameters / manifest.parameters,
+        "times_smaller_file": base.subject.size_bytes / subject.size_bytes,
+    }
+
+
+def _against(one: Scored, base: Scored) -> dict[str, object]:
+    difference = paired_difference(one.scores, base.scores)
+    mine, theirs = (summarise(s.scores).dice_mean for s in (one, base))
+    return {
+        "dice_difference": difference.mean,
+        "dice_difference_low": difference.low,
+        "dice_difference_high": difference.high,
+        "dice_share_kept": mine / theirs if theirs > 0 else None,
+    }

@@ -1,0 +1,198 @@
+"""What one measurement says: a line of records.jsonl, and a line of cases.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CaseRecord(_Line):
+    """One case under one bundle and engine. Dice and IoU are 0–1; the means are over foreground classes."""
+
+    name: str
+    engine: str
+    case: str
+    patient: str
+    dice_mean: float
+    iou_mean: float
+    dice_by_class: dict[str, float]
+    iou_by_class: dict[str, float]
+
+
+class Accuracy(_Line):
+    """Accuracy of one bundle and engine over the cases of a split.
+
+    Attributes:
+        dice_p05: 5th percentile over cases: one case in twenty is worse.
+        dice_low: lower end of the 95 % interval of `dice_mean` over patients; None for a single patient.
+        dice_high: its upper end.
+    """
+
+    cases: int
+    patients: int
+    dice_mean: float
+    dice_p05: float
+    dice_low: float | None
+    dice_high: float | None
+    dice_by_class: dict[str, float]
+    iou_mean: float
+    iou_low: float | None
+    iou_high: float | None
+    iou_by_class: dict[str, float]
+
+
+class Difference(_Line):
+    """Dice of the same cases minus the reference's, with its 95 % interval over patients."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def includes_zero(self) -> bool:
+        """True unless there is an interval and it leaves 0 out."""
+        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
+
+
+class Speed(_Line):
+    """Times of one bundle and engine at one thread count.
+
+    Attributes:
+        latency_ms_p50: the engine alone, `run` on a prepared batch of one.
+        end_to_end_ms_p50: `predict`, from the decoded picture to the mask at the picture's size.
+        samples: timed calls behind each percentile.
+        throughput_images_s: end-to-end calls one after another, a second.
+        times_faster: median end-to-end time of the reference divided by this one's, in the same run.
+        times_faster_low: the smallest such ratio over the rounds.
+        times_faster_high: the largest.
+        times_faster_engine: the ratio for the engine alone.
+        other_load_share: share of the machine's processor time that other programs took meanwhile, 0–1.
+    """
+
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    end_to_end_ms_p50: float
+    end_to_end_ms_p90: float
+    end_to_end_ms_p99: float
+    samples: int
+    rounds: int
+    throughput_images_s: float
+    times_faster: float
+    times_faster_low: float
+    times_faster_high: float
+    times_faster_engine: float
+    other_load_share: float | None = None
+
+
+class Start(_Line):
+    """A fresh process that opens a bundle and predicts once.
+
+    Attributes:
+        cold_start_ms: importing the engine, opening the bundle, first mask; without Python's own start.
+        peak_memory_mib: the largest resident size of that process, in MiB.
+    """
+
+    cold_start_ms: float
+    peak_memory_mib: float
+
+
+class Record(_Line):
+    """One bundle, one engine, one thread count. Fields that were not measured are None.
+
+    Attributes:
+        name: unique in a report: the bundle's name, with the engine where it was measured on several.
+        bundle: the folder.
+        size_bytes: of the files that the engine needs; golden cases and manifest left out.
+        dice_difference: Dice minus the reference's on the same cases; None for the reference.
+        dice_share_kept: `dice_mean` divided by the reference's; None for the reference, or if that is 0.
+        times_fewer_parameters: the reference's parameters divided by this one's.
+    """
+
+    name: str
+    reference: str
+    bundle: str
+    bundle_sha256: str
+    kind: str
+    precision: str
+    engine: str
+    engine_version: str
+    threads: int | None
+    data: str
+    split: str
+    input_height_px: int
+    input_width_px: int
+    parameters: int
+    macs: int
+    size_bytes: int
+    cases: int
+    patients: int
+    dice_mean: float
+    dice_p05: float
+    dice_low: float | None
+    dice_high: float | None
+    dice_by_class: dict[str, float]
+    iou_mean: float
+    iou_low: float | None
+    iou_high: float | None
+    iou_by_class: dict[str, float]
+    dice_difference: float | None = None
+    dice_difference_low: float | None = None
+    dice_difference_high: float | None = None
+    dice_share_kept: float | None = None
+    times_fewer_parameters: float
+    times_smaller_file: float
+    latency_ms_p50: float | None = None
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    end_to_end_ms_p50: float | None = None
+    end_to_end_ms_p90: float | None = None
+    end_to_end_ms_p99: float | None = None
+    samples: int | None = None
+    rounds: int | None = None
+    throughput_images_s: float | None = None
+    times_faster: float | None = None
+    times_faster_low: float | None = None
+    times_faster_high: float | None = None
+    times_faster_engine: float | None = None
+    other_load_share: float | None = None
+    cold_start_ms: float | None = None
+    peak_memory_mib: float | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.name == self.reference
+
+    @property
+    def difference(self) -> Difference | None:
+        """The paired difference to the reference; None for the reference."""
+        if self.dice_difference is None:
+            return None
+        return Difference(
+            mean=self.dice_difference, low=self.dice_difference_low, high=self.dice_difference_high
+        )
+
+
+L = TypeVar("L", bound=_Line)
+
+
+def write_lines(path: Path, lines: Iterable[_Line]) -> None:
+    """Writes one JSON object a line."""
+    path.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+
+
+def read_lines(path: Path, kind: type[L]) -> list[L]:
+    """Reads what `write_lines` wrote."""
+    return [kind.model_validate_json(line) for line in path.read_text().splitlines()]
+
+
+def for_threads(records: Sequence[Record]) -> list[Record]:
+    """The records of the first thread count that was timed: the ones that answer and plots speak of."""
+    return [record for record in records if record.threads == records[0].threads]

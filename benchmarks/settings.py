@@ -1,0 +1,47 @@
+"""The settings of `python -m benchmarks`; the command line is generated from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from segcore.command import Settings
+
+
+class BenchmarkSettings(Settings):
+    """Measures bundles side by side on one dataset: accuracy, latency, memory; writes a report."""
+
+    bundle: tuple[Path, ...] = ()
+    """A bundle to measure; give the flag once for each. Torch bundles are measured with PyTorch."""
+
+    data: str
+    """Dataset: a folder, an index.csv, or phantom:KIND."""
+
+    out: Path
+    """New folder for records.jsonl, cases.jsonl, report.html and report.md."""
+
+    engine: tuple[str, ...] = ()
+    """Engine for exported bundles; repeat for several. Default: every installed one that opens the bundle."""
+
+    threads: tuple[int, ...] = ()
+    """Thread counts to time with, as in `--threads 1 2`. Default: this machine's number of cores."""
+
+    split: Literal["train", "val", "test"] = "test"
+    """Which split's cases to score."""
+
+    limit: int | None = Field(default=None, gt=0)
+    """Score at most this many cases, spread over the split."""
+
+    rounds: int = Field(default=5, gt=0)
+    """Rounds of the interleaved timing; each gives every model one short burst."""
+
+    reference: str | None = None
+    """Compared with: a bundle's name or folder, or 1 for the first. Default: first teacher."""
+
+    skip_latency: bool = False
+    """Measure accuracy only: no latency, cold start or memory."""
+
+    overwrite: bool = False
+    """Replace a finished --out."""

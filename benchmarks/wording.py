@@ -1,0 +1,60 @@
+"""Numbers as a reader wants them: three figures, a unit, a real minus sign."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "−"
+
+
+def figures(value: float, digits: int = 3) -> str:
+    """Rounds to so many significant figures, without an exponent: 0.0123, 4.56, 78.9, 1230."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])  # the exponent after rounding
+    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+def signed(value: float, decimals: int = 4) -> str:
+    """+0.0012 or −0.0012; what rounds to nothing has no sign."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return (MINUS if value < 0 else "+") + text
+
+
+def dice(mean: float, low: float | None, high: float | None) -> str:
+    """0.955 (0.948–0.961)."""
+    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
+def difference(mean: float | None, low: float | None, high: float | None) -> str:
+    """−0.0032 (−0.0062 to −0.0001)."""
+    if mean is None:
+        return "–"
+    return (
+        signed(mean) if low is None or high is None else f"{signed(mean)} ({signed(low)} to {signed(high)})"
+    )
+
+
+def count(value: int) -> str:
+    """487 k, 31.0 M, 48.2 G."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{figures(value / size)} {letter}"
+    return str(value)
+
+
+def megabytes(size_bytes: int) -> str:
+    """Decimal megabytes, as file managers show them."""
+    return f"{figures(size_bytes / 1e6)} MB"
+
+
+def times(ratio: float) -> str:
+    """31×, 2.4×; at most two figures below 100, as no measured ratio is surer than that."""
+    return f"{figures(ratio, 2)}×"
+
+
+def plural(number: int, word: str) -> str:
+    """1 case, 2 cases."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,196 @@
+"""What the page shows, as numbers and pictures: no gradio here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from PIL import Image
+
+from runtime.predictor import Prediction, Predictor
+from segcore.bundle import Manifest
+from segcore.metrics import dice_per_class, disagreement
+from segcore.overlay import as_rgb
+
+SHOWN_SIDE_PX = 768
+MAX_RUNS, MAX_SECONDS = 5, 1.0
+# Black, orange, yellow, white: brightness alone carries the order, for colour-blind eyes and grey prints.
+_HEAT_LEVELS = np.array([0.0, 0.35, 0.75, 1.0])
+_HEAT_COLOURS = np.array([[0, 0, 0], [213, 94, 0], [240, 228, 66], [255, 255, 255]], float)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Medians over several runs on one picture, in milliseconds."""
+
+    pre_ms: float
+    engine_ms: float
+    post_ms: float
+    total_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model says about one picture.
+
+    Attributes:
+        manifest: the model's.
+        engine: name and version of the engine that ran it.
+        mask: H×W uint8, at the picture's own size.
+        foreground: probability of each foreground class, K×H×W float32, 0–1.
+        times: how long it took.
+    """
+
+    manifest: Manifest
+    engine: str
+    mask: np.ndarray
+    foreground: np.ndarray
+    times: Times
+
+
+def ask(predictor: Predictor, image: np.ndarray, *, name: str) -> Answer:
+    """Predicts a few times, so that one hiccup of the machine does not decide the times shown.
+
+    Raises:
+        InputError: the model cannot take this picture.
+    """
+    start, runs = perf_counter(), list[Prediction]()
+    while not runs or (len(runs) < MAX_RUNS and perf_counter() - start < MAX_SECONDS):
+        runs.append(predictor.predict(image, name=name))
+    last = runs[-1]
+    return Answer(
+        manifest=predictor.manifest,
+        engine=f"{predictor.engine_name} {predictor.engine_version}",
+        mask=last.mask,
+        foreground=last.probabilities if len(last.probabilities) == 1 else last.probabilities[1:],
+        times=Times(
+            pre_ms=median(r.timings.pre_ms for r in runs),
+            engine_ms=median(r.timings.engine_ms for r in runs),
+            post_ms=median(r.timings.post_ms for r in runs),
+            total_ms=median(r.timings.total_ms for r in runs),
+            runs=len(runs),
+        ),
+    )
+
+
+def comparable(a: Answer, b: Answer) -> bool:
+    """Whether two models look for the same things."""
+    return a.manifest.classes == b.manifest.classes
+
+
+def heat(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far two models are apart, H×W, 0–1: the largest difference in probability over the classes.
+
+    Args:
+        a: foreground probabilities, K×H×W.
+        b: the same of the other model.
+    """
+    return np.asarray(np.abs(a - b).max(axis=0))
+
+
+def heat_map(image: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """The picture, dimmed, under the heat; H×W×3 uint8, dark where the models agree."""
+    picture = as_rgb(image).astype(float) * 0.45
+    levels = [np.interp(apart, _HEAT_LEVELS, _HEAT_COLOURS[:, c]) for c in range(3)]
+    opacity = np.clip(apart * 2.5, 0, 1)[..., None]
+    return np.round(picture * (1 - opacity) + np.stack(levels, axis=-1) * opacity).astype(np.uint8)
+
+
+def fit(picture: np.ndarray, side_px: int = SHOWN_SIDE_PX) -> np.ndarray:
+    """A picture as H×W×3 uint8, shrunk if it is larger than the page can show."""
+    picture = as_rgb(picture)
+    if max(picture.shape[:2]) <= side_px:
+        return picture
+    shown = Image.fromarray(picture)
+    shown.thumbnail((side_px, side_px))
+    return np.asarray(shown)
+
+
+def speed_words(reference_ms: float, ms: float) -> str:
+    """How a time compares to the reference's: "4.0 times faster"."""
+    ratio = reference_ms / ms
+    if ratio >= 1.05:
+        return f"{ratio:.1f} times faster"
+    return f"{1 / ratio:.1f} times slower" if ratio <= 1 / 1.05 else "as fast"
+
+
+def apart_words(a: Answer, b: Answer) -> str:
+    """One sentence on how much two masks differ."""
+    share = 100 * disagreement(a.mask, b.mask)
+    dice = dice_per_class(a.mask, b.mask, len(a.manifest.classes)).mean()
+    if share == 0:
+        return "The two masks are the same in every pixel."
+    return f"The two masks differ in {share:.2g} % of the pixels (overlap, Dice: {dice:.3f})."
+
+
+def summary(first: Answer, other: Answer) -> str:
+    """The comparison in one line."""
+    words = speed_words(first.times.total_ms, other.times.total_ms)
+    words += " as" if words == "as fast" else " than"
+    line = f"{title(other.manifest)} was {words} {title(first.manifest)}."
+    return f"{line} {apart_words(first, other)}" if comparable(first, other) else line
+
+
+def size_mib(manifest: Manifest) -> float:
+    """Size of the model itself, without golden cases and notes."""
+    stem = manifest.model_file.rsplit(".", 1)[0]
+    return sum(e.bytes for name, e in manifest.files.items() if name.rsplit(".", 1)[0] == stem) / 2**20
+
+
+def table(answers: Sequence[Answer], truth: np.ndarray | None = None) -> list[list[str]]:
+    """The comparison as rows of text: a heading row, then one property a row, one model a column.
+
+    Args:
+        answers: one or more; speed is told against the first.
+        truth: the reference mask H×W, where the picture is an example that has one.
+    """
+    first = answers[0]
+    rows = [["", *(title(a.manifest) for a in answers)]]
+    if len(answers) > 1:
+        words = (speed_words(first.times.total_ms, a.times.total_ms) for a in answers[1:])
+        rows.append(["Speed", "compared with", *words])
+    rows += [
+        ["Time for this picture", *(f"{a.times.total_ms:.1f} ms" for a in answers)],
+        ["  preparing the picture", *(f"{a.times.pre_ms:.1f} ms" for a in answers)],
+        ["  the network", *(f"{a.times.engine_ms:.1f} ms" for a in answers)],
+        ["  drawing the mask", *(f"{a.times.post_ms:.1f} ms" for a in answers)],
+        ["Marked area of the picture", *(_areas(a) for a in answers)],
+    ]
+    if truth is not None:
+        rows.append(
+            ["Overlap with the reference (Dice, 1 is perfect)", *(_truth_dice(a, truth) for a in answers)]
+        )
+    rows += [
+        ["Parameters", *(f"{a.manifest.parameters:,}" for a in answers)],
+        ["Size on disk", *(f"{size_mib(a.manifest):.1f} MiB" for a in answers)],
+        ["Precision", *(PRECISION_WORDS[a.manifest.precision] for a in answers)],
+        ["Runs on", *(a.engine for a in answers)],
+    ]
+    return rows
+
+
+PRECISION_WORDS = {
+    "fp32": "FP32 (full)",
+    "fp16": "FP16 (half)",
+    "int8": "INT8 (8-bit whole numbers)",
+}
+
+
+def title(manifest: Manifest) -> str:
+    """A model's heading: its part and its name."""
+    return f"{manifest.kind.capitalize()}: {manifest.name}"
+
+
+def _areas(answer: Answer) -> str:
+    shares = [100 * float((answer.mask == k).mean()) for k in range(1, len(answer.manifest.classes) + 1)]
+    return ", ".join(f"{n} {s:.1f} %" for n, s in zip(answer.manifest.classes, shares, strict=True))
+
+
+def _truth_dice(answer: Answer, truth: np.ndarray) -> str:
+    if truth.max(initial=0) > len(answer.manifest.classes):
+        return "not comparable"
+    return f"{dice_per_class(answer.mask, truth, len(answer.manifest.classes)).mean():.3f}"

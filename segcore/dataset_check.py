@@ -1,0 +1,273 @@
+"""`python -m segcore.dataset --data D`: says what a dataset holds, or all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from segcore.case import Case
+from segcore.command import Settings, log, print_result, run_command
+from segcore.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
+from segcore.errors import InputError
+from segcore.listing import list_data
+from segcore.outfolder import out_folder
+from segcore.overlay import overlay, sheet
+from segcore.split import SPLITS, given_split_problems
+
+SHEET_CASES, TILE_PX = 24, 224
+T = TypeVar("T")
+
+
+class CheckSettings(Settings):
+    """Checks a dataset, prints what it holds and draws a contact sheet of its masks."""
+
+    data: str
+    """a folder, an index.csv, or phantom:cxr, phantom:ct, phantom:dental"""
+    out: Path | None = None
+    """new folder for the contact sheet (default: runs/dataset/NAME.png, drawn anew each time)"""
+    overwrite: bool = False
+    """replace OUT if it is there"""
+    split_seed: int = 0
+    """seed of the split by patient, where the index has no split column"""
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What one readable case holds.
+
+    Attributes:
+        kind: size, depth and channels of the image, "512×512 uint8 grey".
+        pixel_sha256: of the decoded image, so that a copy in another file format is found too.
+        pixels_per_class: background first; empty where there is no mask.
+    """
+
+    kind: str
+    pixel_sha256: str
+    pixels_per_class: tuple[int, ...]
+
+
+def command() -> NoReturn:
+    """The command behind `python -m segcore.dataset`."""
+    run_command(check, CheckSettings, "python -m segcore.dataset")
+
+
+def check(settings: CheckSettings) -> None:
+    """Checks, prints, draws.
+
+    Raises:
+        InputError: cases must be mended; every one has its own line on stderr.
+    """
+    if not settings.data.startswith("phantom:"):
+        _raise_all_problems(settings.data)
+    dataset = open_dataset(settings.data, seed=settings.split_seed, need_masks=False)
+    facts = dict(zip((c.id for c in dataset.cases), _map(case_facts, dataset.cases, "reading"), strict=True))
+    copies, hints = copies_across_splits(dataset.cases, facts), patient_hints(dataset.cases)
+    for line in report(dataset, facts, copies, hints):
+        print(line)
+    path = _save_sheet(contact_sheet(dataset), settings)
+    print(f"contact sheet   {path}")
+    shares = class_shares(facts.values(), len(dataset.classes))
+    print_result(
+        data=dataset.name,
+        cases=len(dataset.cases),
+        patients=len({c.patient for c in dataset.cases}),
+        splits=split_counts(dataset),
+        classes=dataset.classes,
+        class_shares=dict(zip(dataset.classes, (round(s, 6) for s in shares), strict=True)),
+        empty_masks=len(_empty_masks(facts)),
+        copies_across_splits=len(copies),
+        patient_hints=len(hints),
+        data_sha256=dataset.sha256,
+        split_sha256=dataset.split_sha256,
+        sheet=path,
+    )
+
+
+def find_problems(data: str) -> tuple[list[tuple[str, str]], int]:
+    """Every (case, message) of a folder or index, and how many cases it has with the unpaired ones."""
+    listing = list_data(data)
+    problems = list(listing.problems)
+    values: dict[str, frozenset[int]] = {}
+    for case, (found, messages) in zip(
+        listing.cases, _map(_read_whole, listing.cases, "checking"), strict=True
+    ):
+        problems += [(case.id, message) for message in messages]
+        if found is not None:
+            values[case.id] = found
+    labelled = [c for c in listing.cases if c.labelled]
+    problems += odd_masks(values, [c for c in labelled if c.id in values], listing.class_names)
+    if any(c.split for c in labelled):
+        problems += given_split_problems([(c.id, c.patient, c.split) for c in labelled], name=data)
+    return problems, len({c.id for c in listing.cases} | {case for case, _ in listing.problems})
+
+
+def _raise_all_problems(data: str) -> None:
+    problems, cases = find_problems(data)
+    for _, message in problems:
+        log(message)
+    if problems:
+        bad = len({case for case, _ in problems})
+        raise InputError(f"--data {data}: {bad} of {cases} cases must be mended, see the lines above")
+
+
+def _read_whole(case: Case) -> tuple[frozenset[int] | None, list[str]]:
+    messages: list[str] = []
+    values: frozenset[int] | None = None
+    try:
+        case.image()  # decodes all of it; check_case reads only the header
+    except InputError as error:
+        messages.append(str(error))
+    try:
+        if case.labelled:
+            values = check_case(case)
+    except InputError as error:
+        messages.append(str(error))
+    return values, list(dict.fromkeys(messages))
+
+
+def case_facts(case: Case) -> CaseFacts:
+    """Decodes a case and measures it."""
+    image = case.image()
+    channels = "RGB" if image.ndim == 3 else "grey"
+    digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + np.ascontiguousarray(image).tobytes())
+    counts = tuple(np.bincount(case.mask().ravel()).tolist()) if case.labelled else ()
+    kind = f"{image.shape[0]}×{image.shape[1]} {image.dtype.name} {channels}"
+    return CaseFacts(kind, digest.hexdigest(), counts)
+
+
+def class_shares(facts: Iterable[CaseFacts], classes: int) -> tuple[float, ...]:
+    """Share of all labelled pixels, 0–1, of each foreground class."""
+    total = np.zeros(classes + 1)
+    for fact in facts:
+        total[: len(fact.pixels_per_class)] += fact.pixels_per_class
+    return tuple((total[1:] / max(total.sum(), 1)).tolist())
+
+
+def copies_across_splits(cases: Sequence[Case], facts: dict[str, CaseFacts]) -> list[list[Case]]:
+    """Groups of cases with the same pixels in more than one split."""
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[facts[case.id].pixel_sha256].append(case)
+    return [group for group in groups.values() if len({c.split for c in group}) > 1]
+
+
+def patient_hints(cases: Sequence[Case]) -> list[list[Case]]:
+    """Groups in more than one split whose names suggest one patient, where nobody said who the patients are.
+
+    "P017_1" and "P017_2" may be one patient; "img_1" and "img_2" say nothing, for "img" has no number.
+    """
+    if any(case.patient != case.id for case in cases):
+        return []
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        stem = re.sub(r"[-_. ]+[A-Za-z0-9]{1,4}$", "", case.id)
+        if stem != case.id and re.search(r"\d", stem):
+            groups[stem].append(case)
+    most = max(2, len(cases) // 4)  # a stem that a quarter of all cases share is no patient's name
+    return [group for group in groups.values() if len({c.split for c in group}) > 1 and len(group) <= most]
+
+
+def report(
+    dataset: Dataset, facts: dict[str, CaseFacts], copies: list[list[Case]], hints: list[list[Case]]
+) -> list[str]:
+    """What the command prints, line by line."""
+    empty = _empty_masks(facts)
+    patients = {name: len({c.patient for c in dataset.split(name)}) for name in SPLITS}
+    shares = class_shares(facts.values(), len(dataset.classes))
+    classes = (f"{name} {100 * share:.2f} %" for name, share in zip(dataset.classes, shares, strict=True))
+    spaced = sum(case.spacing_mm is not None for case in dataset.cases)
+    lines = [
+        f"data            {dataset.name}",
+        f"cases           {len(dataset.cases)} of {len({c.patient for c in dataset.cases})} patients",
+        *(f"  {name:13} {n} of {patients[name]} patients" for name, n in split_counts(dataset).items()
+          if name in patients),
+        f"  unlabelled    {sum(not c.labelled for c in dataset.cases)}",
+        f"images          {_counted(fact.kind for fact in facts.values())}",
+        f"classes         {', '.join(classes)} (of all labelled pixels)",
+        f"empty masks     {len(empty)}{_named(empty)}",
+        f"pixel spacing   known for {spaced}",
+        f"copies          {len(copies)} images are in more than one split",
+        *(f"  {_places(group)}" for group in copies),
+    ]  # fmt: skip
+    if hints:
+        lines.append(f"same patient?   {len(hints)} groups in more than one split, by their names; "
+                     "if so, give index.csv a patient column")  # fmt: skip
+        lines += [f"  {_places(group)}" for group in hints]
+    return lines
+
+
+def contact_sheet(dataset: Dataset, count: int = SHEET_CASES) -> Image.Image:
+    """About `count` masks over their images, in columns by split."""
+    groups = {name: dataset.split(name) for name in SPLITS} | {"unlabelled": dataset.unlabelled}
+    groups = {name: cases for name, cases in groups.items() if cases}
+    columns = [name for name in groups for _ in range(max(1, 6 // len(groups)))]
+    height = -(-count // len(columns))
+    rows: list[list[np.ndarray]] = [[] for _ in range(height)]
+    for column, name in enumerate(columns):
+        place, wide = columns[:column].count(name), columns.count(name)
+        for row in range(height):
+            index, shown = row * wide + place, min(height * wide, len(groups[name]))
+            if index < shown:
+                rows[row].append(_tile(groups[name][index * len(groups[name]) // shown]))
+            else:
+                rows[row].append(np.full((TILE_PX, TILE_PX), 24, np.uint8))
+    return sheet(rows, columns, tile_px=TILE_PX)
+
+
+def _tile(case: Case) -> np.ndarray:
+    image = case.image()
+    mask = case.mask() if case.labelled else np.zeros(image.shape[:2], np.uint8)
+    tile = Image.fromarray(overlay(image, mask))
+    scale = TILE_PX / max(tile.size)
+    tile = tile.resize((max(1, round(tile.width * scale)), max(1, round(tile.height * scale))))
+    ImageDraw.Draw(tile).text(
+        (4, tile.height - 14), case.id, fill="white", stroke_width=1, stroke_fill="black"
+    )
+    return np.asarray(tile)
+
+
+def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
+    source = Path(settings.data)
+    name = source.resolve().parent.name if source.name == "index.csv" else source.stem
+    file = re.sub(r"[^\w.-]+", "-", name or source.resolve().name) + ".png"
+    if settings.out is None:
+        path = Path("runs/dataset") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        return path
+    with out_folder(settings.out, settings.model_dump(mode="json"), overwrite=settings.overwrite) as folder:
+        picture.save(folder / file)
+    return settings.out / file
+
+
+def _map(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(function, cases), total=len(cases), desc=label, disable=None, leave=False))
+
+
+def _empty_masks(facts: dict[str, CaseFacts]) -> list[str]:
+    return [name for name, fact in facts.items() if len(fact.pixels_per_class) == 1]
+
+
+def _named(names: list[str], most: int = 8) -> str:
+    return f": {', '.join(names[:most])}{', …' if len(names) > most else ''}" if names else ""
+
+
+def _places(group: list[Case]) -> str:
+    return ", ".join(f"{case.id} ({case.split or 'unlabelled'})" for case in group)
+
+
+def _counted(items: Iterable[str], most: int = 6) -> str:
+    counts = Counter(items).most_common()
+    shown = ", ".join(f"{n} of {item}" for item, n in counts[:most])
+    return shown + (f" and {len(counts) - most} other kinds" if len(counts) > most else "")

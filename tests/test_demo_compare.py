@@ -1,0 +1,156 @@
+"""What the page says is computed here, without gradio."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from demo.cards import how_made, problem, results
+from demo.compare import (
+    Answer,
+    Times,
+    apart_words,
+    comparable,
+    fit,
+    heat,
+    heat_map,
+    size_mib,
+    speed_words,
+    summary,
+    table,
+)
+from segcore.bundle import Manifest
+
+MANIFEST = Manifest.model_validate(
+    json.loads(
+        """{
+  "name": "unet <8>", "kind": "student", "format": "onnx", "precision": "int8", "architecture": "unet",
+  "architecture_settings": {}, "classes": ["lung"], "parameters": 487145, "trained_parameters": 487145, "macs": 1,
+  "input": {"height_px": 8, "width_px": 8, "channels": 1, "mean": [0.5], "std": [0.5]},
+  "output": {"activation": "sigmoid", "channels": 1, "stride": 1},
+  "pretrained": "no pretrained weights", "parent": "abcdefabcdefabcdef",
+  "data": {"name": "phantom:cxr", "sha256": "a", "split_sha256": "b", "counts": {"train": 3, "val": 1}},
+  "metrics": [{"name": "dice_mean", "split": "val", "value": 0.91234, "cases": 7}],
+  "gate": {"golden_mean_share": 0.0012, "golden_cases": 12.0},
+  "made": {"command": "python -m export", "time": "t2", "commit": "c", "python": "3", "host": "h", "versions": {}},
+  "lineage": [{"command": "python -m train", "time": "t1", "commit": "c", "python": "3", "host": "h", "versions": {}}],
+  "model_file": "model.xml",
+  "files": {"model.xml": {"sha256": "HASH", "bytes": 524288}, "model.bin": {"sha256": "HASH", "bytes": 1048576},
+            "golden.npz": {"sha256": "HASH", "bytes": 99999999}}
+}""".replace("HASH", "0" * 64)
+    )
+)
+HALF = np.repeat([[0, 0, 1, 1]], 4, 0).astype(np.uint8)
+
+
+def answer(mask=HALF, total_ms=10.0, **changes) -> Answer:
+    manifest = MANIFEST.model_copy(update=changes)
+    times = Times(pre_ms=1.0, engine_ms=total_ms - 3.0, post_ms=2.0, total_ms=total_ms, runs=5)
+    return Answer(manifest, "openvino 1.2", mask, mask[None].astype(np.float32), times)
+
+
+@pytest.mark.parametrize(
+    ("reference_ms", "ms", "expected"),
+    [
+        (10, 2.5, "4.0 times faster"),
+        (10, 20, "2.0 times slower"),
+        (10, 10.2, "as fast"),
+        (10, 9.8, "as fast"),
+    ],
+)
+def test_speed_words(reference_ms, ms, expected):
+    assert speed_words(reference_ms, ms) == expected
+
+
+def test_heat_is_the_largest_difference_over_classes():
+    a, b = np.zeros((2, 1, 3)), np.array([[[0, 0.2, 1]], [[0, 0.7, 0.5]]])
+    np.testing.assert_allclose(heat(a, b), [[0, 0.7, 1]])
+    np.testing.assert_array_equal(heat(a, a), 0)
+
+
+def test_heat_map_is_dark_where_models_agree_and_white_where_they_are_opposite():
+    drawn = heat_map(np.full((1, 3), 100, np.uint8), np.array([[0.0, 0.5, 1.0]]))
+    assert drawn[0, 0].tolist() == [45, 45, 45]
+    assert drawn[0, 2].tolist() == [255, 255, 255]
+    assert drawn.sum(-1)[0, 0] < drawn.sum(-1)[0, 1] < drawn.sum(-1)[0, 2]
+
+
+def test_apart_words():
+    assert apart_words(answer(), answer()) == "The two masks are the same in every pixel."
+    other = HALF.copy()
+    other[0, 2] = 0  # 1 of 16 pixels; 8 and 7 marked, 7 shared
+    assert (
+        apart_words(answer(), answer(other))
+        == "The two masks differ in 6.2 % of the pixels (overlap, Dice: 0.933)."
+    )
+
+
+def test_summary():
+    first, other = answer(name="A", kind="teacher"), answer(total_ms=5.0, name="B")
+    assert summary(first, other) == (
+        "Student: B was 2.0 times faster than Teacher: A. The two masks are the same in every pixel."
+    )
+    assert summary(first, replace(other, times=first.times)).startswith(
+        "Student: B was as fast as Teacher: A."
+    )
+
+
+def test_size_counts_the_model_alone():
+    assert size_mib(MANIFEST) == 1.5
+
+
+def test_fit_shrinks_only_what_is_large():
+    assert fit(np.zeros((1536, 384), np.uint8)).shape == (768, 192, 3)
+    assert fit(np.zeros((5, 7), np.uint16)).shape == (5, 7, 3)
+
+
+def test_table():
+    rows = {row[0].strip(): row[1:] for row in table([answer(), answer(HALF * 0, total_ms=40.0)], HALF)}
+    assert rows["Speed"] == ["compared with", "4.0 times slower"]
+    assert rows["Time for this picture"] == ["10.0 ms", "40.0 ms"]
+    assert rows["the network"] == ["7.0 ms", "37.0 ms"]
+    assert rows["Marked area of the picture"] == ["lung 50.0 %", "lung 0.0 %"]
+    assert rows["Overlap with the reference (Dice, 1 is perfect)"] == ["1.000", "0.000"]
+    assert rows["Parameters"] == ["487,145"] * 2
+    assert rows["Precision"] == ["INT8 (8-bit whole numbers)"] * 2
+
+
+def test_one_model_is_compared_with_nothing():
+    rows = [row[0] for row in table([answer()])]
+    assert "Speed" not in rows
+    html = results(HALF * 100, [answer()], name="a.png")
+    assert html.count("<img ") == 1
+    assert "differ" not in html
+
+
+def test_results_escape_names_and_describe_pictures():
+    html = results(HALF * 100, [answer(), answer(HALF * 0)], name="<script>x</script>.png")
+    assert "<script>" not in html
+    assert "unet &lt;8&gt;" in html
+    assert html.count("<img ") == html.count(' alt="') == 3
+    assert "nothing found" in html
+
+
+def test_models_that_look_for_different_things_are_not_compared():
+    other = answer(classes=("tooth",))
+    assert not comparable(answer(), other)
+    html = results(HALF * 100, [answer(), other], name="a.png")
+    assert html.count("<img ") == 2
+    assert "lung and tooth cannot be compared: the models look for different things." in html
+
+
+def test_how_made_tells_origin_measurements_and_steps_in_order():
+    html = how_made(MANIFEST)
+    assert "no pretrained weights: it learned from nothing but the data below" in html
+    assert "dice mean 0.9123 on 7 val cases" in html
+    assert "golden mean 0.12 % of pixels, golden cases 12" in html
+    assert "bundle abcdefabcdef<" in html
+    assert html.index("python -m train") < html.index("python -m export")
+    assert "SAM 2.1 tiny" in how_made(MANIFEST.model_copy(update={"pretrained": "SAM 2.1 tiny, Meta"}))
+
+
+def test_problem_is_one_escaped_line():
+    assert problem("a <b>") == (
+        '<p class="problem" role="alert"><strong>This picture cannot be used.</strong> a &lt;b&gt;</p>'
+    )
