@@ -100,8 +100,8 @@ def _train(
     accelerator = open_accelerator(settings)
     help_from = "soft labels" if soft else "a live teacher" if teacher else "no teacher"
     log(
-        f"U-Net base {settings.base}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images; "
-        f"{help_from}; {accelerator.device}"
+        f"U-Net base {settings.base}: {parameters:,} parameters; {len(cases)} training and "
+        f"{len(held)} validation images; {help_from}; {accelerator.device}"
     )
     fit(
         network,

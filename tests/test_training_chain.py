@@ -231,6 +231,24 @@ def test_a_learning_rate_that_explodes(tmp_path):
         distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=1, lr=1e30))
 
 
+def test_a_full_disk_ends_in_one_line_and_nothing_that_looks_finished(tmp_path):
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from student.distill import DistillSettings, main\n"
+        "from segcore.command import run_command\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"  # the weights take 2 MB
+        "run_command(main, DistillSettings, 'distill', sys.argv[1:])"
+    )
+    words = ["--data", DATA, "--size", "32", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "s")]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written, File too large; nothing was kept that looks finished" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "s").exists()
+    assert not list((tmp_path / "s.partial").glob("*.tmp"))
+
+
 COMMANDS = {
     "student.distill": ["--epochs", "4"],
     "teacher.train": ["--epochs", "3", "--weights", "none", "--tune", "all"],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -28,6 +28,7 @@ from segcore.errors import InputError
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.settings import TrainSettings
+from segcore.learn.weights import save_checkpoint, save_weights
 
 _LAST, _BEST = "last.pt", "best.safetensors"
 
@@ -189,21 +190,14 @@ def _average(network: nn.Module, decay: float) -> AveragedModel:
 def _save(folder: Path, run: _Run, history: list[Epoch], *, best: nn.Module | None) -> None:
     """The best weights first: a kill in between repeats this epoch, which makes them again."""
     if best is not None:
-        # safetensors stores plain memory order; a clone also unties tensors that share memory
-        state = {
-            k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for k, v in best.state_dict().items()
-        }
-        save_file(state, folder / f"{_BEST}.tmp")
-        (folder / f"{_BEST}.tmp").replace(folder / _BEST)
+        save_weights(folder / _BEST, best)
     checkpoint = {
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
         "history": json.dumps([asdict(e) for e in history]),
     }
-    torch.save(checkpoint, folder / f"{_LAST}.tmp")
-    (folder / f"{_LAST}.tmp").replace(folder / _LAST)
+    save_checkpoint(folder / _LAST, checkpoint)
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(history[0])))
         writer.writeheader()

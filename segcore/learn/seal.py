@@ -6,8 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from segcore.bundle import DataRecord, Manifest, Metric, seal_bundle
@@ -17,6 +15,7 @@ from segcore.learn.blocks import count_macs
 from segcore.learn.evaluate import Validator, draw_curves, draw_examples
 from segcore.learn.loop import drop_checkpoint
 from segcore.learn.settings import TrainSettings
+from segcore.learn.weights import save_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -54,10 +53,7 @@ def seal_trained(
     once more, so that the manifest's Dice is that of the weights beside it. The rest are the manifest's fields.
     """
     network = copy.deepcopy(network).cpu().eval()
-    state = {
-        k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
-    }
-    save_file(state, folder / WEIGHTS)
+    save_weights(folder / WEIGHTS, network)
     dice = validator.dice(network)
     draw_examples(validator, network, folder / "examples.png")
     draw_curves(folder / "history.csv", folder / "curves.png")
