@@ -23,6 +23,9 @@ from segcore.listing import MAX_CLASSES, list_data
 from segcore.phantom import PHANTOM_CASES, PHANTOM_CLASSES, phantom_patient
 from segcore.split import SPLITS, check_given_splits, split_hash, split_patients
 
+_PHANTOM_SPLITS = ("train", "val", "test", "train", "train")  # 60/20/20
+_PHANTOM_LEAST = 6
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -187,10 +190,15 @@ def _phantom(data: str, seed: int) -> Dataset:
         kinds = ", ".join("phantom:" + k for k in PHANTOM_CLASSES)
         raise InputError(f"{data}: must be one of {kinds}; got {data}")
     total = int(count[0]) if count else PHANTOM_CASES
-    rows = [
-        Case(f"{kind}-{i:04d}", phantom_patient(kind, i), PhantomSource(kind, i, seed), "")
-        for i in range(total)
-    ]
+    if total < _PHANTOM_LEAST:
+        raise InputError(f"{data}: must have at least {_PHANTOM_LEAST} cases, a patient for each split; got {total}")
+    patients: dict[str, int] = {}
+    rows = []
+    for i in range(total):
+        patient = phantom_patient(kind, i)
+        # by the patient's number, so that phantom:cxr:60 and phantom:cxr never disagree on what is a test image
+        split = _PHANTOM_SPLITS[patients.setdefault(patient, len(patients)) % len(_PHANTOM_SPLITS)]
+        rows.append(Case(f"{kind}-{i:04d}", patient, PhantomSource(kind, i, seed), split))
     cases = assign_splits(rows, data, seed)
     digest = hashlib.sha256(f"{data}:{seed}".encode()).hexdigest()
     return Dataset(data, tuple(cases), PHANTOM_CLASSES[kind], digest)

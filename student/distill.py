@@ -113,15 +113,15 @@ def _train(
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        origin = soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
         manifest = seal_trained(
             folder,
             network,
             kind="student",
             architecture="unet",
             architecture_settings={"base": settings.base},
-            name=f"{'LightUNet' if settings.base <= 8 else 'U-Net'} {settings.base}"
-            + (f" from {origin}" if origin else ""),
+            name=_name(
+                settings, soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
+            ),
             pretrained="no pretrained weights",
             trained_parameters=parameters,
             dataset=dataset,
@@ -186,6 +186,13 @@ def _live_teacher(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Te
             return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
 
     return ask
+
+
+def _name(settings: DistillSettings, teacher_name: str | None) -> str:
+    """For tables: what it is, whose pupil, and whether it saw only some of the images."""
+    name = f"{'LightUNet' if settings.base <= 8 else 'U-Net'} {settings.base}"
+    name += f" from {teacher_name}" if teacher_name else ""
+    return name + (f", {settings.limit} images" if settings.limit else "")
 
 
 def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:

@@ -1,10 +1,15 @@
 """Fixtures of the export and runtime tests: a briefly trained student of 64 px, and its exports."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
+# wait for each other, many times longer when the machine is shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATA = "phantom:cxr:24"
 
@@ -23,7 +28,6 @@ def torch_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from segcore.preprocess import InputSpec, output_spec, prepare, resize_mask
     from student.network import GREY_MEAN_STD, build_unet
 
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     torch.manual_seed(0)
     dataset = open_dataset(DATA)
     mean, std = GREY_MEAN_STD

@@ -32,7 +32,7 @@ def test_int8_bundle_holds_what_its_user_must_know(exported, torch_bundle):
 def test_gate_figures_are_recorded(exported):
     gate = open_bundle(exported("openvino", "int8")).manifest.gate
     assert gate["golden_cases"] == 12
-    assert gate["real_cases"] == 4
+    assert gate["real_cases"] == 6
     assert 0.2 < gate["dice_torch"] < 1
     assert abs(gate["dice_change_points"]) < 2
     assert gate["dice_change_points"] == pytest.approx((gate["dice_openvino"] - gate["dice_torch"]) / 0.01)

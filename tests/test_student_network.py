@@ -36,7 +36,7 @@ def test_it_learns_one_case_by_heart():
     target[0, 8:20, 5:28] = 1
     image = target[:, None].float() + 0.3 * torch.randn(1, 1, 32, 32)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for _ in range(40):
+    for _ in range(80):
         loss = dice_loss(network(image), target, torch.tensor([True]))
         optimizer.zero_grad()
         loss.backward()
