@@ -31,7 +31,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(PIP) install --upgrade pip setuptools wheel
 	$(PIP) install $(CPU_INDEX) "$(TORCH)"
 	$(PY) -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > $(VENV)/constraints.txt
-	SAM2_BUILD_CUDA=0 $(PIP) install $(CPU_INDEX) --no-build-isolation -c $(VENV)/constraints.txt -e '.[all,dev]'
+	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e '.[all,dev]'
 	$(PY) -c 'import torchvision' 2>/dev/null || $(PIP) uninstall -y torchvision
 	$(PY) -c 'import torch, sam2, peft, openvino, onnxruntime, nncf'
 	touch $@
