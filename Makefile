@@ -37,7 +37,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	touch $@
 
 quickstart: setup
-	@$(PY) -m benchmarks.chain --data phantom:cxr --out runs/quickstart --size 128 --teacher-epochs 6 --student-epochs 12 --rounds 3 --threads 1
+	@$(PY) -m benchmarks.chain --data phantom:cxr --out runs/quickstart --size 128 --teacher-epochs 5 --student-epochs 12 --rounds 3 --threads 1
 
 test: setup
 	@$(PY) -m pytest

@@ -85,13 +85,24 @@ def stages(settings: ChainSettings) -> list[Stage]:
         student("student", 8, "--soft", str(labels)),
     ]  # fmt: skip
     exports = [exported("teacher", "fp32"), exported("student", "fp32"), exported("student", "int8")]
+    untrained: list[Stage] = []
     if settings.controls:
         chain += [student("alone", 8), student("unet16", 16), student("unet64", 64)]
-        exports += [exported(name, p) for name in ("alone", "unet16", "unet64") for p in ("fp32", "int8")]
-    bundles = [word for e in exports for word in ("--bundle", str(e.out))]
+        exports += [exported(name, p) for name in ("alone", "unet16") for p in ("fp32", "int8")]
+        untrained = [exported("unet64", p) for p in ("fp32", "int8")]
     threads = ("--threads", str(settings.threads)) if settings.threads else ()
-    report = stage(out / "report", "benchmarks", *bundles, *data, "--rounds", str(settings.rounds), *threads)
-    return [*chain, *exports, report]
+    measure = ("benchmarks", *data, "--rounds", str(settings.rounds), *threads)
+    reports = [stage(out / "report", *measure, *_bundles(exports))]
+    if untrained:  # beside the students, for its time alone: its Dice means nothing
+        timed = _bundles([*exports[1:3], *untrained])
+        reports.append(
+            stage(out / "latency", *measure, *timed, "--limit", "8", "--reference", str(untrained[0].out))
+        )
+    return [*chain, *exports, *untrained, *reports]
+
+
+def _bundles(exports: list[Stage]) -> list[str]:
+    return [word for e in exports for word in ("--bundle", str(e.out))]
 
 
 def main(settings: ChainSettings) -> None:

@@ -1,7 +1,7 @@
 """What cached soft labels save: a distillation epoch with them against one that runs the teacher in every step.
 
-`python -m benchmarks.soft_labels --data D --teacher T --soft S`. Both kinds alternate (A B A B); the figure is the ratio
-of the median epoch times. An epoch here is the training steps and the validation, on one thread or as many as asked.
+`python -m benchmarks.soft_labels --data D --teacher T --soft S`. Both kinds alternate (A B A B); the figure is the
+ratio of the median epoch times. An epoch is the training steps and the validation.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _export(
         folder,
         **{
             **carried,
-            "name": f"{parent.name} {settings.precision.upper()} {settings.to}",
+            "name": f"{parent.name}, {settings.precision.upper()}",
             "format": settings.to,
             "precision": settings.precision,
             "parent": source.sha256,

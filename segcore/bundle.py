@@ -57,7 +57,7 @@ class Manifest(_Part):
     """Everything needed to use a model and to know where it comes from.
 
     Attributes:
-        name: short, for tables; `lightunet-8 INT8 openvino`.
+        name: short, for tables; `LightUNet 8, INT8`.
         kind: teacher or student.
         format: torch (safetensors), onnx or openvino.
         architecture: the builder's name and its settings, enough to build the module again.

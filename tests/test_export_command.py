@@ -17,7 +17,7 @@ DATA = "phantom:cxr:24"
 def test_int8_bundle_holds_what_its_user_must_know(exported, torch_bundle):
     parent, bundle = open_bundle(torch_bundle), open_bundle(exported("openvino", "int8"))
     manifest = bundle.manifest
-    assert manifest.name == "lightunet-8 INT8 openvino"
+    assert manifest.name == "lightunet-8, INT8"
     assert (manifest.format, manifest.precision, manifest.kind) == ("openvino", "int8", "student")
     assert manifest.parent == parent.sha256
     assert manifest.lineage == (parent.manifest.made,)
