@@ -191,7 +191,9 @@ def _phantom(data: str, seed: int) -> Dataset:
         raise InputError(f"{data}: must be one of {kinds}; got {data}")
     total = int(count[0]) if count else PHANTOM_CASES
     if total < _PHANTOM_LEAST:
-        raise InputError(f"{data}: must have at least {_PHANTOM_LEAST} cases, a patient for each split; got {total}")
+        raise InputError(
+            f"{data}: must have at least {_PHANTOM_LEAST} cases, a patient for each split; got {total}"
+        )
     patients: dict[str, int] = {}
     rows = []
     for i in range(total):
