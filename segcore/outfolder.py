@@ -96,9 +96,14 @@ def _wait_for(path: Path, *, seconds: float = 60.0) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that a reader sees the old text or the new one, never a half."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that a reader sees the old content or the new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -7,15 +7,12 @@ Ronneberger et al., U-Net, MICCAI 2015 (here with padding and batch normalisatio
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segcore.bundle import Bundle
-from segcore.errors import InputError
 from segcore.learn.blocks import double_conv
+from segcore.learn.weights import check_torch_bundle, load_weights
 
 STRIDE = 16
 GREY_MEAN_STD = ((0.5,), (0.25,))
@@ -57,14 +54,8 @@ def load_student(bundle: Bundle) -> nn.Module:
     Raises:
         InputError: not a student in torch format.
     """
+    check_torch_bundle(bundle, "student")
     manifest = bundle.manifest
-    if manifest.kind != "student" or manifest.format != "torch":
-        raise InputError(
-            f"bundle {bundle.folder}: must be a student in torch format, got {manifest.kind} in {manifest.format}"
-        )
-    settings: dict[str, Any] = manifest.architecture_settings
-    network = build_unet(
-        channels=manifest.input.channels, outputs=manifest.output.channels, base=settings["base"]
-    )
-    network.load_state_dict(load_file(bundle.model_path))
-    return network.eval()
+    base: int = manifest.architecture_settings["base"]
+    network = build_unet(channels=manifest.input.channels, outputs=manifest.output.channels, base=base)
+    return load_weights(network, bundle)

@@ -10,12 +10,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segcore.bundle import Bundle
-from segcore.errors import InputError
 from segcore.learn.blocks import double_conv
+from segcore.learn.weights import check_torch_bundle, load_weights
 from teacher.adapter import add_adapters
 from teacher.lora import merge_lora
 from teacher.sam2_encoder import EncoderSize, build_encoder
@@ -106,18 +105,11 @@ def load_teacher(bundle: Bundle) -> nn.Module:
     Raises:
         InputError: not a teacher in torch format.
     """
-    manifest = bundle.manifest
-    if manifest.kind != "teacher" or manifest.format != "torch":
-        raise InputError(
-            f"bundle {bundle.folder}: must be a teacher in torch format, got {manifest.kind} in {manifest.format}"
-        )
-    settings: dict[str, Any] = manifest.architecture_settings
-    network = FinestHead(
-        build_s2agscunet(
-            encoder=settings["encoder"],
-            outputs=manifest.output.channels,
-            adapter_width=settings["adapter_width"],
-        )
+    check_torch_bundle(bundle, "teacher")
+    settings: dict[str, Any] = bundle.manifest.architecture_settings
+    network = build_s2agscunet(
+        encoder=settings["encoder"],
+        outputs=bundle.manifest.output.channels,
+        adapter_width=settings["adapter_width"],
     )
-    network.load_state_dict(load_file(bundle.model_path))
-    return network.eval()
+    return load_weights(FinestHead(network), bundle)

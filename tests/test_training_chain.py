@@ -152,6 +152,36 @@ def test_images_without_a_mask_take_part_through_their_soft_labels(teacher, tmp_
     assert "6 training and 2 validation images" in capsys.readouterr().err
 
 
+def test_two_processes_train_one_student(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "student.distill",
+    ]
+    words += ["--data", DATA, "--size", "32", "--batch-size", "2", "--epochs", "2", "--device", "cpu"]
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path / "s")], cwd=REPO, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"bundle"') == 1  # the first process alone reports and seals
+    assert open_bundle(tmp_path / "s").manifest.data.counts["train"] == 12
+    assert not (tmp_path / "s.partial").exists()
+
+
+def test_a_student_is_not_a_teacher(teacher, tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_student(open_bundle(teacher))
+    assert str(caught.value) == (
+        f"bundle {teacher}: must be a student in torch format, got a teacher in torch format; "
+        "name the folder that its training wrote"
+    )
+
+
 def fails(message, function, settings):
     with pytest.raises(InputError) as caught:
         function(settings)
@@ -250,7 +280,7 @@ def test_a_full_disk_ends_in_one_line_and_nothing_that_looks_finished(tmp_path):
 
 
 COMMANDS = {
-    "student.distill": ["--epochs", "4"],
+    "student.distill": ["--epochs", "4", "--ema", "0.9", "--accumulate", "2"],
     "teacher.train": ["--epochs", "3", "--weights", "none", "--tune", "all"],
 }
 

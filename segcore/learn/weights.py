@@ -1,6 +1,6 @@
-"""Writes weights so that a full disk is an OSError and leaves nothing half-written.
+"""Writes and reads weights: safetensors in bundles, never a pickle.
 
-safetensors' and torch's own file writers raise errors of their own there, which look like a bug of ours.
+A full disk is an OSError here: safetensors' and torch's own file writers raise errors that look like a bug of ours.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
+
+from segcore.bundle import Bundle
+from segcore.errors import InputError
+from segcore.outfolder import write_bytes
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
@@ -21,22 +25,31 @@ def save_weights(path: Path, network: nn.Module) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
-    _replace(path, save(state))
+    write_bytes(path, save(state))
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes what a training needs to go on; read it with `torch.load(path, weights_only=True)`."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    _replace(path, buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer())
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    """A reader sees the old file or the new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+def check_torch_bundle(bundle: Bundle, kind: str) -> None:
+    """Checks that a bundle holds a network of this kind that torch can open.
+
+    Raises:
+        InputError: a teacher where a student is wanted or the other way round, or an exported bundle.
+    """
+    found = bundle.manifest
+    if found.kind != kind or found.format != "torch":
+        raise InputError(
+            f"bundle {bundle.folder}: must be a {kind} in torch format, got a {found.kind} in {found.format} format; "
+            "name the folder that its training wrote"
+        )
+
+
+def load_weights(network: nn.Module, bundle: Bundle) -> nn.Module:
+    """Loads a torch bundle's weights into the network built for it, and puts it into eval mode."""
+    network.load_state_dict(load_file(bundle.model_path))
+    return network.eval()
