@@ -93,11 +93,6 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Datase
     return Dataset(data, cases, classes, digest.hexdigest())
 
 
-def list_cases(data: str) -> list[Case]:
-    """The cases a folder or index.csv names, unscanned and unsplit."""
-    return list(list_data(data).cases)
-
-
 @dataclass(frozen=True)
 class _Scan:
     fingerprint: str

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.dataset import list_cases, open_dataset, split_counts
+from segcore.dataset import open_dataset, split_counts
 from segcore.errors import InputError
+from segcore.listing import list_data
 from segcore.phantom import PHANTOM_CLASSES, phantom_case, phantom_patient
 
 SIZE = (12, 10)
@@ -330,7 +331,7 @@ def test_index_that_is_not_text(tmp_path):
     assert message(tmp_path).startswith("--data D: index.csv must be CSV in UTF-8, got ")
 
 
-def test_list_cases_reads_no_pixels(tmp_path):
+def test_listing_reads_no_pixels(tmp_path):
     make_folder(tmp_path, [mask(255)] * 3)
     (tmp_path / "images" / "c1.png").write_bytes(b"")
-    assert [case.id for case in list_cases(str(tmp_path))] == ["c0", "c1", "c2"]
+    assert [case.id for case in list_data(str(tmp_path)).cases] == ["c0", "c1", "c2"]

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segcore.bundle import open_bundle
+from segcore.command import parse_settings
 from segcore.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
@@ -56,7 +57,13 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
     assert manifest.data.counts == {"train": 12, "val": 4, "test": 4}
     assert manifest.trained_parameters == manifest.parameters == 34_176_630
     assert 0 <= manifest.metric("dice_mean", "val") <= 1
-    assert set(manifest.files) == {"curves.png", "examples.png", "history.csv", "model.safetensors"}
+    assert set(manifest.files) == {
+        "curves.png",
+        "examples.png",
+        "history.csv",
+        "model.safetensors",
+        "train.yaml",
+    }
     with Image.open(teacher / "examples.png") as picture:
         assert picture.width > 800
 
@@ -182,6 +189,16 @@ def test_a_student_is_not_a_teacher(teacher, tmp_path):
     )
 
 
+def test_a_bundles_recipe_repeats_the_run(tmp_path):
+    distill(DistillSettings(**SMALL, out=tmp_path / "a", epochs=1, base=4, lr=0.003))
+    words = ["--config", str(tmp_path / "a" / "train.yaml"), "--out", str(tmp_path / "b")]
+    settings = parse_settings(DistillSettings, "student.distill", words)
+    assert (settings.base, settings.lr, settings.soft) == (4, 0.003, None)
+    distill(settings)
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 def fails(message, function, settings):
     with pytest.raises(InputError) as caught:
         function(settings)
@@ -252,6 +269,15 @@ def test_out_that_exists_and_a_partial_of_other_settings(teacher, tmp_path):
         InputError, match=r"was made with other settings \(.*lr.*\); use the same settings to resume it"
     ):
         distill(settings)
+
+
+def test_devices_and_precisions_that_are_not_there(tmp_path):
+    if not torch.cuda.is_available():
+        small = {**SMALL, "device": "cuda"}
+        message = "--device cuda: must have a CUDA device, found none; use --device auto"
+        fails(message, distill, DistillSettings(**small, out=tmp_path / "s"))
+    message = "--amp fp16: must be fp32 or bf16 on a CPU, got fp16; leave --amp away"
+    fails(message, distill, DistillSettings(**SMALL, out=tmp_path / "s2", amp="fp16"))
 
 
 def test_a_learning_rate_that_explodes(tmp_path):

@@ -49,7 +49,7 @@ def open_accelerator(settings: TrainSettings) -> Accelerator:
     """Device and precision as asked for.
 
     Raises:
-        InputError: cuda was asked for and is not there.
+        InputError: cuda was asked for and is not there, or fp16 without it.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: must have a CUDA device, found none; use --device auto")
@@ -57,6 +57,8 @@ def open_accelerator(settings: TrainSettings) -> Accelerator:
     amp = settings.amp
     if amp == "auto":
         amp = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
+    if amp == "fp16" and cpu:
+        raise InputError("--amp fp16: must be fp32 or bf16 on a CPU, got fp16; leave --amp away")
     precision = {"fp32": "no"}.get(amp, amp)
     return Accelerator(cpu=cpu, mixed_precision=precision)
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from torch import nn
 
 from segcore.bundle import DataRecord, Manifest, Metric, seal_bundle
@@ -16,8 +17,10 @@ from segcore.learn.evaluate import Validator, draw_curves, draw_examples
 from segcore.learn.loop import drop_checkpoint
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
+from segcore.outfolder import write_text
 
 WEIGHTS = "model.safetensors"
+RECIPE = "train.yaml"
 
 
 def data_record(dataset: Dataset, split_seed: int) -> DataRecord:
@@ -47,13 +50,15 @@ def seal_trained(
     teacher: str | None = None,
     lineage: tuple[Made, ...] = (),
 ) -> Manifest:
-    """Writes weights, `curves.png`, `examples.png` and the manifest of a trained network into the stage's OUT.partial.
+    """Writes weights, pictures, `train.yaml` (for `--config`, to repeat the run) and the manifest into OUT.partial.
 
     `network` is a plain module in its final form (adapters merged) with one logits tensor out; `validator` scores it
     once more, so that the manifest's Dice is that of the weights beside it. The rest are the manifest's fields.
     """
     network = copy.deepcopy(network).cpu().eval()
     save_weights(folder / WEIGHTS, network)
+    repeatable = settings.model_dump(mode="json", exclude={"out", "overwrite"})
+    write_text(folder / RECIPE, yaml.safe_dump(repeatable, sort_keys=False))
     dice = validator.dice(network)
     draw_examples(validator, network, folder / "examples.png")
     draw_curves(folder / "history.csv", folder / "curves.png")
