@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.engine import engines_for
+from segcore.agreement import is_resplit
 from segcore.bundle import Bundle, Manifest, open_bundle
 from segcore.case import Case
 from segcore.dataset import Dataset
@@ -180,15 +181,14 @@ def check_fair(bundles: Sequence[Bundle], dataset: Dataset, cases: Sequence[Case
                 f"does, got {', '.join(manifest.classes)}; use the data it was made for, "
                 "or name the classes alike in classes.txt"
             )
-        if data.sha256 != dataset.sha256:
-            continue
-        if data.split_sha256 != dataset.split_sha256:
+        if is_resplit(dataset, data.sha256, data.split_sha256):
             raise InputError(
                 f"--bundle {bundle.folder}: must be made with the split of {dataset.name}, got "
                 "another split of the same data, so test images may have been trained on; "
                 "use the split it was made with, or train it again"
             )
-        if split == "test" and (seen := sorted(set(data.calibration_cases) & {case.id for case in cases})):
+        ours = {case.id for case in cases} if data.sha256 == dataset.sha256 else set()
+        if split == "test" and (seen := sorted(ours & set(data.calibration_cases))):
             raise InputError(
                 f"--bundle {bundle.folder}: must be calibrated on other cases than it is scored on, "
                 f"got {len(seen)} of both ({seen[0]}); export it again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from segcore.agreement import is_resplit
 from segcore.bundle import DataRecord, Manifest
 from segcore.case import Case
 from segcore.dataset import open_dataset
@@ -46,12 +47,12 @@ def open_export_data(
             f"--data {data}: classes must be {', '.join(manifest.classes)} as in the bundle, "
             f"got {', '.join(dataset.classes)}; name the data the model was made for"
         )
-    same = dataset.sha256 == manifest.data.sha256
-    if same and dataset.split_sha256 != manifest.data.split_sha256:
+    if is_resplit(dataset, manifest.data.sha256, manifest.data.split_sha256):
         raise InputError(
             f"--data {data}: must be split as the model was trained (split seed {manifest.data.split_seed}), "
             f"got another split (seed {seed}); leave --split-seed out"
         )
+    same = dataset.sha256 == manifest.data.sha256
     calibration = dataset.split("train", limit=calibration_cases) if calibration_cases else ()
     names = tuple(case.id if same else f"{dataset.name}/{case.id}" for case in calibration)
     record = manifest.data.model_copy(update={"calibration_cases": names})

@@ -6,6 +6,11 @@ from segcore.dataset import Dataset
 from segcore.errors import InputError
 
 
+def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
+    """Whether `dataset` is the data a model learnt from, under another split: its test images may have been seen."""
+    return data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256
+
+
 def check_agreement(
     name: str, *, classes: tuple[str, ...], data_sha256: str, split_sha256: str, dataset: Dataset
 ) -> None:
@@ -26,7 +31,7 @@ def check_agreement(
             f"{name}: must have the data's classes {', '.join(dataset.classes)}, got {', '.join(classes)}; "
             "use a model trained on these classes"
         )
-    if data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256:
+    if is_resplit(dataset, data_sha256, split_sha256):
         raise InputError(
             f"{name}: must have the same split of {dataset.name}, got another; use the --split-seed it was trained "
             "with, else it has seen images that are now in the test split"

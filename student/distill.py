@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from segcore.learn.augment import Sample
+    from segcore.preprocess import InputSpec
 
 
 class DistillSettings(TrainSettings):
@@ -106,7 +107,7 @@ def _train(
     fit(
         network,
         data,
-        loss_of=_loss(settings, spec.mean, spec.std, teacher, accelerator.device),
+        loss_of=_loss(settings, spec, teacher, accelerator.device),
         validate=validator.dice,
         settings=settings,
         folder=folder,
@@ -138,23 +139,17 @@ def _train(
 
 
 def _loss(
-    settings: DistillSettings,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    teacher: Bundle | None,
-    device: torch.device,
+    settings: DistillSettings, spec: InputSpec, teacher: Bundle | None, device: torch.device
 ) -> Callable[[nn.Module, Sample], Tensor]:
-    import torch
 
-    from segcore.learn.deploy import normalise
+    from segcore.learn.deploy import normaliser
     from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
 
-    mean_t = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    scale_t = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+    normalised = normaliser(spec, device)
     ask = _live_teacher(teacher, device) if teacher else None
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
-        logits = network(normalise(batch["image"], mean_t, scale_t))
+        logits = network(normalised(batch["image"]))
         target, labelled = batch["mask"], batch["labelled"]
         truth = settings.dice_weight * dice_loss(logits, target, labelled)
         soft = ask(batch["image"]) if ask else batch.get("soft")
@@ -171,18 +166,17 @@ def _live_teacher(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Te
     import torch
     import torch.nn.functional as F
 
-    from segcore.learn.deploy import normalise
+    from segcore.learn.deploy import normaliser
     from teacher.network import load_teacher
 
     spec = bundle.manifest.input
     network = load_teacher(bundle).to(device)
-    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-    scale = 1 / torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    normalised = normaliser(spec, device)
 
     def ask(image: Tensor) -> Tensor:
         with torch.no_grad():
             resized = F.interpolate(image, spec.size_px, mode="bilinear", antialias=True, align_corners=False)
-            logits = network(normalise(resized, mean, scale)).float()
+            logits = network(normalised(resized)).float()
             return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
 
     return ask

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from segcore.learn.augment import Sample
+    from segcore.preprocess import InputSpec
     from teacher.network import S2AgScUNet
 
 
@@ -87,7 +88,7 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[f
     fit(
         network,
         data,
-        loss_of=_loss(spec.mean, spec.std, accelerator.device),
+        loss_of=_loss(spec, accelerator.device),
         validate=lambda n: validator.dice(FinestHead(n)),
         settings=settings,
         folder=folder,
@@ -134,23 +135,20 @@ def build_teacher(settings: TeacherSettings, outputs: int) -> tuple[S2AgScUNet, 
     return network, pretrained
 
 
-def _loss(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> Callable[[nn.Module, Sample], Tensor]:
+def _loss(spec: InputSpec, device: torch.device) -> Callable[[nn.Module, Sample], Tensor]:
     import torch
     import torch.nn.functional as F
 
-    from segcore.learn.deploy import normalise
+    from segcore.learn.deploy import normaliser
     from segcore.learn.losses import segmentation_loss
 
-    mean_t = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    scale_t = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+    normalised = normaliser(spec, device)
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
         """Deep supervision: the loss of each head, upsampled to the mask, summed."""
         target = batch["mask"]
         total = torch.zeros((), device=device)
-        for logits in network(normalise(batch["image"], mean_t, scale_t)):
+        for logits in network(normalised(batch["image"])):
             full = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
             total = total + segmentation_loss(full, target, batch["labelled"])
         return total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,13 @@ class DeployGraph(nn.Module):
         """N×H×W×C uint8 → N×K×h×w float32 logits at the head's stride."""
         x = picture.to(torch.float32).permute(0, 3, 1, 2)  # N C H W
         return self.network(normalise(x, self.mean, self.scale))  # type: ignore[no-any-return]
+
+
+def normaliser(spec: InputSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What `DeployGraph` does to a picture, for training images N×C×H×W, 0–1."""
+    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+    scale = 1 / torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    return lambda image: normalise(image, mean, scale)
 
 
 def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
