@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.record import Accuracy, CaseRecord, Difference
 from segcore.case import Case
 from segcore.metrics import bootstrap_interval, dice_per_class, iou_per_class
-
-
-def score_cases(
-    predict: Callable[[np.ndarray], np.ndarray],
-    cases: Iterable[Case],
-    classes: Sequence[str],
-    *,
-    name: str,
-    engine: str,
-) -> list[CaseRecord]:
-    """Predicts and scores every case.
-
-    Args:
-        predict: picture to mask of class indices, H×W, at the picture's size.
-        cases: labelled cases.
-        classes: names of the foreground classes.
-        name: what the report calls the bundle and engine.
-        engine: the engine's name.
-    """
-    return [score_case(predict(case.image()), case, classes, name=name, engine=engine) for case in cases]
 
 
 def score_case(
