@@ -66,11 +66,13 @@ def stages(settings: ChainSettings) -> list[Stage]:
     def stage(folder: Path, *words: str) -> Stage:
         return Stage(folder, (*words, "--out", str(folder)))
 
-    def student(name: str, base: int, *more: str) -> Stage:
+    def student(name: str, design: str, *more: str) -> Stage:
         epochs = (
-            ("--epochs", str(settings.student_epochs)) if base < 64 else ("--epochs", "1", "--limit", "8")
+            ("--epochs", str(settings.student_epochs))
+            if design != "unet64"
+            else ("--epochs", "1", "--limit", "8")
         )
-        return stage(out / name, "student.distill", *data, *size, "--base", str(base), *epochs, *more)
+        return stage(out / name, "student.distill", *data, *size, "--design", design, *epochs, *more)
 
     def exported(name: str, precision: str) -> Stage:
         words = ("export", "--bundle", str(out / name), "--to", "openvino", "--precision", precision, *data)
@@ -82,12 +84,12 @@ def stages(settings: ChainSettings) -> list[Stage]:
             "--encoder", settings.encoder, "--epochs", str(settings.teacher_epochs), "--lr", f"{settings.teacher_lr:g}",
         ),
         stage(labels, "teacher.label", "--bundle", str(teacher), *data),
-        student("student", 8, "--soft", str(labels)),
+        student("student", "lightunet", "--soft", str(labels)),
     ]  # fmt: skip
     exports = [exported("teacher", "fp32"), exported("student", "fp32"), exported("student", "int8")]
     untrained: list[Stage] = []
     if settings.controls:
-        chain += [student("alone", 8), student("unet16", 16), student("unet64", 64)]
+        chain += [student("alone", "lightunet"), student("unet16", "unet16"), student("unet64", "unet64")]
         exports += [exported(name, p) for name in ("alone", "unet16") for p in ("fp32", "int8")]
         untrained = [exported("unet64", p) for p in ("fp32", "int8")]
     threads = ("--threads", str(settings.threads)) if settings.threads else ()

@@ -37,3 +37,10 @@ def others_share(before: Clock | None, after: Clock | None) -> float | None:
         return None
     others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
     return min(max(others / (after.all_s - before.all_s), 0.0), 1.0)
+
+
+def busy_remark(share: float | None) -> str:
+    """A sentence where others took more than `BUSY_SHARE`, else nothing."""
+    if share is None or share <= BUSY_SHARE:
+        return ""
+    return f" Other programs took {100 * share:.0f} % of the processor time meanwhile: measure again when it is quiet."

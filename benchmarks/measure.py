@@ -9,12 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.accuracy import paired_difference, score_case, summarise
+from benchmarks.accuracy import (
+    distance_unit,
+    paired_difference,
+    recall_difference,
+    score_case,
+    summarise,
+)
 from benchmarks.latency import Timed, summarise_speed, time_interleaved
 from benchmarks.load import others_share, read_clock
 from benchmarks.memory import measure_start
 from benchmarks.record import CaseRecord, Record, Speed, Start
-from benchmarks.subject import Opened, Subject, open_subject
+from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
+from benchmarks.subject import TORCH, Opened, Subject, open_subject
+from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import InputError
 from segcore.preprocess import prepare
@@ -64,17 +72,28 @@ def probe(subjects: Sequence[Subject], *, wanted: bool) -> tuple[list[Subject], 
     return usable, reasons
 
 
-def measure_accuracy(subjects: Sequence[Subject], cases: Sequence[Case], *, threads: int) -> list[Scored]:
+def measure_accuracy(
+    subjects: Sequence[Subject], cases: Sequence[Case], *, threads: int, small_px: int
+) -> list[Scored]:
     """Scores every case with every subject, one opened at a time."""
-    scored = []
+    scored, unit = [], distance_unit(cases)
     with tqdm(total=len(subjects) * len(cases), desc="accuracy", unit="case", mininterval=1.0) as bar:
         for subject in subjects:
             with closing(open_subject(subject.bundle, subject.engine, threads)) as opened:
                 scores = []
                 for case in cases:
                     mask = opened.predict(case.image(), name=f"case {case.id}").mask
-                    classes = subject.manifest.classes
-                    scores.append(score_case(mask, case, classes, name=subject.name, engine=subject.engine))
+                    scores.append(
+                        score_case(
+                            mask,
+                            case,
+                            subject.manifest.classes,
+                            name=subject.name,
+                            engine=subject.engine,
+                            unit=unit,
+                            small_px=small_px,
+                        )
+                    )
                     bar.update()
                 scored.append(Scored(subject, str(opened.engine_version), tuple(scores)))
     return scored
@@ -110,6 +129,14 @@ def measure_speed(
     return [speed.model_copy(update={"other_load_share": share}) for speed in speeds]
 
 
+def measure_rooflines(subjects: Sequence[Subject], threads: Sequence[int]) -> list[Roofline]:
+    """The peaks of every engine in use, PyTorch left out, at every thread count."""
+    engines = dict.fromkeys(s.engine for s in subjects if s.engine != TORCH)
+    pairs = [(engine, count) for engine in engines for count in threads]
+    bar = tqdm(pairs, desc="peaks", unit="engine")
+    return [measure_roofline(engine, count) for engine, count in bar]
+
+
 def _timed(opened: Opened, subject: Subject, images: Sequence[np.ndarray]) -> Timed:
     batches = [prepare(image, subject.manifest.input)[None].copy() for image in images]
     return Timed(
@@ -126,6 +153,8 @@ def make_records(
     split: str,
     speeds: dict[int, list[Speed]],
     starts: Sequence[Start] | None,
+    small_px: int,
+    rooflines: Sequence[Roofline] = (),
 ) -> list[Record]:
     """One record a subject and thread count.
 
@@ -136,17 +165,22 @@ def make_records(
         split: the split that was scored.
         speeds: thread count → one `Speed` a subject; empty if nothing was timed.
         starts: one a subject; None if nothing was timed.
+        small_px: area below which a part of the truth counts as small.
+        rooflines: peaks by engine and thread count; empty if not asked for.
     """
     base = scored[reference]
+    summaries = [summarise(one.scores, small_px=small_px) for one in scored]
+    peaks = {(roofline.engine, roofline.threads): roofline for roofline in rooflines}
     records = []
     counts: list[int | None] = [*speeds] or [None]
     for threads in counts:
         for i, one in enumerate(scored):
-            fields = _fixed_fields(one, base) | summarise(one.scores).model_dump()
+            fields = _fixed_fields(one, base) | summaries[i].model_dump()
             if i != reference:
-                fields |= _against(one, base)
+                fields |= _against(one, base, dice=(summaries[i].dice_mean, summaries[reference].dice_mean))
             if threads is not None:
-                fields |= speeds[threads][i].model_dump()
+                speed, roofline = speeds[threads][i], peaks.get((one.subject.engine, threads))
+                fields |= speed.model_dump() | _share_of_peak(one.subject.manifest, speed, roofline)
             if starts is not None:
                 fields |= starts[i].model_dump()
             records.append(Record.model_validate(fields | {"threads": threads, "data": data, "split": split}))
@@ -160,6 +194,7 @@ def _fixed_fields(one: Scored, base: Scored) -> dict[str, object]:
         "reference": base.subject.name,
         "bundle": str(subject.bundle.folder),
         "bundle_sha256": subject.bundle.sha256,
+        "parent": None if manifest.format == "torch" else manifest.parent,
         "kind": manifest.kind,
         "precision": manifest.precision,
         "engine": subject.engine,
@@ -174,12 +209,27 @@ def _fixed_fields(one: Scored, base: Scored) -> dict[str, object]:
     }
 
 
-def _against(one: Scored, base: Scored) -> dict[str, object]:
+def _against(one: Scored, base: Scored, *, dice: tuple[float, float]) -> dict[str, object]:
     difference = paired_difference(one.scores, base.scores)
-    mine, theirs = (summarise(s.scores).dice_mean for s in (one, base))
+    recall = recall_difference(one.scores, base.scores)
+    mine, theirs = dice
     return {
         "dice_difference": difference.mean,
         "dice_difference_low": difference.low,
         "dice_difference_high": difference.high,
         "dice_share_kept": mine / theirs if theirs > 0 else None,
+        "small_recall_difference": recall.mean if recall else None,
+        "small_recall_difference_low": recall.low if recall else None,
+        "small_recall_difference_high": recall.high if recall else None,
     }
+
+
+def _share_of_peak(manifest: Manifest, speed: Speed, roofline: Roofline | None) -> dict[str, object]:
+    """INT8 against the INT8 peak, everything else against FP32's: 16-bit weights still compute in 32."""
+    if roofline is None:
+        return {}
+    peak = roofline.int8_gmac_s if manifest.precision == "int8" else roofline.fp32_gmac_s
+    if peak is None:
+        return {}
+    share = share_of_peak(manifest.macs, speed.latency_ms_p50, peak)
+    return {"peak_gmac_s": peak, "share_of_peak": share}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,7 +14,13 @@ class _Line(BaseModel):
 
 
 class CaseRecord(_Line):
-    """One case under one bundle and engine. Dice and IoU are 0–1; the means are over foreground classes."""
+    """One case under one bundle and engine. Dice and IoU are 0–1; the means are over foreground classes.
+
+    Attributes:
+        hd95_mean: 95th percentile surface distance, at the picture's own size, in `hd95_unit`.
+        small_found: parts of the truth below the report's `small_px` that were found, by class.
+        small_parts: how many there are, by class.
+    """
 
     name: str
     engine: str
@@ -24,6 +30,11 @@ class CaseRecord(_Line):
     iou_mean: float
     dice_by_class: dict[str, float]
     iou_by_class: dict[str, float]
+    hd95_unit: Literal["px", "mm"]
+    hd95_mean: float
+    hd95_by_class: dict[str, float]
+    small_found: dict[str, int]
+    small_parts: dict[str, int]
 
 
 class Accuracy(_Line):
@@ -33,6 +44,10 @@ class Accuracy(_Line):
         dice_p05: 5th percentile over cases: one case in twenty is worse.
         dice_low: lower end of the 95 % interval of `dice_mean` over patients; None for a single patient.
         dice_high: its upper end.
+        hd95_mean: in `hd95_unit`; mean over classes, then cases, with its interval over patients.
+        small_parts: connected parts of the truth smaller than `small_px` pixels, over all cases.
+        small_recall: share of them that were found, 0–1, with its interval over the patients that have some;
+            None without such parts.
     """
 
     cases: int
@@ -46,14 +61,29 @@ class Accuracy(_Line):
     iou_low: float | None
     iou_high: float | None
     iou_by_class: dict[str, float]
+    hd95_unit: Literal["px", "mm"]
+    hd95_mean: float
+    hd95_low: float | None
+    hd95_high: float | None
+    hd95_by_class: dict[str, float]
+    small_px: int
+    small_parts: int
+    small_recall: float | None = None
+    small_recall_low: float | None = None
+    small_recall_high: float | None = None
+    small_recall_by_class: dict[str, float] = {}
 
 
-class Difference(_Line):
-    """Dice of the same cases minus the reference's, with its 95 % interval over patients."""
+class Estimate(_Line):
+    """A figure with its 95 % interval over patients; no interval for a single patient."""
 
     mean: float
     low: float | None
     high: float | None
+
+
+class Difference(Estimate):
+    """A figure of the same cases minus the reference's."""
 
     @property
     def includes_zero(self) -> bool:
@@ -104,22 +134,28 @@ class Start(_Line):
     peak_memory_mib: float
 
 
-class Record(_Line):
+class Record(Accuracy):
     """One bundle, one engine, one thread count. Fields that were not measured are None.
 
     Attributes:
         name: unique in a report: the bundle's name, with the engine where it was measured on several.
         bundle: the folder.
+        parent: sha256 of the bundle that it was exported from; None for that one itself.
         size_bytes: of the files that the engine needs; golden cases and manifest left out.
         dice_difference: Dice minus the reference's on the same cases; None for the reference.
         dice_share_kept: `dice_mean` divided by the reference's; None for the reference, or if that is 0.
+        small_recall_difference: `small_recall` minus the reference's on the same parts; None for the reference.
         times_fewer_parameters: the reference's parameters divided by this one's.
+        peak_gmac_s: what dense convolutions of this precision reach on this machine with this engine and thread
+            count, 1e9 multiply-accumulates a second; None unless the roofline was asked for.
+        share_of_peak: what the model reaches of that, by its median engine latency, 0–1.
     """
 
     name: str
     reference: str
     bundle: str
     bundle_sha256: str
+    parent: str | None = None
     kind: str
     precision: str
     engine: str
@@ -132,21 +168,13 @@ class Record(_Line):
     parameters: int
     macs: int
     size_bytes: int
-    cases: int
-    patients: int
-    dice_mean: float
-    dice_p05: float
-    dice_low: float | None
-    dice_high: float | None
-    dice_by_class: dict[str, float]
-    iou_mean: float
-    iou_low: float | None
-    iou_high: float | None
-    iou_by_class: dict[str, float]
     dice_difference: float | None = None
     dice_difference_low: float | None = None
     dice_difference_high: float | None = None
     dice_share_kept: float | None = None
+    small_recall_difference: float | None = None
+    small_recall_difference_low: float | None = None
+    small_recall_difference_high: float | None = None
     times_fewer_parameters: float
     times_smaller_file: float
     latency_ms_p50: float | None = None
@@ -165,10 +193,17 @@ class Record(_Line):
     other_load_share: float | None = None
     cold_start_ms: float | None = None
     peak_memory_mib: float | None = None
+    peak_gmac_s: float | None = None
+    share_of_peak: float | None = None
 
     @property
     def is_reference(self) -> bool:
         return self.name == self.reference
+
+    @property
+    def network(self) -> str:
+        """sha256 of the trained bundle: the same for all exports of one network."""
+        return self.parent or self.bundle_sha256
 
     @property
     def difference(self) -> Difference | None:

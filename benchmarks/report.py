@@ -8,8 +8,10 @@ from pathlib import Path
 
 from benchmarks import plots, tables
 from benchmarks.answer import Answer, answer
+from benchmarks.columns import P99_SAMPLES
 from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
+from benchmarks.roofline import Roofline, describe_roofline
 from segcore.bundle import Bundle
 from segcore.host import Made
 from segcore.overlay import COLOURS, EXTRA, MISSED
@@ -32,6 +34,8 @@ class Report:
         skipped: engines that could not be measured, and why.
         made: this run.
         data_sha256: of the dataset.
+        ratio_to: sha256 of the bundles that latencies are told in ratios to.
+        rooflines: measured peaks; empty if not asked for.
     """
 
     records: Sequence[Record]
@@ -41,6 +45,12 @@ class Report:
     skipped: Sequence[str]
     made: Made
     data_sha256: str
+    ratio_to: Sequence[str] = ()
+    rooflines: Sequence[Roofline] = ()
+
+    @property
+    def tables(self) -> list[tables.Table]:
+        return tables.tables_of(self.records, self.ratio_to)
 
     @property
     def answer(self) -> Answer:
@@ -63,14 +73,13 @@ def render_html(report: Report) -> str:
         report=report,
         records=report.records,
         record=report.records[0],
-        tables=tables.tables_of(report.records),
-        classes=classes,
-        class_rows=tables.class_cells(report.records) if len(classes) > 1 else [],
+        tables=report.tables,
+        peaks=[describe_roofline(one) for one in report.rooflines],
         charts={name: Markup(svg) for name, svg in draw_plots(report, shown).items()},
         class_colours=[(name, _css(COLOURS[k % len(COLOURS)])) for k, name in enumerate(classes)],
         missed=_css(MISSED),
         extra=_css(EXTRA),
-        p99_samples=tables.P99_SAMPLES,
+        p99_samples=P99_SAMPLES,
     )
 
 
@@ -96,8 +105,9 @@ def render_markdown(report: Report) -> str:
     lines += ["", *(sentence + "\n" for sentence in said.sentences)]
     if said.limits:
         lines += ["**Limits**", "", *(f"* {limit}" for limit in said.limits), ""]
-    for table in tables.tables_of(report.records):
+    for table in report.tables:
         lines += [f"**{table.title}**", "", tables.markdown_table(table), ""]
+    lines += [f"{describe_roofline(one)}\n" for one in report.rooflines]
     lines += [f"Not measured: {reason}" for reason in report.skipped]
     lines += [f"Made {report.made.time} on {report.made.host}: `{report.made.command}`", ""]
     return "\n".join(lines)

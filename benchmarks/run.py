@@ -14,6 +14,7 @@ from benchmarks.measure import (
     Scored,
     make_records,
     measure_accuracy,
+    measure_rooflines,
     measure_speed,
     measure_starts,
     probe,
@@ -57,7 +58,7 @@ def main(settings: BenchmarkSettings) -> None:
         write_lines(folder / "cases.jsonl", [score for scores in report.scores for score in scores])
         (folder / "report.html").write_text(render_html(report))
         (folder / "report.md").write_text(render_markdown(report))
-    for table in tables.tables_of(report.records):
+    for table in report.tables:
         print(f"{table.title}\n{tables.plain_table(table)}\n")
     print(f"{report.answer.headline}\nreport: {settings.out / 'report.html'}")
     headline = choose_headline(for_threads(report.records))
@@ -78,6 +79,7 @@ def measure(settings: BenchmarkSettings) -> Report:
     threads = _thread_counts(settings.threads)
     bundles = open_bundles(settings.bundle)
     base = choose_reference(bundles, settings.reference)
+    ratio_to = [choose_reference(bundles, name, flag="--ratio-to").sha256 for name in settings.ratio_to]
     engines = engines_of(bundles, settings.engine)
     dataset = open_dataset(settings.data, seed=base.manifest.data.split_seed)
     cases = dataset.split(settings.split, limit=settings.limit)
@@ -89,8 +91,8 @@ def measure(settings: BenchmarkSettings) -> Report:
         log(f"not measured: {reason}")
     reference = next(i for i, subject in enumerate(subjects) if subject.bundle.sha256 == base.sha256)
 
-    scored = measure_accuracy(subjects, cases, threads=threads[0])
-    starts, speeds = None, {}
+    scored = measure_accuracy(subjects, cases, threads=threads[0], small_px=settings.small_px)
+    starts, speeds, rooflines = None, {}, []
     if not settings.skip_latency:
         images = [case.image() for case in cases[:PICTURES]]
         starts = measure_starts(
@@ -100,8 +102,17 @@ def measure(settings: BenchmarkSettings) -> Report:
             speeds[count] = measure_speed(
                 subjects, images, threads=count, rounds=settings.rounds, reference=reference
             )
+        if settings.roofline:
+            rooflines = measure_rooflines(subjects, threads)
     records = make_records(
-        scored, reference, data=settings.data, split=settings.split, speeds=speeds, starts=starts
+        scored,
+        reference,
+        data=settings.data,
+        split=settings.split,
+        speeds=speeds,
+        starts=starts,
+        small_px=settings.small_px,
+        rooflines=rooflines,
     )
     return Report(
         records=records,
@@ -111,6 +122,8 @@ def measure(settings: BenchmarkSettings) -> Report:
         skipped=skipped,
         made=made_now(),
         data_sha256=dataset.sha256,
+        ratio_to=ratio_to,
+        rooflines=rooflines,
     )
 
 

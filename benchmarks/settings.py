@@ -34,11 +34,23 @@ class BenchmarkSettings(Settings):
     limit: int | None = Field(default=None, gt=0)
     """Score at most this many cases, spread over the split."""
 
+    small_px: int = Field(default=50, gt=0)
+    """Parts of the true mask with fewer pixels than this, at the picture's own size, are told apart: how many
+    of them are found."""
+
     rounds: int = Field(default=5, gt=0)
     """Rounds of the interleaved timing; each gives every model one short burst."""
 
     reference: str | None = None
     """Compared with: a bundle's name or folder, or 1 for the first. Default: first teacher."""
+
+    ratio_to: tuple[str, ...] = ()
+    """Latencies in the table of networks are told as ratios to these, each at the same thread count; repeat for
+    several. A bundle's name or folder, or its number. Default: the reference."""
+
+    roofline: bool = False
+    """Measure this machine's peaks too (10 s for each engine and thread count; needs onnx), and tell how much
+    of them each model reaches."""
 
     skip_latency: bool = False
     """Measure accuracy only: no latency, cold start or memory."""

@@ -95,7 +95,9 @@ def open_bundles(folders: Sequence[Path]) -> list[Bundle]:
     return list(bundles.values())
 
 
-def choose_reference(bundles: Sequence[Bundle], reference: str | None) -> Bundle:
+def choose_reference(
+    bundles: Sequence[Bundle], reference: str | None, *, flag: str = "--reference"
+) -> Bundle:
     """The bundle that the others are compared with: the named one, else the first teacher, else the first.
 
     Raises:
@@ -109,7 +111,7 @@ def choose_reference(bundles: Sequence[Bundle], reference: str | None) -> Bundle
     if len(found) != 1:
         names = ", ".join(b.manifest.name for b in bundles)
         raise InputError(
-            f"--reference {reference}: must name one bundle or be 1 to {len(bundles)}, "
+            f"{flag} {reference}: must name one bundle or be 1 to {len(bundles)}, "
             f"got {len(found)} of that name; the bundles are {names}"
         )
     return found[0]

@@ -28,6 +28,12 @@ def dice(mean: float, low: float | None, high: float | None) -> str:
     return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f}–{high:.3f})"
 
 
+def distance(mean: float, low: float | None, high: float | None, unit: str) -> str:
+    """3.21 px (2.90–3.62)."""
+    text = f"{mean:.2f} {unit}"
+    return text if low is None or high is None else f"{text} ({low:.2f}–{high:.2f})"
+
+
 def difference(mean: float | None, low: float | None, high: float | None) -> str:
     """−0.0032 (−0.0062 to −0.0001)."""
     if mean is None:
@@ -53,6 +59,11 @@ def megabytes(size_bytes: int) -> str:
 def times(ratio: float) -> str:
     """31×, 2.4×; at most two figures below 100, as no measured ratio is surer than that."""
     return f"{figures(ratio, 2)}×"
+
+
+def percent(share: float) -> str:
+    """0.62 %, 12.3 %, 104 %."""
+    return f"{figures(100 * share)} %"
 
 
 def plural(number: int, word: str) -> str:

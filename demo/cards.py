@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from demo.compare import Answer, apart_words, comparable, fit, heat, heat_map, summary, table, title
+from demo.traffic_light import light_card, limits
 from segcore.bundle import Manifest
 from segcore.host import Made
 from segcore.overlay import COLOURS, overlay
@@ -63,6 +64,7 @@ def how_made(manifest: Manifest) -> str:
         ("Looks for", ", ".join(manifest.classes)),
         ("Takes", f"{manifest.input.width_px} × {manifest.input.height_px} pixels, {manifest.input.depth}"),
         ("Measured", _metrics(manifest)),
+        ("Judges its own mask", limits(manifest.quality) if manifest.quality else "no, it gives no estimate"),
         (
             "Checked after export",
             _gate(manifest) or "not recorded",
@@ -87,6 +89,9 @@ def _answer_figure(image: np.ndarray, answer: Answer, name: str) -> str:
     caption = " ".join(_chip(k, class_name) for k, class_name in enumerate(classes))
     if not answer.mask.any():
         caption += " <strong>nothing found</strong>"
+    quality = answer.manifest.quality
+    if quality is not None and answer.quality is not None:
+        caption += light_card(answer.quality, quality)
     shown = fit(image)  # before the outline is drawn, or shrinking would wash it out
     return _figure(
         overlay(shown, resize_mask(answer.mask, (shown.shape[0], shown.shape[1]))),

@@ -43,6 +43,7 @@ class Answer:
         mask: H×W uint8, at the picture's own size.
         foreground: probability of each foreground class, K×H×W float32, 0–1.
         times: how long it took.
+        quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
     """
 
     manifest: Manifest
@@ -50,6 +51,7 @@ class Answer:
     mask: np.ndarray
     foreground: np.ndarray
     times: Times
+    quality: float | None = None
 
 
 def ask(predictor: Predictor, image: np.ndarray, *, name: str) -> Answer:
@@ -74,6 +76,7 @@ def ask(predictor: Predictor, image: np.ndarray, *, name: str) -> Answer:
             total_ms=median(r.timings.total_ms for r in runs),
             runs=len(runs),
         ),
+        quality=last.quality,
     )
 
 
@@ -160,6 +163,9 @@ def table(answers: Sequence[Answer], truth: np.ndarray | None = None) -> list[li
         ["  drawing the mask", *(f"{a.times.post_ms:.1f} ms" for a in answers)],
         ["Marked area of the picture", *(_areas(a) for a in answers)],
     ]
+    if any(a.quality is not None for a in answers):
+        words = ("–" if a.quality is None else f"{a.quality:.3f}" for a in answers)
+        rows.append(["Overlap that the model expects (Dice, its own estimate)", *words])
     if truth is not None:
         rows.append(
             ["Overlap with the reference (Dice, 1 is perfect)", *(_truth_dice(a, truth) for a in answers)]

@@ -30,26 +30,29 @@ def open_model(model_path: Path, *, precision: str, threads: int) -> OpenVinoEng
     return OpenVinoEngine(model_path, precision=precision, threads=threads)
 
 
-class OpenVinoEngine:
-    """One compiled model and one infer request, used again for every picture.
+def cpu_settings(threads: int) -> dict[str, Any]:
+    """What every model is compiled with; the profile adds the counters.
 
     Every precision computes in f32 here, and INT8 layers in i8: fp16 bundles hold 16-bit weights only. The
     hint is pinned because a CPU with bf16 or f16 units would else choose them and change the masks (an f16
     MobileSAM encoder gave one embedding for every picture: open-edge-platform/geti#7354).
     """
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+class OpenVinoEngine:
+    """One compiled model and one infer request, used again for every picture."""
 
     def __init__(self, model_path: Path, *, precision: str, threads: int) -> None:
         openvino = import_openvino()
         self.version = openvino.__version__.split("-")[0]
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
         try:
-            self._request = (
-                openvino.Core().compile_model(str(model_path), "CPU", settings).create_infer_request()
-            )
+            compiled = openvino.Core().compile_model(str(model_path), "CPU", cpu_settings(threads))
+            self._request = compiled.create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(

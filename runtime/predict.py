@@ -2,7 +2,9 @@
 
 O/masks/CASE.png       0/255 for a model of one class, class indices (0 background) for several
 O/overlays/CASE.png    the picture with the mask drawn over it
-O/predictions.jsonl    a line a picture: sizes, areas, timings
+O/predictions.jsonl    a line a picture: sizes, areas, expected quality, timings
+
+With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from tqdm import tqdm
 
 from runtime.apart import check_apart
+from runtime.deferral import BELOW, DeferringPredictor
 from runtime.predictor import Prediction, Predictor
-from segcore.bundle import open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES, read_image
@@ -41,6 +45,10 @@ class PredictSettings(Settings):
     """A PNG, JPEG or TIFF file, or a folder of them (not of folders)."""
     out: Path
     """Folder to write: masks/, overlays/ and predictions.jsonl."""
+    defer_to: Path | None = None
+    """Folder of a better, slower exported bundle: it segments the pictures whose quality is below --below."""
+    below: float = Field(BELOW, ge=0, le=1)
+    """Expected Dice below which a picture goes to --defer-to."""
     engine: str | None = None
     """openvino or onnxruntime; by default openvino where it is installed and can open the bundle."""
     threads: int | None = None
@@ -73,12 +81,12 @@ def list_images(path: Path) -> list[Path]:
 
 
 def predict_files(
-    predictor: Predictor, images: Sequence[Path], folder: Path, failed: list[str]
+    predictor: Predictor | DeferringPredictor, images: Sequence[Path], folder: Path, failed: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Segments files one by one, writes mask and overlay, and yields the record of each.
 
     Args:
-        predictor: the opened model.
+        predictor: the opened model, or pair of models.
         images: files with different stems.
         folder: where masks/ and overlays/ are.
         failed: gets the message of every file that could not be used.
@@ -92,15 +100,15 @@ def predict_files(
             if len(images) > 1:
                 log(f"error: {error}")
             continue
-        classes = predictor.manifest.classes
-        scale = 255 if len(classes) == 1 else 1
+        maker = predictor.maker_of(prediction) if isinstance(predictor, DeferringPredictor) else predictor
+        scale = 255 if len(maker.manifest.classes) == 1 else 1
         Image.fromarray(prediction.mask * np.uint8(scale)).save(folder / "masks" / f"{path.stem}.png")
         Image.fromarray(overlay(image, prediction.mask)).save(folder / "overlays" / f"{path.stem}.png")
-        yield _record(path.stem, prediction, predictor)
+        yield _record(path.stem, prediction, maker)
 
 
-def _record(case: str, prediction: Prediction, predictor: Predictor) -> dict[str, Any]:
-    classes, timings = predictor.manifest.classes, prediction.timings
+def _record(case: str, prediction: Prediction, maker: Predictor) -> dict[str, Any]:
+    classes, timings = maker.manifest.classes, prediction.timings
     counts = np.bincount(prediction.mask.ravel(), minlength=len(classes) + 1)
     return {
         "case": case,
@@ -109,32 +117,51 @@ def _record(case: str, prediction: Prediction, predictor: Predictor) -> dict[str
         "height_px": prediction.mask.shape[0],
         "width_px": prediction.mask.shape[1],
         "area_px": {name: int(counts[k]) for k, name in enumerate(classes, start=1)},
+        "quality": _rounded(prediction.quality),
+        "deferred": prediction.first_quality is not None,
+        "first_quality": _rounded(prediction.first_quality),
+        "model": maker.manifest.name,
         "pre_ms": round(timings.pre_ms, 3),
         "engine_ms": round(timings.engine_ms, 3),
         "post_ms": round(timings.post_ms, 3),
         "total_ms": round(timings.total_ms, 3),
-        "engine": f"{predictor.engine_name} {predictor.engine_version}",
+        "engine": f"{maker.engine_name} {maker.engine_version}",
     }
+
+
+def _rounded(quality: float | None) -> float | None:
+    return None if quality is None else round(quality, 4)
+
+
+def _open(settings: PredictSettings, bundle: Bundle) -> Predictor | DeferringPredictor:
+    if settings.defer_to is None:
+        return Predictor.open(bundle, engine=settings.engine, threads=settings.threads)
+    return DeferringPredictor.open(
+        bundle, settings.defer_to, below=settings.below, engine=settings.engine, threads=settings.threads
+    )
 
 
 def main(settings: PredictSettings) -> None:
     """Writes OUT, then prints a JSON line a picture.
 
     Raises:
-        InputError: a file could not be used; the results of the others are in OUT.
+        InputError: a file could not be used; the results of the others are in OUT. Or the bundles do not go together.
     """
     check_apart(settings.out, settings.image, "--image")
     check_apart(settings.out, settings.bundle, "--bundle")
+    if settings.defer_to is not None:
+        check_apart(settings.out, settings.defer_to, "--defer-to")
     bundle = open_bundle(settings.bundle)
     images = list_images(settings.image)
     failed: list[str] = []
     made_from = {
         "bundle": bundle.sha256,
+        "defer_to": str(settings.defer_to),
         "image": str(settings.image),
         "names": [path.name for path in images],
     }
     with (
-        Predictor.open(bundle, engine=settings.engine, threads=settings.threads) as predictor,
+        _open(settings, bundle) as predictor,
         out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
     ):
         for name in ("masks", "overlays"):

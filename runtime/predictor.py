@@ -16,6 +16,7 @@ from runtime.engine import Engine, available_threads, choose_engine, open_engine
 from segcore.bundle import Bundle, Manifest, open_bundle
 from segcore.errors import InputError
 from segcore.preprocess import decide, prepare, probabilities
+from segcore.quality import quality_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,16 @@ class Prediction:
         mask: H×W uint8; 0 background, k the manifest's k-th class.
         probabilities: K×H×W float32; one sigmoid channel for one class, background first for several.
         timings: of this call.
+        quality: the Dice, 0–1, that the model expects of this mask; None where it was not fitted to estimate it.
+        first_quality: what the quicker model expected of its own mask, where it passed the picture on and this is
+            the second model's answer (`runtime.deferral`); else None.
     """
 
     mask: np.ndarray
     probabilities: np.ndarray
     timings: Timings
+    quality: float | None = None
+    first_quality: float | None = None
 
 
 class Predictor:
@@ -127,9 +133,11 @@ class Predictor:
         ran = perf_counter()
         probability = probabilities(logits, self.manifest.output, (image.shape[0], image.shape[1]))
         mask = decide(probability, self.manifest.output)
+        model = self.manifest.quality
+        quality = quality_of(logits, self.manifest.output, model) if model else None
         done = perf_counter()
         timings = Timings(1e3 * (prepared - start), 1e3 * (ran - prepared), 1e3 * (done - ran))
-        return Prediction(mask, probability, timings)
+        return Prediction(mask, probability, timings, quality)
 
     def close(self) -> None:
         """Lets go of the model."""

@@ -17,6 +17,7 @@ from segcore.errors import InputError
 from segcore.host import Made
 from segcore.outfolder import write_text
 from segcore.preprocess import InputSpec, OutputSpec
+from segcore.quality import QualityModel
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -70,6 +71,7 @@ class Manifest(_Part):
         macs: multiply-accumulates of one image at the input size.
         settings: the resolved settings of the command that trained it.
         gate: figures of the parity gate that an exported bundle has passed.
+        quality: how the model estimates the Dice of its own masks; None where it was not fitted.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -91,6 +93,7 @@ class Manifest(_Part):
     data: DataRecord
     metrics: tuple[Metric, ...] = ()
     gate: dict[str, float] = Field(default_factory=dict)
+    quality: QualityModel | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     made: Made
     lineage: tuple[Made, ...] = ()

@@ -18,7 +18,6 @@ _LIBRARIES = (
     "torch",
     "sam2",
     "peft",
-    "monai",
     "onnx",
     "onnxruntime",
     "openvino",

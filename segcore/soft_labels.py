@@ -1,7 +1,7 @@
-"""Soft labels: a teacher's logits for every training image, written once, read by memory map.
+"""Soft labels: one or several teachers' logits for every training image, written once, read by memory map.
 
-labels.json          teacher, data, input size, classes, and which case lies in which row of which shard
-shard-00000.npy      float16 logits n×K×H×W at the teacher's input size, uncompressed
+labels.json          teachers, data, size, classes, and which case lies in which row of which shard
+shard-00000.npy      float16 logits n×K×H×W at the (largest) teacher's input size, uncompressed
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,14 +23,34 @@ LABELS = "labels.json"
 SCHEMA_VERSION = 1
 
 
+class TeacherRecord(BaseModel):
+    """One of the teachers: its bundle's name and `Bundle.sha256`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+
+
 class LabelRecord(BaseModel):
-    """What `labels.json` holds. `shards` gives each file's cases in row order."""
+    """What `labels.json` holds.
+
+    Attributes:
+        teacher: the one teacher's `Bundle.sha256`, or for several a hash of theirs.
+        teacher_name: for tables.
+        teachers: each of them; empty in folders of version 0.2, which had one.
+        tta: whether each was asked for the mirrored picture too.
+        height_px: of the labels, the largest of the teachers' inputs; as is width_px.
+        shards: each file's cases in row order.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     teacher: str
     teacher_name: str
+    teachers: tuple[TeacherRecord, ...] = ()
+    tta: Literal["none", "flips"] = "none"
     data_sha256: str
     split_sha256: str
     classes: tuple[str, ...]

@@ -1,16 +1,18 @@
-"""Trains a LightUNet, from a teacher's soft labels where there are any.
+"""Trains a student, from a teacher's soft labels where there are any.
 
 `python -m student.distill --data D [--soft S | --teacher T] --out O`; without a teacher it is plain training, the
 control of every claim about distillation. The loss is the paper's plus Dice:
 
     L = α·CE(y, student) + Dice(y, student) + (1−α)·T²·KL(σ(teacher/T) ‖ σ(student/T))
+
+`--kd` puts another term of `segcore.learn.losses` in the place of the last, or adds the features'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -20,9 +22,11 @@ from segcore.command import log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
 from segcore.errors import InputError
 from segcore.host import Made
+from segcore.labelled_share import training_cases
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
 from segcore.soft_labels import SoftLabels, open_soft_labels
+from student.presets import find_design, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
     from segcore.learn.augment import Sample
     from segcore.preprocess import InputSpec
+    from student.design import Design
+    from student.live_teacher import LiveTeacher
 
 
 class DistillSettings(TrainSettings):
@@ -39,8 +45,14 @@ class DistillSettings(TrainSettings):
     """Soft labels that teacher.label wrote; the quick way."""
     teacher: Path | None = None
     """A teacher bundle to run in every step; slow, but it sees each augmented image itself."""
-    base: int = Field(8, ge=4)
-    """Channels at full resolution: 8 is LightUNet (0.49 M parameters), 64 the classic U-Net."""
+    design: str | dict[str, Any] = "base"
+    """nano, small, base, lightunet, unet16, unet64, or a YAML file that student.search wrote."""
+    kd: Literal["logits", "cwd", "boundary", "dice", "features"] = "logits"
+    """What is learnt of the teacher: each pixel's logits; cwd, each channel's map over the picture; boundary, logits
+    that count more near edges; dice, the overlap with its probabilities; features, its deepest features beside the
+    logits (--teacher only)."""
+    kd_weight: float = Field(1.0, ge=0)
+    """Weight of the term that --kd names."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Share of the true masks' cross-entropy; the rest is the teacher's."""
     temperature: float = Field(2.0, gt=0)
@@ -51,22 +63,31 @@ class DistillSettings(TrainSettings):
 
 def main(settings: DistillSettings) -> None:
     """Runs the stage; see the module."""
+    design = find_design(settings.design)
+    if settings.size % design.stride:
+        raise InputError(
+            f"--size {settings.size}: must be divisible by {design.stride}, the stride of --design, is not; "
+            f"use {-(-settings.size // design.stride) * design.stride}"
+        )
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
+    _check_kd(settings)
     dataset = open_dataset(settings.data, seed=settings.split_seed)
     soft = open_soft_labels(settings.soft) if settings.soft else None
     teacher = open_bundle(settings.teacher) if settings.teacher else None
     _check_match(dataset, soft, teacher)
     teacher_sha256 = soft.record.teacher if soft else teacher.sha256 if teacher else None
-    recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256}
+    recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256,
+              "tta": soft.record.tta if soft else None}  # fmt: skip
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        dice, parameters = _train(settings, dataset, soft, teacher, teacher_sha256, folder)
+        dice, parameters = _train(settings, design, dataset, soft, teacher, teacher_sha256, folder)
     log(f"wrote {settings.out}")
     print_result(bundle=str(settings.out), dice_val=dice, parameters=parameters)
 
 
 def _train(
     settings: DistillSettings,
+    design: Design,
     dataset: Dataset,
     soft: SoftLabels | None,
     teacher: Bundle | None,
@@ -81,47 +102,65 @@ def _train(
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import seal_trained
     from segcore.preprocess import output_spec
-    from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_unet
+    from student.live_teacher import WithFeatures, feature_width, open_live_teacher
+    from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
 
-    cases = dataset.split("train", limit=settings.limit)
+    cases = training_cases(
+        dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
+    )
     if soft or teacher:
         cases += tuple(c for c in dataset.unlabelled if teacher or (soft and c.id in soft))
+    else:
+        cases = tuple(c for c in cases if c.labelled)
     held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
     spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD})
-    output = output_spec(dataset.classes, stride=1)
+    output = output_spec(dataset.classes, stride=design.logits_stride)
     augment = Augmentation(size, with_soft=soft is not None, flip=settings.flip)
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
     torch.manual_seed(settings.seed)
-    network = build_unet(channels=spec.channels, outputs=output.channels, base=settings.base)
-    parameters = sum(p.numel() for p in network.parameters())
+    network = build_student(design, channels=spec.channels, outputs=output.channels)
+    parameters = sum(p.numel() for p in sealed_form(network).parameters())
+    title = title_of(settings.design, parameters)
     accelerator = open_accelerator(settings)
+    device = accelerator.device
+    ask = open_live_teacher(teacher, device) if teacher else None
+    trained: nn.Module = network
+    if ask and settings.kd == "features":
+        trained = WithFeatures(network, feature_width(ask, spec.channels, size, device))
     help_from = "soft labels" if soft else "a live teacher" if teacher else "no teacher"
     log(
-        f"U-Net base {settings.base}: {parameters:,} parameters; {len(cases)} training and "
-        f"{len(held)} validation images; {help_from}; {accelerator.device}"
+        f"{title}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images, "
+        f"{sum(c.labelled for c in cases)} training masks; {help_from}; {device}"
     )
+    if design.openvino_only:
+        log(
+            "--design: its depthwise convolutions are fast in OpenVINO's INT8; with TensorRT nobody has measured them"
+        )
     fit(
-        network,
+        trained,
         data,
-        loss_of=_loss(settings, spec, teacher, accelerator.device),
-        validate=validator.dice,
+        loss_of=loss_function(settings, spec, ask, device),
+        validate=lambda n: validator.dice(n.student if isinstance(n, WithFeatures) else n),
         settings=settings,
         folder=folder,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
+        sealed = sealed_form(network)
         manifest = seal_trained(
             folder,
-            network,
+            sealed,
             kind="student",
-            architecture="unet",
-            architecture_settings={"base": settings.base},
+            architecture=ARCHITECTURE,
+            architecture_settings=sealed.design.model_dump(mode="json"),
             name=_name(
-                settings, soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
+                title,
+                settings,
+                soft.record.teacher_name if soft else teacher.manifest.name if teacher else None,
             ),
             pretrained="no pretrained weights",
             trained_parameters=parameters,
@@ -138,61 +177,82 @@ def _train(
     return dice, parameters
 
 
-def _loss(
-    settings: DistillSettings, spec: InputSpec, teacher: Bundle | None, device: torch.device
+def loss_function(
+    settings: DistillSettings, spec: InputSpec, ask: LiveTeacher | None, device: torch.device
 ) -> Callable[[nn.Module, Sample], Tensor]:
+    """(network, batch) → the loss of a step; see the module.
+
+    Args:
+        settings: of the training.
+        spec: the input that the network is trained on.
+        ask: the live teacher, where there is one.
+        device: of the training.
+    """
+    import torch.nn.functional as F
 
     from segcore.learn.deploy import normaliser
-    from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
+    from segcore.learn.losses import cross_entropy, dice_loss, feature_loss
 
     normalised = normaliser(spec, device)
-    ask = _live_teacher(teacher, device) if teacher else None
+    kd = _teachers_term(settings)
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
-        logits = network(normalised(batch["image"]))
+        found = network(normalised(batch["image"]))
+        logits, features = found if isinstance(found, tuple) else (found, None)
+        # The loss sees what a user sees: logits resized to the picture, as `segcore.preprocess` does.
+        # (All channels as one picture's: torch's backward of it, channels-last, takes twice as long.)
+        flat, size = logits.float().flatten(0, 1)[None], batch["image"].shape[2:]
+        flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
+        logits = flat.view(*logits.shape[:2], *size)
         target, labelled = batch["mask"], batch["labelled"]
         truth = settings.dice_weight * dice_loss(logits, target, labelled)
-        soft = ask(batch["image"]) if ask else batch.get("soft")
+        soft, teachers = ask(batch["image"]) if ask else (batch.get("soft"), None)
         if soft is None:
             return truth + cross_entropy(logits, target, labelled)
         truth = truth + settings.alpha * cross_entropy(logits, target, labelled)
-        return truth + (1 - settings.alpha) * distillation_loss(logits, soft, settings.temperature)
+        learnt = kd(logits, soft)
+        if features is not None and teachers is not None:
+            learnt = learnt + settings.kd_weight * feature_loss(features, teachers)
+        return truth + (1 - settings.alpha) * learnt
 
     return loss
 
 
-def _live_teacher(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from images N×C×H×W, 0–1, to the teacher's logits at the images' size."""
-    import torch
-    import torch.nn.functional as F
+def _teachers_term(settings: DistillSettings) -> Callable[[Tensor, Tensor], Tensor]:
+    """(student's logits, teacher's) → the weighted loss that `--kd` names."""
+    from segcore.learn.losses import boundary_loss, channel_loss, distillation_loss, soft_dice_loss
 
-    from segcore.learn.deploy import normaliser
-    from teacher.network import load_teacher
-
-    spec = bundle.manifest.input
-    network = load_teacher(bundle).to(device)
-    normalised = normaliser(spec, device)
-
-    def ask(image: Tensor) -> Tensor:
-        with torch.no_grad():
-            resized = F.interpolate(image, spec.size_px, mode="bilinear", antialias=True, align_corners=False)
-            logits = network(normalised(resized)).float()
-            return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
-
-    return ask
+    temperature, weight = settings.temperature, settings.kd_weight
+    terms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "logits": lambda s, t: weight * distillation_loss(s, t, temperature),
+        "cwd": lambda s, t: weight * channel_loss(s, t, temperature),
+        "boundary": lambda s, t: weight * boundary_loss(s, t, temperature),
+        "dice": lambda s, t: weight * soft_dice_loss(s, t),
+        "features": lambda s, t: distillation_loss(s, t, temperature),  # the features' term is added to it
+    }
+    return terms[settings.kd]
 
 
-def _name(settings: DistillSettings, teacher_name: str | None) -> str:
+def _name(title: str, settings: DistillSettings, teacher_name: str | None) -> str:
     """For tables: what it is, whose pupil, and whether it saw only some of the images."""
-    name = f"{'LightUNet' if settings.base <= 8 else 'U-Net'} {settings.base}"
-    name += f" from {teacher_name}" if teacher_name else ""
-    return name + (f", {settings.limit} images" if settings.limit else "")
+    name = title + (f" from {teacher_name}" if teacher_name else "")
+    name += f", {settings.kd}" if settings.kd != "logits" else ""
+    return name + (f", {settings.limit} images" if settings.limit else "") + settings.label_note
 
 
 def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:
     if soft:
         return (*soft.record.lineage, soft.record.made)
     return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
+
+
+def _check_kd(settings: DistillSettings) -> None:
+    if settings.kd == "features" and not settings.teacher:
+        raise InputError(
+            "--kd features: must have a teacher that runs in every step, got none; give its bundle as --teacher"
+        )
+    if settings.kd != "logits" and not (settings.soft or settings.teacher):
+        raise InputError(f"--kd {settings.kd}: must have a teacher, got none; give --soft or --teacher")
 
 
 def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | None) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field
 from segcore.command import log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
 from segcore.errors import InputError
+from segcore.labelled_share import training_cases
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
 
@@ -70,7 +71,10 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[f
     from teacher.network import STRIDE, FinestHead, deployed
     from teacher.sam2_encoder import IMAGENET_MEAN_STD
 
-    cases = dataset.split("train", limit=settings.limit)
+    split = training_cases(
+        dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
+    )
+    cases = [case for case in split if case.labelled]
     held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
     spec = training_input(cases, size, {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD})
@@ -105,7 +109,7 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[f
                 "encoder": settings.encoder,
                 "adapter_width": settings.adapter_width if settings.tune == "adapter" else None,
             },
-            name=f"S2AgScUNet {settings.encoder}",
+            name=f"S2AgScUNet {settings.encoder}{settings.label_note}",
             pretrained=pretrained,
             trained_parameters=trained,
             dataset=dataset,

@@ -26,13 +26,14 @@ def torch_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from segcore.host import made_now
     from segcore.learn.deploy import DeployGraph
     from segcore.preprocess import InputSpec, output_spec, prepare, resize_mask
-    from student.network import GREY_MEAN_STD, build_unet
+    from student.design import unet
+    from student.network import GREY_MEAN_STD, build_student
 
     torch.manual_seed(0)
     dataset = open_dataset(DATA)
     mean, std = GREY_MEAN_STD
     spec = InputSpec(height_px=64, width_px=64, channels=1, mean=mean, std=std)
-    network = build_unet(channels=1, outputs=1, base=8)
+    network = build_student(unet(8), channels=1, outputs=1)
     graph = DeployGraph(network, spec)
     cases = dataset.split("train", limit=8)
     pictures = torch.from_numpy(np.stack([prepare(case.image(), spec) for case in cases]))
@@ -54,8 +55,8 @@ def torch_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind="student",
         format="torch",
         precision="fp32",
-        architecture="unet",
-        architecture_settings={"base": 8},
+        architecture="student",
+        architecture_settings=unet(8).model_dump(mode="json"),
         classes=dataset.classes,
         input=spec,
         output=output_spec(dataset.classes, 1),

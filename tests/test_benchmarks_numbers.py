@@ -7,17 +7,35 @@ import numpy as np
 import pytest
 
 from benchmarks import wording
-from benchmarks.accuracy import interval, paired_difference, summarise
+from benchmarks.accuracy import (
+    distance_unit,
+    interval,
+    paired_difference,
+    recall_difference,
+    score_case,
+    summarise,
+)
 from benchmarks.comparison import choose_headline, pareto_front
 from benchmarks.latency import Samples, Timed, rotations, summarise_speed, time_interleaved
 from benchmarks.load import Clock, others_share
 from benchmarks.record import CaseRecord, Record, read_lines, write_lines
+from segcore.case import Case, PhantomSource
 
 
-def score(case: str, dice: float, *, patient: str | None = None, name: str = "a") -> CaseRecord:
+def score(
+    case: str,
+    dice: float = 0.9,
+    *,
+    patient: str | None = None,
+    name: str = "a",
+    hd95: float = 2.0,
+    small: tuple[int, int] = (0, 0),
+) -> CaseRecord:
     return CaseRecord(
         name=name, engine="torch", case=case, patient=patient or case, dice_mean=dice, iou_mean=dice / 2,
         dice_by_class={"lung": dice}, iou_by_class={"lung": dice / 2},
+        hd95_unit="px", hd95_mean=hd95, hd95_by_class={"lung": hd95},
+        small_found={"lung": small[0]}, small_parts={"lung": small[1]},
     )  # fmt: skip
 
 
@@ -29,7 +47,8 @@ def record(name: str = "small", **changes: object) -> Record:
         "parameters": 500_000, "macs": 765_000_000, "size_bytes": 2_000_000, "cases": 40, "patients": 30,
         "dice_mean": 0.9, "dice_p05": 0.8, "dice_low": 0.88, "dice_high": 0.92,
         "dice_by_class": {"lung": 0.9}, "iou_mean": 0.82, "iou_low": 0.8, "iou_high": 0.84,
-        "iou_by_class": {"lung": 0.82},
+        "iou_by_class": {"lung": 0.82}, "hd95_unit": "px", "hd95_mean": 3.21, "hd95_low": 2.9, "hd95_high": 3.62,
+        "hd95_by_class": {"lung": 3.21}, "small_px": 50, "small_parts": 0,
         "times_fewer_parameters": 10.0, "times_smaller_file": 10.0,
     }  # fmt: skip
     if name != "big":
@@ -56,6 +75,39 @@ def test_summary_is_mean_and_percentile_over_cases():
     assert summary.dice_low is not None
     assert summary.dice_low < 0.5 < summary.dice_high
     assert (summary.cases, summary.patients) == (101, 101)
+
+
+def test_distances_and_small_parts_are_summed_up():
+    cases = [score("a", hd95=1.0, small=(1, 1)), score("b", hd95=3.0), score("c", hd95=8.0, small=(0, 3))]
+    summary = summarise(cases, small_px=9)
+    assert (summary.hd95_mean, summary.hd95_unit, summary.hd95_by_class) == (4.0, "px", {"lung": 4.0})
+    assert summary.hd95_low < 4.0 < summary.hd95_high
+    assert (summary.small_px, summary.small_parts, summary.small_recall) == (9, 4, 0.25)
+    assert (summary.small_recall_low, summary.small_recall_high) == (0.0, 1.0)
+    assert summary.small_recall_by_class == {"lung": 0.25}
+    without = summarise([score("a"), score("b")])
+    assert (without.small_parts, without.small_recall, without.small_recall_by_class) == (0, None, {})
+
+
+def test_recall_is_compared_on_the_same_parts():
+    reference = [score("a", small=(1, 2)), score("b"), score("c", small=(2, 2))]
+    better = [score("a", small=(2, 2)), score("b"), score("c", small=(2, 2))]
+    difference = recall_difference(better, reference)
+    assert (difference.mean, difference.low, difference.high) == (0.25, 0.0, 0.5)
+    assert recall_difference(reference[1:2], reference[1:2]) is None
+
+
+def test_millimetres_only_where_every_case_knows_its_spacing():
+    known, unknown = (
+        Case("a", "p", PhantomSource("ct", 2, 0), "test", spacing_mm=s) for s in ((0.5, 0.5), None)
+    )
+    assert [distance_unit(c) for c in ([known], [known, unknown], [unknown])] == ["mm", "px", "px"]
+    shifted = np.roll(known.mask(), 4, axis=0)
+    in_mm, in_px = (
+        score_case(shifted, known, ["lesion"], name="x", engine="e", unit=u).hd95_mean for u in ("mm", "px")
+    )
+    assert in_px == pytest.approx(2 * in_mm)
+    assert in_px > 0
 
 
 def test_paired_difference_cancels_what_cases_share():
@@ -168,4 +220,6 @@ def test_words_for_numbers():
         "12",
     ]
     assert wording.megabytes(1_955_994) == "1.96 MB"
+    assert [wording.percent(v) for v in (0.0062, 0.1234, 1.04)] == ["0.620 %", "12.3 %", "104 %"]
+    assert wording.distance(3.214, 2.9, 3.62, "px") == "3.21 px (2.90–3.62)"
     assert wording.times(31.44) == "31×"

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import plots, tables
 from benchmarks.answer import answer
+from benchmarks.networks import network_tables
 from benchmarks.pictures import choose_cases, draw_example
 from benchmarks.report import Report, render_html, render_markdown
 from segcore.bundle import Bundle, DataRecord, FileEntry, Manifest
@@ -203,3 +204,83 @@ def test_a_students_random_start_is_no_limit_beside_a_pretrained_teacher():
     alone = answer([record("big"), record()], [manifest("big"), student], "d")
     assert "No pretrained" not in " ".join(with_teacher.limits)
     assert "No pretrained weights: small" in alone.limits[0]
+
+
+def _family() -> list:
+    """Two networks in INT8 and FP32 at one and two threads: big 40 and 100 ms, small 1 and 4 ms at one thread."""
+    found = []
+    for threads in (1, 2):
+        for network, pair in (("big", (40.0, 100.0)), ("small", (1.0, 4.0))):
+            for precision, ms in zip(("int8", "fp32"), pair, strict=True):
+                found.append(
+                    record(
+                        f"{network}, {precision.upper()}", reference="big, FP32", precision=precision, threads=threads,
+                        parent=network, bundle_sha256=f"{network}-{precision}", **timed(ms / threads),
+                    )
+                )  # fmt: skip
+    return found
+
+
+def test_networks_have_a_row_with_both_precisions_and_all_thread_counts():
+    times = network_tables(_family())[0]
+    heads = [(c.header, c.unit) for c in times.columns[-4:]]
+    assert heads == [(p, t) for p in ("INT8", "FP32") for t in ("1 thread", "2 threads")]
+    assert [row[:1] + row[-4:] for row in times.rows] == [
+        ["big", "40.0", "20.0", "100", "50.0"],
+        ["small", "1.00", "0.500", "4.00", "2.00"],
+    ]
+
+
+def test_networks_as_ratios_to_several_others():
+    fp32, int8 = network_tables(_family(), ["big-fp32", "big-int8"])[1:]
+    assert fp32.title == (
+        "Networks, engine latency as a share of big, FP32 at as many threads (times faster)"
+    )
+    assert fp32.rows[1] == ["small", *["1.00 % (100×)"] * 2, *["4.00 % (25.0×)"] * 2]
+    assert int8.rows[1][1] == "2.50 % (40.0×)"
+
+
+def test_networks_share_of_the_peak():
+    records = [r.model_copy(update={"share_of_peak": 0.4, "peak_gmac_s": 500.0}) for r in _family()[:-1]]
+    table = network_tables(records)[-1]
+    assert table.title == "Networks, share of the measured peak of their precision"
+    assert table.rows[1][1:] == ["40.0 %", "40.0 %", "40.0 %", "–"]
+
+
+def test_an_export_made_twice_has_a_row_of_its_own():
+    twice = [r.model_copy(update={"name": r.name + " again", "bundle_sha256": "x"}) for r in _family()[2:3]]
+    rows = network_tables([*_family()[:4], *twice])[0].rows
+    assert [row[-2:] for row in rows] == [["40.0", "100"], ["1.00", "4.00"], ["1.00", "–"]]
+
+
+def test_no_table_of_networks_where_each_was_measured_once():
+    assert network_tables([record("big", **timed(9)), record(bundle_sha256="1" * 64, **timed(3))]) == []
+
+
+def test_small_parts_are_reported_only_where_there_are_any():
+    some = {"small_parts": 8, "small_recall": 0.5, "small_recall_low": 0.25, "small_recall_high": 0.75,
+            "small_recall_by_class": {"lung": 0.5}}  # fmt: skip
+    with_, without = ([record("big", **timed(9), **more), record(**timed(3), **more)] for more in (some, {}))
+    assert "| 0.500 (0.250–0.750) |" in render_markdown(make_report(with_))
+    assert "fewer than 50 pixels at the picture's own size: 8 in these cases" in render_html(
+        make_report(with_)
+    )
+    assert (
+        "small parts" not in render_markdown(make_report(without)) + render_html(make_report(without)).lower()
+    )
+
+
+def test_distance_names_its_unit():
+    report = make_report([record("big", **timed(9)), record(hd95_unit="mm", **timed(3))])
+    assert "3.21 px (2.90–3.62)" in render_markdown(report)
+    assert "3.21 mm (2.90–3.62)" in render_markdown(report)
+
+
+def test_every_class_has_its_columns():
+    two = {"dice_by_class": {"a": 0.9, "b": 0.8}, "hd95_by_class": {"a": 1.5, "b": 2.5}, "small_parts": 1,
+           "small_recall_by_class": {"b": 1.0}, "small_recall": 1.0}  # fmt: skip
+    table = tables.tables_of([record("big", **timed(9), **two)])[-1]
+    assert [(c.header, c.unit) for c in table.columns[2:]] == [
+        ("a", "Dice"), ("a", "HD95 px"), ("b", "Dice"), ("b", "HD95 px"), ("b", "small parts found"),
+    ]  # fmt: skip
+    assert table.rows == [["big", "openvino", "0.900", "1.50", "0.800", "2.50", "1.000"]]

@@ -20,7 +20,8 @@ from segcore.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.host import made_now  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec  # noqa: E402
-from student.network import build_unet  # noqa: E402
+from student.design import unet  # noqa: E402
+from student.network import build_student  # noqa: E402
 
 DATA = "phantom:cxr:12"
 
@@ -32,13 +33,13 @@ def make_bundle(
     classes = classes or dataset.classes
     torch.manual_seed(base)
     output = output_spec(classes, 1)
-    network = build_unet(channels=1, outputs=output.channels, base=base)
+    network = build_student(unet(base), channels=1, outputs=output.channels)
     folder.mkdir(parents=True)
     save_file(network.state_dict(), folder / "model.safetensors")
     record = DataRecord(name=DATA, sha256=dataset.sha256, split_sha256=dataset.split_sha256)
     seal_bundle(
-        folder, name=name, kind="student", format="torch", precision="fp32", architecture="unet",
-        architecture_settings={"base": base}, classes=classes, output=output,
+        folder, name=name, kind="student", format="torch", precision="fp32", architecture="student",
+        architecture_settings=unet(base).model_dump(mode="json"), classes=classes, output=output,
         input=InputSpec(height_px=32, width_px=32, channels=1, mean=(0.5,), std=(0.25,)),
         parameters=sum(p.numel() for p in network.parameters()), trained_parameters=1, macs=1_000_000,
         pretrained="no pretrained weights", data=record.model_copy(update=data), made=made_now("a test"),
@@ -75,6 +76,9 @@ def test_from_bundles_to_report(bundles, tmp_path, capsys):
     mine = [c.dice_mean for c in cases if c.name == "U-Net 2"]
     assert len(mine) == small.cases == 2
     assert small.dice_mean == pytest.approx(sum(mine) / 2)
+    far = [c.hd95_mean for c in cases if c.name == "U-Net 2"]
+    assert (small.hd95_mean, small.hd95_unit) == (pytest.approx(sum(far) / 2), "px")
+    assert small.share_of_peak is None
 
     page = (tmp_path / "report/report.html").read_text()
     assert "No pretrained weights: all models here started" in page
@@ -170,8 +174,16 @@ def test_torch_bundles_are_always_measured(bundles):
     assert set(engines_of(opened, ()).values()) == {("torch",)}
 
 
+def test_unknown_base_of_ratios(bundles, tmp_path):
+    assert error_of(*bundles, out=tmp_path, ratio_to=("small", "x")).startswith(
+        "--ratio-to x: must name one bundle or be 1 to 2, got 0 of that name;"
+    )
+
+
 def test_threads_may_be_given_in_one_breath():
     words = _join_numbers(["--data", "d", "--out", "o", "--threads", "1", "2", "--rounds", "3"])
     parsed = parse_settings(BenchmarkSettings, "x", words)
     assert parsed.threads == (1, 2)
+    again = ["--data", "d", "--out", "o", "--threads", "1", "--threads", "2"]
+    assert parse_settings(BenchmarkSettings, "x", _join_numbers(again)).threads == (1, 2)
     assert parsed.rounds == 3

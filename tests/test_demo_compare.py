@@ -20,7 +20,9 @@ from demo.compare import (
     summary,
     table,
 )
+from demo.traffic_light import light_of
 from segcore.bundle import Manifest
+from segcore.quality import QualityModel
 
 MANIFEST = Manifest.model_validate(
     json.loads(
@@ -154,3 +156,45 @@ def test_problem_is_one_escaped_line():
     assert problem("a <b>") == (
         '<p class="problem" role="alert"><strong>This picture cannot be used.</strong> a &lt;b&gt;</p>'
     )
+
+
+QUALITY = QualityModel(
+    weights=(0.0,) * 13, centre=(0.0,) * 6, spread=(1.0,) * 6, high=(1.0,) * 6, shape_centre=((0.0,) * 7,),
+    shape_spread=((1.0,) * 7,), empty_right=(0.0,), cases=44, error=0.0163, error_degraded=0.0511,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quality", "colour"),
+    [
+        (1.0, "green"),
+        (0.9, "green"),
+        (0.895, "green"),
+        (0.894, "amber"),
+        (0.8, "amber"),
+        (0.79, "red"),
+        (0.0, "red"),
+    ],
+)
+def test_light_is_that_of_the_number_shown(quality, colour):
+    assert light_of(quality).colour == colour
+
+
+def test_light_says_in_words_what_it_means_and_what_it_does_not():
+    judged = replace(answer(quality=QUALITY), quality=0.84)
+    html = results(HALF * 100, [answer(), judged], name="a.png")
+    assert html.count("class='light ") == 1  # the first model does not judge itself
+    assert "Amber: check the outline" in html
+    assert "Expected overlap with a careful reader (Dice): <strong>0.84</strong>" in html
+    assert (
+        "The model&#x27;s own estimate, fitted on 44 validation cases; mean error ±0.016 on pictures like those, "
+        "±0.051 on degraded ones. A picture unlike the training pictures can still fool it."
+    ) in html
+    rows = {r[0]: r[1:] for r in table([answer(), judged])}
+    assert rows["Overlap that the model expects (Dice, its own estimate)"] == ["–", "0.840"]
+    assert "expects" not in "".join(r[0] for r in table([answer()]))
+
+
+def test_how_made_tells_whether_the_model_judges_itself():
+    assert "no, it gives no estimate" in how_made(MANIFEST)
+    assert "fitted on 44 validation cases" in how_made(MANIFEST.model_copy(update={"quality": QUALITY}))

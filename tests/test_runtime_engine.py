@@ -29,7 +29,8 @@ def graphs(tmp_path_factory):
     pytest.importorskip("onnxscript")
     from export.onnx_export import write_onnx
     from segcore.learn.deploy import DeployGraph
-    from student.network import build_unet
+    from student.design import unet
+    from student.network import build_student
 
     found = {}
     for name, channels, classes in (("grey", 1, ("lung",)), ("rgb", 3, ("a", "b", "c"))):
@@ -38,7 +39,7 @@ def graphs(tmp_path_factory):
             height_px=32, width_px=48, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels
         )
         output = output_spec(classes, 1)
-        network = build_unet(channels=channels, outputs=output.channels, base=4)
+        network = build_student(unet(4), channels=channels, outputs=output.channels)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.2, 0.2)

@@ -87,11 +87,26 @@ def test_golden_manifest_keeps_parsing(folder):
     assert manifest.data.counts == {"train": 144, "val": 48, "test": 48}
 
 
+ADDED = {
+    "quality": None
+}  # since 0.1.0, each with a default: an old bundle stays readable, the schema's number stays
+
+
 def test_golden_manifest_is_what_we_write():
     """No field is lost, added or renamed without this test saying so (and the schema's number rising)."""
     text = GOLDEN.replace("SHA", SHA)
-    assert json.loads(Manifest.model_validate_json(text).model_dump_json()) == json.loads(text)
-    assert list(json.loads(text)) == list(Manifest.model_fields)
+    assert json.loads(Manifest.model_validate_json(text).model_dump_json()) == json.loads(text) | ADDED
+    assert sorted([*json.loads(text), *ADDED]) == sorted(Manifest.model_fields)
+
+
+def test_quality_travels_in_the_manifest():
+    fields = {
+        "weights": [0.5] * 13, "centre": [0.0] * 6, "spread": [1.0] * 6, "high": [1.5] * 6,
+        "shape_centre": [[0.0] * 7] * 2, "shape_spread": [[1.0] * 7] * 2, "empty_right": [0.0, 0.9],
+        "cases": 48, "error": 0.02, "error_degraded": 0.05,
+    }  # fmt: skip
+    manifest = Manifest.model_validate(json.loads(GOLDEN.replace("SHA", SHA)) | {"quality": fields})
+    assert json.loads(manifest.model_dump_json())["quality"] == fields
 
 
 def test_seal_then_open(tmp_path):

@@ -21,6 +21,7 @@ from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import prepare
 from segcore.soft_labels import open_soft_labels
+from student.design import unet
 from student.distill import DistillSettings
 from student.distill import main as distill
 from student.network import load_student
@@ -33,6 +34,7 @@ from teacher.train import main as train
 REPO = Path(__file__).parent.parent
 DATA = "phantom:cxr:20"
 SMALL = {"data": DATA, "size": 32, "batch_size": 4, "warmup_epochs": 0, "device": "cpu"}
+SMALL_DESIGN = unet(4).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +70,17 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
         assert picture.width > 800
 
 
-def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path):
+def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path, capsys):
     from teacher.sam2_encoder import build_encoder
 
     weights = tmp_path / "tiny.pt"
     state = build_encoder("tiny").state_dict()
     torch.save({"model": {f"image_encoder.trunk.{k}": v for k, v in state.items()}}, weights)
-    train(TeacherSettings(**SMALL, out=tmp_path / "t", epochs=1, weights=str(weights), tune="lora"))
+    more = {"weights": str(weights), "tune": "lora", "labelled_share": 0.34}
+    train(TeacherSettings(**SMALL, out=tmp_path / "t", epochs=1, **more))
+    assert "; 4 training and 4 validation images" in capsys.readouterr().err  # 2 of 6 patients
     manifest = open_bundle(tmp_path / "t").manifest
+    assert manifest.name == "S2AgScUNet tiny, 34 % labelled"
     assert manifest.pretrained == "tiny.pt"
     assert manifest.trained_parameters == 7_437_366
     code = (
@@ -113,6 +118,7 @@ def test_interrupted_labelling_keeps_its_whole_shards(teacher, soft, tmp_path):
     (partial / shards[2]).write_bytes(b"half")
     recipe = {
         "teacher": record["teacher"],
+        "tta": "none",
         "data_sha256": record["data_sha256"],
         "split_sha256": record["split_sha256"],
         "shard_images": 4,
@@ -126,7 +132,7 @@ def test_interrupted_labelling_keeps_its_whole_shards(teacher, soft, tmp_path):
 
 
 def test_a_student_learns_from_soft_labels(soft, teacher, tmp_path):
-    distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=2, soft=soft))
+    distill(DistillSettings(**SMALL, out=tmp_path / "s", epochs=2, soft=soft, design="lightunet"))
     manifest = open_bundle(tmp_path / "s").manifest
     assert manifest.teacher == open_bundle(teacher).sha256
     assert manifest.parameters == 487_145
@@ -190,10 +196,10 @@ def test_a_student_is_not_a_teacher(teacher, tmp_path):
 
 
 def test_a_bundles_recipe_repeats_the_run(tmp_path):
-    distill(DistillSettings(**SMALL, out=tmp_path / "a", epochs=1, base=4, lr=0.003))
+    distill(DistillSettings(**SMALL, out=tmp_path / "a", epochs=1, design=SMALL_DESIGN, lr=0.003))
     words = ["--config", str(tmp_path / "a" / "train.yaml"), "--out", str(tmp_path / "b")]
     settings = parse_settings(DistillSettings, "student.distill", words)
-    assert (settings.base, settings.lr, settings.soft) == (4, 0.003, None)
+    assert (settings.design, settings.lr, settings.soft) == (SMALL_DESIGN, 0.003, None)
     distill(settings)
     a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)

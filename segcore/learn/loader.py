@@ -110,7 +110,7 @@ class TrainingSet(Dataset[Sample]):
             "labelled": torch.tensor(self.cases[i].labelled),
         }
         if self.soft is not None:
-            soft = torch.from_numpy(self.soft.of(self.cases[i].id).astype(np.float32))
+            soft = torch.from_numpy(np.array(self.soft.of(self.cases[i].id))).float()
             if soft.shape[1:] != self.spec.size_px:
                 soft = F.interpolate(soft[None], self.spec.size_px, mode="bilinear", align_corners=False)[0]
             sample["soft"] = soft

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from segcore.command import log
 from segcore.errors import InputError
+from segcore.learn.allocator import keep_freed_memory
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.settings import TrainSettings
@@ -92,12 +93,7 @@ def fit(
         folder: the stage's OUT.partial; holds the checkpoint while it runs, and `history.csv`.
         accelerator: from `open_accelerator`.
     """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-    wrapped, optimizer = accelerator.prepare(network, optimizer)
-    average = _average(network, settings.ema) if settings.ema else None
-    run = _Run(network, wrapped, optimizer, average, loss_of, accelerator)
+    run = open_run(network, loss_of, settings, accelerator)
     loader, order = build_loader(
         data,
         batch_size=settings.batch_size,
@@ -110,7 +106,7 @@ def fit(
     for epoch in range(len(history), settings.epochs):
         started, order.epoch = time.perf_counter(), epoch
         loss, rate = _train_epoch(run, loader, epoch, settings)
-        kept = network if average is None else average.module
+        kept = network if run.average is None else run.average.module
         dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
         seconds = time.perf_counter() - started
         speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
@@ -128,7 +124,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What a training changes: `wrapped` is `network` as Accelerate distributes it."""
 
     network: nn.Module
@@ -139,36 +135,42 @@ class _Run:
     accelerator: Accelerator
 
 
-def _train_epoch(
-    run: _Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings
-) -> tuple[float, float]:
-    """One pass over the data; returns the mean loss and the last learning rate."""
-    accelerator, steps = run.accelerator, math.ceil(len(loader) / settings.accumulate)
-    warmup = round(settings.warmup_epochs * steps)
-    torch.manual_seed(settings.seed * 100_003 + epoch)
-    run.wrapped.train()
-    losses, rate = [], 0.0
-    bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
-    for i, batch in enumerate(bar):
-        last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
-        with nullcontext() if last else accelerator.no_sync(run.wrapped):
-            with accelerator.autocast():
-                loss = run.loss_of(run.wrapped, to_device(batch, accelerator.device))
-            accelerator.backward(loss / settings.accumulate)
-        losses.append(loss.detach())
-        if last:
-            step = epoch * steps + i // settings.accumulate
-            rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
-            _step(run, rate, settings.clip_norm)
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise InputError(
-            f"--lr {settings.lr:g}: must keep the loss finite, got {mean} in epoch {epoch + 1}; use a lower --lr"
-        )
-    return mean, rate
+def open_run(
+    network: nn.Module,
+    loss_of: Callable[[nn.Module, Sample], Tensor],
+    settings: TrainSettings,
+    accelerator: Accelerator,
+) -> Run:
+    """Puts a network on the device, channels-last, with its optimiser; see `fit`."""
+    keep_freed_memory()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    # fused: one pass over each tensor; on a CPU the default takes many times as long for small tensors.
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    average = _average(network, settings.ema) if settings.ema else None
+    return Run(network, wrapped, optimizer, average, loss_of, accelerator)
 
 
-def _step(run: _Run, rate: float, clip_norm: float) -> None:
+def add_gradient(run: Run, batch: Sample, *, accumulate: int = 1, last: bool = True) -> Tensor:
+    """Forward and backward of one batch; returns its loss.
+
+    Args:
+        run: from `open_run`.
+        batch: from a loader of `build_loader`.
+        accumulate: batches a step, of which this is one.
+        last: the step follows: processes must agree on the gradient now.
+    """
+    accelerator = run.accelerator
+    with nullcontext() if last else accelerator.no_sync(run.wrapped):
+        with accelerator.autocast():
+            loss = run.loss_of(run.wrapped, to_device(batch, accelerator.device))
+        accelerator.backward(loss / accumulate)
+    return loss.detach()
+
+
+def update_weights(run: Run, rate: float, clip_norm: float) -> None:
+    """One step of the optimiser, and of the average, with the gradient so far."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.accelerator.clip_grad_norm_([p for p in run.network.parameters() if p.requires_grad], clip_norm)
@@ -176,6 +178,31 @@ def _step(run: _Run, rate: float, clip_norm: float) -> None:
     run.optimizer.zero_grad()
     if run.average is not None:
         run.average.update_parameters(run.network)
+
+
+def _train_epoch(
+    run: Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings
+) -> tuple[float, float]:
+    """One pass over the data; returns the mean loss and the last learning rate."""
+    steps = math.ceil(len(loader) / settings.accumulate)
+    warmup = round(settings.warmup_epochs * steps)
+    torch.manual_seed(settings.seed * 100_003 + epoch)
+    run.wrapped.train()
+    losses, rate = [], 0.0
+    bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
+    for i, batch in enumerate(bar):
+        last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
+        losses.append(add_gradient(run, batch, accumulate=settings.accumulate, last=last))
+        if last:
+            step = epoch * steps + i // settings.accumulate
+            rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
+            update_weights(run, rate, settings.clip_norm)
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise InputError(
+            f"--lr {settings.lr:g}: must keep the loss finite, got {mean} in epoch {epoch + 1}; use a lower --lr"
+        )
+    return mean, rate
 
 
 def drop_checkpoint(folder: Path) -> None:
@@ -189,7 +216,7 @@ def _average(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _save(folder: Path, run: _Run, history: list[Epoch], *, best: nn.Module | None) -> None:
+def _save(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module | None) -> None:
     """The best weights first: a kill in between repeats this epoch, which makes them again."""
     if best is not None:
         save_weights(folder / _BEST, best)
@@ -206,7 +233,7 @@ def _save(folder: Path, run: _Run, history: list[Epoch], *, best: nn.Module | No
         writer.writerows(asdict(e) for e in history)
 
 
-def _resume(folder: Path, run: _Run) -> list[Epoch]:
+def _resume(folder: Path, run: Run) -> list[Epoch]:
     if not (folder / _LAST).is_file():
         return []
     checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")

@@ -15,6 +15,7 @@ from segcore.host import Made, made_now
 from segcore.learn.blocks import count_macs
 from segcore.learn.evaluate import Validator, draw_curves, draw_examples
 from segcore.learn.loop import drop_checkpoint
+from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
 from segcore.outfolder import write_text
@@ -53,7 +54,8 @@ def seal_trained(
     """Writes weights, pictures, `train.yaml` (for `--config`, to repeat the run) and the manifest into OUT.partial.
 
     `network` is a plain module in its final form (adapters merged) with one logits tensor out; `validator` scores it
-    once more, so that the manifest's Dice is that of the weights beside it. The rest are the manifest's fields.
+    once more, so that the manifest's Dice is that of the weights beside it, and lends its cases to the student's
+    estimate of its own quality. The rest are the manifest's fields.
     """
     network = copy.deepcopy(network).cpu().eval()
     save_weights(folder / WEIGHTS, network)
@@ -62,6 +64,8 @@ def seal_trained(
     dice = validator.dice(network)
     draw_examples(validator, network, folder / "examples.png")
     draw_curves(folder / "history.csv", folder / "curves.png")
+    # A teacher is who unsure cases are sent to; four more passes of it would cost minutes.
+    quality = fit_quality(network, validator) if kind == "student" else None
     drop_checkpoint(folder)
     return seal_bundle(
         folder,
@@ -82,6 +86,7 @@ def seal_trained(
         data=data_record(dataset, settings.split_seed),
         metrics=(Metric(name="dice_mean", split="val", value=dice, cases=len(validator.cases)),),
         settings=settings.model_dump(mode="json"),
+        quality=quality,
         made=made_now(),
         lineage=lineage,
         model_file=WEIGHTS,

@@ -43,6 +43,8 @@ class TrainSettings(Settings):
     """Loader processes; 0 reads in the training process."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many training images (and a third as many for validation)."""
+    labelled_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training patients whose masks are used, at least one; the others' images count as unlabelled."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     split_seed: int = 0
@@ -51,6 +53,11 @@ class TrainSettings(Settings):
     """Where to train; auto is what Accelerate finds."""
     overwrite: bool = False
     """Replace a complete --out."""
+
+    @property
+    def label_note(self) -> str:
+        """For the bundle's name: ", 10 % labelled", or nothing."""
+        return f", {100 * self.labelled_share:g} % labelled" if self.labelled_share < 1 else ""
 
     def recipe(self) -> dict[str, object]:
         """What the weights depend on: everything but where they are written and how they are read."""

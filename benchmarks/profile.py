@@ -1,0 +1,96 @@
+"""Where a model's time goes and what keeps it from the machine's peak.
+
+`python -m benchmarks.profile --bundle B --threads 1 --out O` asks OpenVINO's per-layer counters, groups the layers, and
+compares the convolutions with the peak that `benchmarks.roofline` measures on the spot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from segcore.command import Settings, log, print_result, run_command
+from segcore.errors import need
+
+
+class ProfileSettings(Settings):
+    """Shows where the time of exported bundles goes, layer by layer, against the peak of this machine.
+
+    Writes layers.csv, profile.md and profile.png. OpenVINO alone has the counters, so the bundles must open in it.
+    """
+
+    bundle: tuple[Path, ...] = Field(min_length=1)
+    """An exported bundle; give the flag once for each."""
+    out: Path
+    """New folder."""
+    threads: int = Field(1, ge=1)
+    """CPU threads."""
+    seconds: float = Field(4.0, gt=0)
+    """Time to measure each bundle, and once more the peaks."""
+    overwrite: bool = False
+    """Replace a finished --out."""
+
+
+def main(settings: ProfileSettings) -> None:
+    """Measures, writes the folder, prints a table a bundle and one JSON line."""
+    from benchmarks.layers import profile_model
+    from benchmarks.profile_text import (
+        HEAD,
+        WORDS,
+        Profiled,
+        describe,
+        kind_rows,
+        sentences,
+        title,
+        write_layers,
+    )
+    from benchmarks.roofline import measure_roofline
+    from benchmarks.subject import name_subjects, open_bundles
+    from benchmarks.tables import aligned
+    from runtime.engine import choose_engine, installed
+    from segcore.golden import golden_inputs
+    from segcore.host import describe_host
+    from segcore.outfolder import out_folder
+
+    if not installed("matplotlib"):
+        raise need("matplotlib", "bench")
+    from benchmarks.profile_plot import draw_profiles
+
+    bundles = open_bundles(settings.bundle)
+    engines = [choose_engine(b.manifest, "openvino", name=str(b.folder)) for b in bundles]
+    subjects = name_subjects(list(zip(bundles, engines, strict=True)))
+    made = {"command": "benchmarks.profile"}
+    with out_folder(settings.out, made, overwrite=settings.overwrite, keep_on_error=False) as folder:
+        log("measuring the peaks")
+        roofline = measure_roofline("openvino", settings.threads, seconds=settings.seconds)
+        found = []
+        for subject in subjects:
+            log(f"profiling {subject.name}")
+            picture = golden_inputs(subject.manifest.input)[:1]
+            path = subject.bundle.model_path
+            profile = profile_model(path, picture, threads=settings.threads, seconds=settings.seconds)
+            found.append(Profiled(subject.name, subject.manifest.precision, profile, roofline))
+        write_layers(folder / "layers.csv", found)
+        (folder / "profile.md").write_text(describe(found, host=describe_host()))
+        draw_profiles(found, folder / "profile.png")
+    for one in found:
+        print(f"{title(one)}\n{aligned([HEAD], kind_rows(one), words=WORDS)}")
+        print("\n".join(sentences(one)) + "\n")
+    print_result(
+        profile=str(settings.out / "profile.md"),
+        peaks={"int8_gmac_s": roofline.int8_gmac_s, "fp32_gmac_s": roofline.fp32_gmac_s},
+        models=[
+            {
+                "name": one.name,
+                "latency_ms": one.profile.latency_ms,
+                "convolution_share": one.convolution_share,
+                "convolution_share_of_peak": one.share_of_peak,
+            }
+            for one in found
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, ProfileSettings, "python -m benchmarks.profile")

@@ -1,0 +1,100 @@
+"""What a student looks like: one frozen description from which `student.network` builds every member of the family.
+
+Two members are the literature's: `lightunet` (U-Net, base width 8) and `unet64`. The others were found with
+`student.search` and are named presets in `student/presets.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Block = Literal["plain", "residual", "reparam", "separable", "inverted"]
+
+
+class Design(BaseModel):
+    """An encoder and decoder of `len(widths)` levels, finest first.
+
+    Level 0 works at the stem's stride, each further level at half the resolution of the one before.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stem: Literal["none", "strided", "unshuffle"] = "none"
+    """none: level 0 sees the picture; strided: one convolution of kernel 2·stride; unshuffle: space to depth."""
+    stem_stride: Literal[1, 2, 4] = 1
+    """Pixels of the picture that level 0 takes as one, each way."""
+    widths: tuple[int, ...] = Field(min_length=2)
+    """Channels of each level. Multiples of 16 fill a vector unit's 8-bit instruction."""
+    depths: tuple[int, ...]
+    """Blocks of each level on the way down, besides what shrinks; 0 is allowed where the stem or a stride precedes."""
+    up_depths: tuple[int, ...]
+    """Blocks after the skip of each level but the last."""
+    block: Block = "plain"
+    """plain: convolution 3×3, batch norm, activation. residual: two with a shortcut. reparam: RepVGG's branches,
+    one convolution when it is sealed. separable, inverted: depthwise, slow in INT8 on TensorRT (OpenVINO only)."""
+    down: Literal["pool", "strided"] = "strided"
+    """How a level shrinks: max-pooling, or a 3×3 convolution of stride 2."""
+    up: Literal["transposed", "nearest", "bilinear", "shuffle"] = "nearest"
+    """How a level grows; all but transposed put a 1×1 convolution before it."""
+    skip: Literal["concat", "add"] = "add"
+    """How the way up meets the way down."""
+    head_upscale: Literal[1, 2, 4] = 1
+    """Sub-pixels of the head, each way: its 1×1 convolution makes upscale² logits of a pixel of level 0."""
+    activation: Literal["relu", "hardswish"] = "relu"
+    """relu fuses into every engine's INT8 convolution; hardswish is two layers in TensorRT."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Design:
+        levels = len(self.widths)
+        if len(self.depths) != levels or len(self.up_depths) != levels - 1:
+            raise ValueError(
+                f"depths must have {levels} entries and up_depths {levels - 1} for {levels} widths, "
+                f"got {len(self.depths)} and {len(self.up_depths)}"
+            )
+        if (self.stem == "none") != (self.stem_stride == 1):
+            raise ValueError(f"stem_stride must be 1 with stem none, 2 or 4 else, got {self.stem_stride}")
+        if self.head_upscale > self.stem_stride:
+            raise ValueError(
+                f"head_upscale must be at most the stem's stride {self.stem_stride}, got {self.head_upscale}"
+            )
+        if min(self.widths) < 1 or min((*self.depths, *self.up_depths)) < 0:
+            raise ValueError("widths must be at least 1 and depths at least 0")
+        changes = self.depths if self.down == "pool" else () if self.stem == "strided" else self.depths[:1]
+        if 0 in changes:
+            raise ValueError("depths must be at least 1 where nothing before changes the width")
+        if self.skip == "concat" and 0 in self.up_depths:
+            raise ValueError("up_depths must be at least 1 with skip concat, whose width a block halves")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """The input's height and width must be divisible by it."""
+        return self.stem_stride * 2 ** (len(self.widths) - 1)
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels of the picture per logit, each way."""
+        return self.stem_stride // self.head_upscale
+
+    @property
+    def openvino_only(self) -> bool:
+        """Depthwise convolutions: TensorRT has no fast INT8 kernel for them that we could verify."""
+        return self.block in ("separable", "inverted")
+
+
+def unet(base: int) -> Design:
+    """The classic U-Net; base 8 is LightUNet (0.49 M parameters), base 64 the original's width (31 M).
+
+    Source: Li et al., Entropy 26(12):1059, 2024: "the same architecture as U-Net" with 0.49 M parameters, which base
+    width 8 gives. Ronneberger et al., U-Net, MICCAI 2015 (here with padding and batch norm, so sizes match).
+    """
+    return Design(
+        widths=tuple(base * 2**level for level in range(5)),
+        depths=(2,) * 5,
+        up_depths=(2,) * 4,
+        down="pool",
+        up="transposed",
+        skip="concat",
+    )

@@ -1,0 +1,108 @@
+"""Asks several teachers, and their answer to the mirrored picture, and averages the probabilities.
+
+A teacher is a torch bundle of `teacher.train`, or any exported bundle, which an inference engine runs: a large student
+can teach too, and OpenVINO labels faster than torch on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from runtime.predictor import Predictor
+from segcore.bundle import Bundle
+from segcore.case import Case
+from segcore.preprocess import Activation, prepare, resize_logits
+
+Tta = Literal["none", "flips"]
+Ask = Callable[[np.ndarray], np.ndarray]
+_LARGEST = 6e4  # float16's largest number is 65504
+
+
+def label_size(bundles: Sequence[Bundle]) -> tuple[int, int]:
+    """Height and width of the labels: the largest of the teachers' input sizes."""
+    specs = [bundle.manifest.input for bundle in bundles]
+    return max(spec.height_px for spec in specs), max(spec.width_px for spec in specs)
+
+
+def open_ensemble(
+    bundles: Sequence[Bundle], *, tta: Tta, device: str
+) -> Callable[[Sequence[Case]], np.ndarray]:
+    """A function from cases to logits N×K×H×W float16 at `label_size`.
+
+    Args:
+        bundles: teachers of the same classes; their input sizes may differ.
+        tta: flips asks each of them for the mirrored picture too.
+        device: where a torch teacher runs; engines run on the CPU.
+
+    Raises:
+        InputError: a torch bundle that is not a teacher, or an engine that is not installed.
+    """
+    asks, size_px = [_open(bundle, device) for bundle in bundles], label_size(bundles)
+    activation = bundles[0].manifest.output.activation
+
+    def label(cases: Sequence[Case]) -> np.ndarray:
+        images = [case.image() for case in cases]
+        views = []
+        for bundle, ask in zip(bundles, asks, strict=True):
+            spec = bundle.manifest.input
+            pictures = np.stack(
+                [prepare(i, spec, name=f"image {c.id}") for c, i in zip(cases, images, strict=True)]
+            )
+            views.append(_resized(ask(pictures), size_px))
+            if tta == "flips":
+                mirrored = ask(np.ascontiguousarray(pictures[:, :, ::-1]))
+                views.append(_resized(mirrored[..., ::-1], size_px))
+        mean = mean_logits(np.stack(views), activation) if len(views) > 1 else views[0]
+        return mean.clip(-_LARGEST, _LARGEST).astype(np.float16)
+
+    return label
+
+
+def mean_logits(views: np.ndarray, activation: Activation) -> np.ndarray:
+    """Logits whose probabilities are the mean of the views' probabilities.
+
+    For sigmoid log(p / (1 − p)), for softmax log p; taken from logits, so that a certain view gives no logarithm
+    of 0.
+
+    Args:
+        views: V×N×K×H×W logits.
+        activation: sigmoid (K = 1) or softmax over K.
+
+    Returns:
+        N×K×H×W float32.
+    """
+    views = views.astype(np.float32, copy=False)
+    if activation == "sigmoid":
+        yes, no = -np.logaddexp(0, -views), -np.logaddexp(0, views)  # log σ(z), log (1 − σ(z))
+        return _log_mean(yes) - _log_mean(no)
+    return _log_mean(views - np.logaddexp.reduce(views, axis=2, keepdims=True))
+
+
+def _log_mean(logs: np.ndarray) -> np.ndarray:
+    """log(mean(exp(logs))) over the first axis."""
+    return np.asarray(np.logaddexp.reduce(logs, axis=0) - np.float32(np.log(len(logs))))
+
+
+def _resized(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    return np.stack([resize_logits(one, size_px) for one in logits])
+
+
+def _open(bundle: Bundle, device: str) -> Ask:
+    """A function from pictures N×H×W×C uint8 to logits N×K×h×w float32 at the teacher's stride."""
+    if bundle.manifest.kind != "teacher" or bundle.manifest.format != "torch":
+        return Predictor.open(bundle).run
+    import torch
+
+    from segcore.learn.deploy import DeployGraph
+    from teacher.network import load_teacher
+
+    graph = DeployGraph(load_teacher(bundle), bundle.manifest.input).to(device).eval()
+
+    def ask(pictures: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return graph(torch.from_numpy(pictures).to(device)).float().cpu().numpy()  # type: ignore[no-any-return]
+
+    return ask
