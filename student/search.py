@@ -1,0 +1,287 @@
+"""Finds the largest student that keeps a latency budget on the machine that runs the command.
+
+`python -m student.search --budget-ms 2 --out O`. Latency does not depend on what the weights are, so candidates are
+built with random weights, exported, quantised and timed through the runtime; `student.search_plan` says in which
+order, so that a bounded time is spent near the budget. Every batch is timed in interleaved rounds together with one
+anchor, and the best are timed once more at the end, freshly opened: the latency that is promised is the median of
+that last run.
+
+Until something is trained, capacity (√(MACs · parameters)) stands in for accuracy: within one kind of design more of
+both is better, between kinds it says little. `--data D` trains the best of a few kinds briefly and chooses by
+validation Dice.
+
+It writes search.csv (every measured candidate), search.png, distill.yaml for `student.distill --config`, record.json.
+What was measured is kept in O.partial: the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.load import BUSY_SHARE
+from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
+from runtime.engine import ENGINES, EXTRAS, OPENED_BY, installed
+from segcore.command import log, print_result, run_command
+from segcore.errors import InputError, need
+from segcore.host import describe_host, library_versions, made_now
+from segcore.outfolder import out_folder, write_text
+from segcore.preprocess import InputSpec, output_spec
+from student.candidates import Candidate, draw_candidates
+from student.search_loop import MEASURED, MODELS, Final, explore, final_run
+from student.search_measure import Bench, draw_pictures
+from student.search_output import CONFIG, PICTURE, RECORD, TABLE, Row, draw_search, write_config, write_table
+from student.search_plan import front_of, on_one_scale, proxies
+from student.search_proxy import check_data, train_proxies
+from student.search_settings import SearchSettings
+
+FINAL_SHARE, FINAL_MIN_S = 0.1, 8.0
+"""Of the search's time, for the last run of the finalists; and at least so long."""
+CANDIDATES_A_MINUTE, MIN_CANDIDATES, MAX_CANDIDATES = 300, 20, 2000
+"""On paper; some 30 a minute can be measured, so there are several of each size to choose from."""
+ROOFLINE = "roofline.json"
+
+
+def main(settings: SearchSettings) -> None:
+    """Runs the search; see the module."""
+    _check(settings)
+    if settings.data:
+        check_data(settings.data, channels=settings.channels, classes=settings.classes)
+    with out_folder(settings.out, kept_with(settings), overwrite=settings.overwrite) as folder:
+        result = _search(settings, folder)
+        for name in (MEASURED, ROOFLINE):
+            (folder / name).unlink()
+        shutil.rmtree(folder / MODELS)
+    log(f"wrote {settings.out}")
+    print_result(out=str(settings.out), config=str(settings.out / CONFIG), **result)
+
+
+def kept_with(settings: SearchSettings) -> dict[str, Any]:
+    """What an interrupted search depends on. Not the budgets: a latency holds for every one."""
+    fields = settings.model_dump(mode="json", exclude={"out", "overwrite", "budget_ms", "budget_minutes"})
+    versions = {name: v for name, v in library_versions().items() if name == settings.engine}
+    return {**fields, **versions, "host": describe_host()}
+
+
+def _check(settings: SearchSettings) -> None:
+    engine = settings.engine
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine}: must be one of {', '.join(ENGINES)}, got {engine}")
+    if settings.precision == "int8" and engine not in OPENED_BY["openvino"]:
+        raise InputError(
+            f"--precision int8: must be fp32 with --engine {engine}, got int8 (it comes in a later version); "
+            "use --engine openvino, or --precision fp32"
+        )
+    if not installed(engine):
+        raise need(engine, EXTRAS[engine])
+    for package in ("torch", "onnx", "onnxscript", *(["nncf"] if settings.precision == "int8" else [])):
+        if not installed(package):
+            raise need(package, "export")
+
+
+def _search(settings: SearchSettings, folder: Path) -> dict[str, Any]:
+    begin = time.monotonic()
+    bench = _bench(settings)
+    roofline = _roofline(settings, folder / ROOFLINE)
+    candidates = _candidates(settings)
+    seconds = 60 * settings.budget_minutes
+    measured = explore(
+        candidates,
+        bench,
+        folder,
+        budget_ms=settings.budget_ms,
+        rounds=settings.rounds,
+        seconds=seconds - max(FINAL_SHARE * seconds, min(FINAL_MIN_S, seconds / 2)),
+        used=lambda: time.monotonic() - begin,
+    )
+    ms = on_one_scale(measured)
+    _check_met(settings, ms)
+    wanted: list[Candidate] = []
+    dice: dict[str, float] = {}
+    if settings.data:
+        wanted = proxies(candidates, ms, settings.budget_ms, settings.proxy_candidates)
+        dice = train_proxies(
+            wanted,
+            folder / "proxies",
+            data=settings.data,
+            size_px=settings.size,
+            epochs=settings.proxy_epochs,
+            images=settings.proxy_images,
+            seed=settings.seed,
+        )
+    log("timing the finalists together")
+    final = final_run(
+        wanted, candidates, ms, bench, folder, budget_ms=settings.budget_ms, rounds=2 * settings.rounds
+    )
+    _check_met(settings, final.ms)
+    everyone = list(dict.fromkeys([*candidates, *wanted]))
+    rows = _rows(settings, everyone, ms, final, dice, _peak(settings, roofline), anchor=candidates[0].name)
+    return _write(settings, rows, final, roofline, folder, seconds=time.monotonic() - begin)
+
+
+def _bench(settings: SearchSettings) -> Bench:
+    from student.network import GREY_MEAN_STD, RGB_MEAN_STD
+
+    mean, std = GREY_MEAN_STD if settings.channels == 1 else RGB_MEAN_STD
+    side = settings.size
+    spec = InputSpec(height_px=side, width_px=side, channels=settings.channels, mean=mean, std=std)
+    return Bench(
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads,
+        spec=spec,
+        classes=settings.classes,
+        seed=settings.seed,
+        pictures=draw_pictures(spec),
+    )
+
+
+def _roofline(settings: SearchSettings, path: Path) -> Roofline:
+    if path.is_file():
+        return Roofline(**json.loads(path.read_text()))
+    log("measuring the machine's peaks")
+    roofline = measure_roofline(settings.engine, settings.threads)
+    write_text(path, json.dumps(asdict(roofline)))
+    return roofline
+
+
+def _peak(settings: SearchSettings, roofline: Roofline) -> float:
+    int8 = roofline.int8_gmac_s if settings.precision == "int8" else None
+    return int8 or roofline.fp32_gmac_s
+
+
+def _candidates(settings: SearchSettings) -> list[Candidate]:
+    count = int(np.clip(CANDIDATES_A_MINUTE * settings.budget_minutes, MIN_CANDIDATES, MAX_CANDIDATES))
+    with tqdm(total=count, desc="candidates", unit="design") as bar:
+        found = draw_candidates(
+            size_px=settings.size,
+            channels=settings.channels,
+            outputs=output_spec([""] * settings.classes, stride=1).channels,
+            max_parameters=settings.max_parameters,
+            seed=settings.seed,
+            count=count,
+            progress=bar.update,
+        )
+    if not found:
+        raise InputError(
+            f"--max-parameters {settings.max_parameters}: must leave a design, leaves none; allow more"
+        )
+    return found
+
+
+def _check_met(settings: SearchSettings, ms: dict[str, float]) -> None:
+    fastest = min(ms, key=lambda name: ms[name])
+    if ms[fastest] > settings.budget_ms:
+        raise InputError(
+            f"--budget-ms {settings.budget_ms:g}: must be at least {ms[fastest]:.3g}, the latency of {fastest}, the "
+            f"fastest of {len(ms)} measured designs, got {settings.budget_ms:g}; allow more, or use a smaller "
+            "--size or more --threads"
+        )
+
+
+def _rows(
+    settings: SearchSettings,
+    candidates: Sequence[Candidate],
+    ms: dict[str, float],
+    final: Final,
+    dice: dict[str, float],
+    peak: float,
+    *,
+    anchor: str,
+) -> list[Row]:
+    """All that was measured, at the speed of the last run; the chosen one is among the finalists."""
+    drift = final.ms[anchor] / ms[anchor]
+    all_ms = {name: t * drift for name, t in ms.items()} | final.ms
+    front = {c.name for c in front_of(candidates, all_ms)}
+    kept = [c for c in candidates if final.ms.get(c.name, math.inf) <= settings.budget_ms]
+    chosen = max(kept, key=lambda c: (dice.get(c.name, -1.0), c.capacity))
+    return [
+        Row(
+            candidate=c,
+            ms=all_ms[c.name],
+            final=c.name in final.ms,
+            share_of_peak=share_of_peak(c.macs, all_ms[c.name], peak),
+            within_budget=all_ms[c.name] <= settings.budget_ms,
+            on_front=c.name in front,
+            chosen=c is chosen,
+            dice_val=dice.get(c.name),
+        )
+        for c in candidates
+        if c.name in all_ms
+    ]
+
+
+def _write(
+    settings: SearchSettings,
+    rows: Sequence[Row],
+    final: Final,
+    roofline: Roofline,
+    folder: Path,
+    seconds: float,
+) -> dict[str, Any]:
+    (chosen,) = (row for row in rows if row.chosen)
+    made = made_now()
+    where = (
+        f"{settings.engine} {roofline.engine_version}, {settings.precision}, "
+        f"{settings.threads} thread{'s' * (settings.threads > 1)}, "
+        f"{settings.size}×{settings.size}×{settings.channels}, {describe_host()}"
+    )
+    result = {
+        "chosen": chosen.candidate.name,
+        "promised_ms": round(chosen.ms, 4),
+        "budget_ms": settings.budget_ms,
+        "parameters": chosen.candidate.parameters,
+        "macs": chosen.candidate.macs,
+        "share_of_peak": round(chosen.share_of_peak, 4),
+        "dice_val": chosen.dice_val,
+        "measured": len(rows),
+        "other_load_share": final.other_load_share,
+    }
+    write_table(folder / TABLE, rows)
+    draw_search(folder / PICTURE, rows, budget_ms=settings.budget_ms, title=where)
+    write_config(folder / CONFIG, chosen.candidate, settings.size, f"{chosen.ms:.3f} ms on {where}")
+    record = {
+        **result,
+        "design": chosen.candidate.design.model_dump(mode="json"),
+        "seconds": round(seconds, 1),
+        "roofline": asdict(roofline),
+        "settings": settings.model_dump(mode="json"),
+        "made": made.model_dump(mode="json"),
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=2))
+    _print_front(rows)
+    if (final.other_load_share or 0.0) > BUSY_SHARE:
+        log(
+            f"other programs took {final.other_load_share:.0%} of the processor in the last run: times may be too long"
+        )
+    if max(row.share_of_peak for row in rows) > 1:
+        log(
+            "the peak was measured at a busy moment: the shares of it are too high; search again when it is quiet"
+        )
+    return result
+
+
+def _print_front(rows: Sequence[Row]) -> None:
+    print(f"{'':1} {'design':44} {'ms':>8} {'M params':>9} {'M MACs':>8} {'of peak':>8} {'Dice':>6}")
+    for row in sorted(
+        (r for r in rows if r.on_front or r.chosen or r.dice_val is not None), key=lambda r: r.ms
+    ):
+        c = row.candidate
+        dice = "" if row.dice_val is None else f"{row.dice_val:.3f}"
+        print(
+            f"{'*' * row.chosen:1} {c.name:44} {row.ms:8.3f} {c.parameters / 1e6:9.3f} "
+            f"{c.macs / 1e6:8.1f} {row.share_of_peak:8.0%} {dice:>6}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main, SearchSettings, "python -m student.search")
