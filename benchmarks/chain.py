@@ -37,8 +37,10 @@ class ChainSettings(Settings):
     """Highest learning rate of the teacher."""
     student_epochs: int = Field(50, ge=1)
     """Epochs of every student."""
+    design: str = "base"
+    """The student's design, as for student.distill."""
     controls: bool = False
-    """Also train LightUNet and U-Net 16 without a teacher, and time U-Net 64 (untrained, for its latency)."""
+    """Also train the same design, LightUNet and U-Net 16 without a teacher, and time U-Net 64 (untrained)."""
     rounds: int = Field(5, ge=1)
     """Interleaved rounds of the latency measurement."""
     threads: int | None = None
@@ -84,13 +86,14 @@ def stages(settings: ChainSettings) -> list[Stage]:
             "--encoder", settings.encoder, "--epochs", str(settings.teacher_epochs), "--lr", f"{settings.teacher_lr:g}",
         ),
         stage(labels, "teacher.label", "--bundle", str(teacher), *data),
-        student("student", "lightunet", "--soft", str(labels)),
+        student("student", settings.design, "--soft", str(labels)),
     ]  # fmt: skip
     exports = [exported("teacher", "fp32"), exported("student", "fp32"), exported("student", "int8")]
     untrained: list[Stage] = []
     if settings.controls:
-        chain += [student("alone", "lightunet"), student("unet16", "unet16"), student("unet64", "unet64")]
-        exports += [exported(name, p) for name in ("alone", "unet16") for p in ("fp32", "int8")]
+        controls = {"alone": settings.design, "lightunet": "lightunet", "unet16": "unet16"}
+        chain += [student(name, design) for name, design in controls.items()] + [student("unet64", "unet64")]
+        exports += [exported(name, p) for name in controls for p in ("fp32", "int8")]
         untrained = [exported("unet64", p) for p in ("fp32", "int8")]
     threads = ("--threads", str(settings.threads)) if settings.threads else ()
     measure = ("benchmarks", *data, "--rounds", str(settings.rounds), *threads)

@@ -4,15 +4,13 @@
 control of every claim about distillation. The loss is the paper's plus Dice:
 
     L = α·CE(y, student) + Dice(y, student) + (1−α)·T²·KL(σ(teacher/T) ‖ σ(student/T))
-
-`--kd` puts another term of `segcore.learn.losses` in the place of the last, or adds the features'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from segcore.learn.augment import Sample
     from segcore.preprocess import InputSpec
     from student.design import Design
-    from student.live_teacher import LiveTeacher
 
 
 class DistillSettings(TrainSettings):
@@ -47,12 +44,6 @@ class DistillSettings(TrainSettings):
     """A teacher bundle to run in every step; slow, but it sees each augmented image itself."""
     design: str | dict[str, Any] = "base"
     """nano, small, base, lightunet, unet16, unet64, or a YAML file that student.search wrote."""
-    kd: Literal["logits", "cwd", "boundary", "dice", "features"] = "logits"
-    """What is learnt of the teacher: each pixel's logits; cwd, each channel's map over the picture; boundary, logits
-    that count more near edges; dice, the overlap with its probabilities; features, its deepest features beside the
-    logits (--teacher only)."""
-    kd_weight: float = Field(1.0, ge=0)
-    """Weight of the term that --kd names."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Share of the true masks' cross-entropy; the rest is the teacher's."""
     temperature: float = Field(2.0, gt=0)
@@ -71,7 +62,6 @@ def main(settings: DistillSettings) -> None:
         )
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
-    _check_kd(settings)
     dataset = open_dataset(settings.data, seed=settings.split_seed)
     soft = open_soft_labels(settings.soft) if settings.soft else None
     teacher = open_bundle(settings.teacher) if settings.teacher else None
@@ -102,7 +92,7 @@ def _train(
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import seal_trained
     from segcore.preprocess import output_spec
-    from student.live_teacher import WithFeatures, feature_width, open_live_teacher
+    from student.live_teacher import open_live_teacher
     from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
 
     cases = training_cases(
@@ -128,9 +118,6 @@ def _train(
     accelerator = open_accelerator(settings)
     device = accelerator.device
     ask = open_live_teacher(teacher, device) if teacher else None
-    trained: nn.Module = network
-    if ask and settings.kd == "features":
-        trained = WithFeatures(network, feature_width(ask, spec.channels, size, device))
     help_from = "soft labels" if soft else "a live teacher" if teacher else "no teacher"
     log(
         f"{title}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images, "
@@ -141,27 +128,27 @@ def _train(
             "--design: its depthwise convolutions are fast in OpenVINO's INT8; with TensorRT nobody has measured them"
         )
     fit(
-        trained,
+        network,
         data,
         loss_of=loss_function(settings, spec, ask, device),
-        validate=lambda n: validator.dice(n.student if isinstance(n, WithFeatures) else n),
+        validate=validator.dice,
         settings=settings,
         folder=folder,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
         sealed = sealed_form(network)
+        taught_by = soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
+        # For tables: what it is, whose pupil, and whether it saw only some of the images.
+        name = title + (f" from {taught_by}" if taught_by else "")
+        name += (f", {settings.limit} images" if settings.limit else "") + settings.label_note
         manifest = seal_trained(
             folder,
             sealed,
             kind="student",
             architecture=ARCHITECTURE,
             architecture_settings=sealed.design.model_dump(mode="json"),
-            name=_name(
-                title,
-                settings,
-                soft.record.teacher_name if soft else teacher.manifest.name if teacher else None,
-            ),
+            name=name,
             pretrained="no pretrained weights",
             trained_parameters=parameters,
             dataset=dataset,
@@ -178,7 +165,7 @@ def _train(
 
 
 def loss_function(
-    settings: DistillSettings, spec: InputSpec, ask: LiveTeacher | None, device: torch.device
+    settings: DistillSettings, spec: InputSpec, ask: Callable[[Tensor], Tensor] | None, device: torch.device
 ) -> Callable[[nn.Module, Sample], Tensor]:
     """(network, batch) → the loss of a step; see the module.
 
@@ -191,14 +178,12 @@ def loss_function(
     import torch.nn.functional as F
 
     from segcore.learn.deploy import normaliser
-    from segcore.learn.losses import cross_entropy, dice_loss, feature_loss
+    from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
 
     normalised = normaliser(spec, device)
-    kd = _teachers_term(settings)
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
-        found = network(normalised(batch["image"]))
-        logits, features = found if isinstance(found, tuple) else (found, None)
+        logits = network(normalised(batch["image"]))
         # The loss sees what a user sees: logits resized to the picture, as `segcore.preprocess` does.
         # (All channels as one picture's: torch's backward of it, channels-last, takes twice as long.)
         flat, size = logits.float().flatten(0, 1)[None], batch["image"].shape[2:]
@@ -206,53 +191,19 @@ def loss_function(
         logits = flat.view(*logits.shape[:2], *size)
         target, labelled = batch["mask"], batch["labelled"]
         truth = settings.dice_weight * dice_loss(logits, target, labelled)
-        soft, teachers = ask(batch["image"]) if ask else (batch.get("soft"), None)
+        soft = ask(batch["image"]) if ask else batch.get("soft")
         if soft is None:
             return truth + cross_entropy(logits, target, labelled)
         truth = truth + settings.alpha * cross_entropy(logits, target, labelled)
-        learnt = kd(logits, soft)
-        if features is not None and teachers is not None:
-            learnt = learnt + settings.kd_weight * feature_loss(features, teachers)
-        return truth + (1 - settings.alpha) * learnt
+        return truth + (1 - settings.alpha) * distillation_loss(logits, soft, settings.temperature)
 
     return loss
-
-
-def _teachers_term(settings: DistillSettings) -> Callable[[Tensor, Tensor], Tensor]:
-    """(student's logits, teacher's) → the weighted loss that `--kd` names."""
-    from segcore.learn.losses import boundary_loss, channel_loss, distillation_loss, soft_dice_loss
-
-    temperature, weight = settings.temperature, settings.kd_weight
-    terms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "logits": lambda s, t: weight * distillation_loss(s, t, temperature),
-        "cwd": lambda s, t: weight * channel_loss(s, t, temperature),
-        "boundary": lambda s, t: weight * boundary_loss(s, t, temperature),
-        "dice": lambda s, t: weight * soft_dice_loss(s, t),
-        "features": lambda s, t: distillation_loss(s, t, temperature),  # the features' term is added to it
-    }
-    return terms[settings.kd]
-
-
-def _name(title: str, settings: DistillSettings, teacher_name: str | None) -> str:
-    """For tables: what it is, whose pupil, and whether it saw only some of the images."""
-    name = title + (f" from {teacher_name}" if teacher_name else "")
-    name += f", {settings.kd}" if settings.kd != "logits" else ""
-    return name + (f", {settings.limit} images" if settings.limit else "") + settings.label_note
 
 
 def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:
     if soft:
         return (*soft.record.lineage, soft.record.made)
     return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
-
-
-def _check_kd(settings: DistillSettings) -> None:
-    if settings.kd == "features" and not settings.teacher:
-        raise InputError(
-            "--kd features: must have a teacher that runs in every step, got none; give its bundle as --teacher"
-        )
-    if settings.kd != "logits" and not (settings.soft or settings.teacher):
-        raise InputError(f"--kd {settings.kd}: must have a teacher, got none; give --soft or --teacher")
 
 
 def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | None) -> None:

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import normaliser
-from segcore.learn.losses import channel_loss, cross_entropy, dice_loss, distillation_loss, feature_loss
+from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
 from segcore.preprocess import InputSpec
 from student.design import Design, unet
 from student.distill import DistillSettings, loss_function, main
-from student.live_teacher import WithFeatures, feature_width, logits_and_features, open_live_teacher
+from student.live_teacher import open_live_teacher
 from student.network import build_student
-from teacher.network import FinestHead, build_s2agscunet
 
 DATA = "phantom:cxr:20"
 TINY = Design(stem="strided", stem_stride=4, widths=(4, 6), depths=(0, 1), up_depths=(1,), activation="relu")
@@ -21,7 +19,6 @@ SMALL = {"data": DATA, "size": 32, "batch_size": 4, "warmup_epochs": 0, "device"
 SMALL |= {"design": TINY.model_dump(mode="json")}
 SPEC = InputSpec(height_px=32, width_px=32, channels=1, mean=(0.5,), std=(0.25,))
 CPU = torch.device("cpu")
-KDS = ["logits", "cwd", "boundary", "dice", "features"]
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +49,35 @@ def test_the_loss_is_the_papers_plus_dice(batch):
     logits = network(normaliser(SPEC, CPU)(batch["image"]))
     truth = dice_loss(logits, batch["mask"], batch["labelled"])
     entropy = cross_entropy(logits, batch["mask"], batch["labelled"])
-    loss = loss_function(settings(alpha=0.3, temperature=3.0, kd_weight=2.0), SPEC, None, CPU)(network, batch)
-    kl = 2 * distillation_loss(logits, batch["soft"], 3.0)
+    loss = loss_function(settings(alpha=0.3, temperature=3.0), SPEC, None, CPU)(network, batch)
+    kl = distillation_loss(logits, batch["soft"], 3.0)
     assert loss.item() == pytest.approx((truth + 0.3 * entropy + 0.7 * kl).item(), rel=1e-5)
-    loss = loss_function(settings(kd="cwd", alpha=0.3), SPEC, None, CPU)(network, batch)
-    cwd = channel_loss(logits, batch["soft"], 2.0)
-    assert loss.item() == pytest.approx((truth + 0.3 * entropy + 0.7 * cwd).item(), rel=1e-5)
     del batch["soft"]
     alone = loss_function(settings(alpha=0.3), SPEC, None, CPU)(network, batch)
     assert alone.item() == pytest.approx((truth + entropy).item(), rel=1e-5)
 
 
-def test_features_are_added_to_the_logits(batch, big):
+def test_a_live_teacher_is_asked_about_the_batch_and_quarter_size_logits_are_resized(batch, big):
     ask = open_live_teacher(open_bundle(big), CPU)
-    network = WithFeatures(build_student(TINY, channels=1, outputs=1), feature_width(ask, 1, (32, 32), CPU))
-    assert network.project.out_channels == 64  # the deepest level of U-Net 4
-    soft, features = ask(batch["image"])
-    logits, projected = network(normaliser(SPEC, CPU)(batch["image"]))
+    network = build_student(TINY, channels=1, outputs=1)
+    logits = network(normaliser(SPEC, CPU)(batch["image"]))
+    assert logits.shape == (4, 1, 8, 8)
     logits = torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear")
     truth = dice_loss(logits, batch["mask"], batch["labelled"])
     truth = truth + 0.5 * cross_entropy(logits, batch["mask"], batch["labelled"])
-    learnt = distillation_loss(logits, soft, 2.0) + 4 * feature_loss(projected, features)
-    loss = loss_function(settings(kd="features", kd_weight=4.0), SPEC, ask, CPU)(network, batch)
+    learnt = distillation_loss(logits, ask(batch["image"]), 2.0)
+    loss = loss_function(settings(), SPEC, ask, CPU)(network, batch)
     assert loss.item() == pytest.approx((truth + 0.5 * learnt).item(), rel=1e-4)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("kd", KDS)
-def test_every_term_is_learnt_from(kd, batch, big):
+def test_the_teacher_alone_can_be_learnt_from(batch, big):
     """Thirty steps on one batch without a mask: only the teacher can be what is learnt."""
     ask = open_live_teacher(open_bundle(big), CPU)
     batch["labelled"][:] = False
     network = build_student(unet(4), channels=1, outputs=1)
-    if kd == "features":
-        network = WithFeatures(network, feature_width(ask, 1, (32, 32), CPU))
-    loss_of = loss_function(settings(kd=kd, alpha=0.0), SPEC, ask, CPU)
+    loss_of = loss_function(settings(alpha=0.0), SPEC, ask, CPU)
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
     for _ in range(30):
         optimizer.zero_grad()
@@ -97,34 +87,10 @@ def test_every_term_is_learnt_from(kd, batch, big):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_live_teachers_logits_and_features(big):
-    teacher = open_live_teacher(open_bundle(big), CPU)
-    logits, features = teacher(torch.rand(2, 1, 64, 64))  # resized to the teacher's 32 px
-    assert (logits.shape, features.shape) == ((2, 1, 64, 64), (2, 64, 2, 2))
+def test_a_live_teachers_logits_have_the_images_size(big):
+    logits = open_live_teacher(open_bundle(big), CPU)(torch.rand(2, 1, 64, 64))  # it runs at its own 32 px
+    assert logits.shape == (2, 1, 64, 64)
     assert not logits.requires_grad
-
-
-def test_a_sam_teachers_features_are_its_encoders_deepest():
-    torch.manual_seed(0)
-    network = FinestHead(build_s2agscunet(encoder="tiny", outputs=1)).eval()
-    x = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        logits, deepest = logits_and_features(network, x)
-        assert torch.equal(deepest, network.network.encoder(x)[-1])
-        assert torch.equal(logits, network(x))
-    assert deepest.shape == (1, 768, 1, 1)
-    assert not network.network.encoder._forward_hooks  # nothing is left behind
-
-
-def test_the_projection_is_not_kept(big, tmp_path):
-    main(DistillSettings(**SMALL, out=tmp_path / "s", teacher=big, kd="features", ema=0.5))
-    found = open_bundle(tmp_path / "s")
-    assert found.manifest.name.endswith(", features")
-    expected = build_student(TINY, channels=1, outputs=1).state_dict()
-    assert load_file(found.model_path).keys() == expected.keys()
-    assert found.manifest.parameters == sum(
-        p.numel() for p in build_student(TINY, channels=1, outputs=1).parameters()
-    )
 
 
 def test_few_labels_train_on_fewer_masks_and_as_many_images(big, tmp_path, capsys):
@@ -136,21 +102,6 @@ def test_few_labels_train_on_fewer_masks_and_as_many_images(big, tmp_path, capsy
     assert alone.name.endswith(", 34 % labelled")
     assert taught.settings["labelled_share"] == 0.34
     assert taught.data == alone.data == teacher.data  # the same data and split, whatever the share
-
-
-def fails(message, **more):
-    with pytest.raises(InputError) as caught:
-        main(settings(**more))
-    assert str(caught.value) == message
-
-
-def test_terms_that_need_a_teacher():
-    fails("--kd cwd: must have a teacher, got none; give --soft or --teacher", kd="cwd")
-    message = (
-        "--kd features: must have a teacher that runs in every step, got none; give its bundle as --teacher"
-    )
-    fails(message, kd="features")
-    fails(message, kd="features", soft="labels")
 
 
 def test_an_exported_bundle_cannot_be_a_live_teacher(exported, tmp_path):
