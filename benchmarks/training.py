@@ -20,7 +20,6 @@ from benchmarks.load import others_share, read_clock
 from benchmarks.stopwatch import Stopwatch
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
-from segcore.errors import InputError
 from segcore.host import describe_host, library_versions
 from segcore.outfolder import out_folder
 from segcore.soft_labels import open_soft_labels
@@ -127,15 +126,11 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
     from segcore.preprocess import output_spec
     from student.distill import DistillSettings, loss_function
     from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_student
-    from student.presets import find_design
+    from student.presets import check_size, find_design
 
     torch.set_num_threads(settings.threads)
     design = find_design(settings.design)
-    if settings.size % design.stride:
-        raise InputError(
-            f"--size {settings.size}: must be divisible by {design.stride}, the stride of --design, is not; "
-            f"use {-(-settings.size // design.stride) * design.stride}"
-        )
+    check_size(design, settings.size)
     shared = settings.model_dump(include={"data", "size", "amp", "batch_size", "workers", "soft"})
     training = DistillSettings(
         **shared, design=settings.design, out=settings.out or Path("unused"), device="cpu"

@@ -24,7 +24,7 @@ from segcore.labelled_share import training_cases
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
 from segcore.soft_labels import SoftLabels, open_soft_labels
-from student.presets import find_design, title_of
+from student.presets import check_size, find_design, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +55,7 @@ class DistillSettings(TrainSettings):
 def main(settings: DistillSettings) -> None:
     """Runs the stage; see the module."""
     design = find_design(settings.design)
-    if settings.size % design.stride:
-        raise InputError(
-            f"--size {settings.size}: must be divisible by {design.stride}, the stride of --design, is not; "
-            f"use {-(-settings.size // design.stride) * design.stride}"
-        )
+    check_size(design, settings.size)
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
     dataset = open_dataset(settings.data, seed=settings.split_seed)

@@ -58,6 +58,20 @@ def find_design(choice: str | dict[str, Any]) -> Design:
     return _validated(fields.get("design", fields), f"--design {choice}")
 
 
+def check_size(design: Design, size: int) -> None:
+    """Checks `--size` against the design's stride.
+
+    Raises:
+        InputError: it is not divisible by it.
+    """
+    stride = design.stride
+    if size % stride:
+        raise InputError(
+            f"--size {size}: must be divisible by {stride}, the stride of --design, is not; "
+            f"use {-(-size // stride) * stride}"
+        )
+
+
 def title_of(choice: str | dict[str, Any], parameters: int) -> str:
     """What tables call a student: `Small`, `LightUNet`, or `Student 0.31 M` for a design without a name."""
     if isinstance(choice, str) and choice in PRESETS:
