@@ -73,9 +73,9 @@ def check_size(design: Design, size: int) -> None:
 
 
 def title_of(choice: str | dict[str, Any], parameters: int) -> str:
-    """What tables call a student: `Small`, `LightUNet`, or `Student 0.31 M` for a design without a name."""
+    """What tables call a student: `Student small`, `LightUNet`, or `Student 0.31 M` for a design without a name."""
     if isinstance(choice, str) and choice in PRESETS:
-        return TITLES.get(choice, choice.capitalize())
+        return TITLES.get(choice, f"Student {choice}")
     return f"Student {parameters / 1e6:.2f} M"
 
 

@@ -154,6 +154,6 @@ def test_a_wrong_design_is_one_line(tmp_path):
 
 
 def test_titles_name_presets_and_count_others():
-    assert title_of("nano", 1) == "Nano"
+    assert title_of("nano", 1) == "Student nano"
     assert title_of("lightunet", 1) == "LightUNet"
     assert title_of({"widths": [1]}, 312_000) == "Student 0.31 M"
