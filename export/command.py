@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from export.model_file import MODEL_FILES, write_model
 from runtime.apart import check_apart
 from runtime.engine import EXTRAS, OPENED_BY, available_threads, installed, open_engine
 from runtime.parity import LIMITS, UNGATED, Limits, percent
@@ -28,7 +29,6 @@ _NEEDED = {
     "onnx": ("torch", "onnx", "onnxscript"),
     "openvino": ("torch", "onnx", "onnxscript", "openvino", "nncf"),
 }
-_MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 
 
 class ExportSettings(Settings):
@@ -134,7 +134,18 @@ def _export(
     parent, made = source.manifest, made_now()
     graph = open_graph(source)
     log(f"writing {settings.to} {settings.precision}")
-    _write_model(settings, parent, graph, data, folder)
+    calibration = data.calibration if data and settings.precision == "int8" else ()
+    if calibration:
+        log(f"calibrating int8 on {len(calibration)} train cases")
+    write_model(
+        graph,
+        parent.input,
+        parent.output,
+        folder,
+        to=settings.to,
+        precision=settings.precision,
+        calibration=calibration,
+    )
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
     if data and data.validation:
         references["real"] = real_reference(graph, data.validation, parent)
@@ -157,35 +168,11 @@ def _export(
             "gate": gate,
             "made": made,
             "lineage": (*parent.lineage, parent.made),
-            "model_file": _MODEL_FILES[settings.to],
+            "model_file": MODEL_FILES[settings.to],
         },
     )
     _check_sealed(folder)
     return manifest
-
-
-def _write_model(
-    settings: ExportSettings, parent: Manifest, graph: object, data: ExportData | None, folder: Path
-) -> None:
-    from export.onnx_export import halve_weights, write_onnx
-    from segcore.learn.deploy import DeployGraph
-
-    assert isinstance(graph, DeployGraph)
-    onnx_path = folder / _MODEL_FILES["onnx"]
-    write_onnx(graph, parent.input, parent.output, onnx_path)
-    if settings.to == "onnx":
-        if settings.precision == "fp16":
-            halve_weights(onnx_path, parent.input, parent.output)
-        return
-    from export.openvino_export import write_int8_ir, write_ir
-
-    if settings.precision == "int8":
-        assert data is not None
-        log(f"calibrating int8 on {len(data.calibration)} train cases")
-        write_int8_ir(onnx_path, folder, data.calibration, parent.input)
-    else:
-        write_ir(onnx_path, folder, half_weights=settings.precision == "fp16")
-    onnx_path.unlink()
 
 
 def _open_engines(settings: ExportSettings, folder: Path, stack: ExitStack) -> dict[str, Engine]:
@@ -195,7 +182,7 @@ def _open_engines(settings: ExportSettings, folder: Path, stack: ExitStack) -> d
         if not installed(name):
             log(f"{name} is not installed: the gate goes without it (pip install 'sam2edge[{EXTRAS[name]}]')")
             continue
-        path = folder / _MODEL_FILES[settings.to]
+        path = folder / MODEL_FILES[settings.to]
         engines[name] = open_engine(name, path, precision=settings.precision, threads=available_threads())
         stack.callback(engines[name].close)
     if not engines:

@@ -70,9 +70,8 @@ class DeferringPredictor:
                 f"--defer-to {second.folder}: must mark {', '.join(first.manifest.classes)} as {first.folder} does, "
                 f"got {', '.join(second.manifest.classes)}; use two models for the same classes"
             )
-        choose_engine(
-            second.manifest, engine, name=str(second.folder)
-        )  # now, not at the first unsure picture
+        # Now, not at the first unsure picture.
+        choose_engine(second.manifest, engine, name=str(second.folder))
         return cls(Predictor.open(first, engine=engine, threads=threads), second, below=below, engine=engine)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:

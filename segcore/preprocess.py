@@ -135,9 +135,14 @@ def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]
 
 def _activate(logits: np.ndarray, activation: Activation) -> np.ndarray:
     if activation == "sigmoid":
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0))))
+        return sigmoid(logits)
     shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=0, keepdims=True))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^−x), without overflow."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
 
 
 def decide(probability: np.ndarray, spec: OutputSpec) -> np.ndarray:

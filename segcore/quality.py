@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from segcore.preprocess import OutputSpec, probabilities
+from segcore.preprocess import OutputSpec, decide, probabilities, sigmoid
 
 SIGNS = ("doubt", "soft_border", "unsure_inside", "leak", "ragged", "odd_shape")
 """What is taken of a class's probabilities p and mask m; each grows as the mask gets worse.
@@ -96,11 +96,9 @@ def signs_of(logits: np.ndarray, spec: OutputSpec) -> tuple[np.ndarray, np.ndarr
     small = logits[:, ::step, ::step]
     size = (small.shape[1], small.shape[2])
     p = probabilities(small, spec, size)
-    if spec.activation == "softmax":
-        m = p.argmax(axis=0)[None] == np.arange(1, len(p))[:, None, None]
-        p = p[1:]
-    else:
-        m = p >= spec.threshold
+    mask = decide(p, spec)
+    p = p[1:] if spec.activation == "softmax" else p
+    m = mask == np.arange(1, len(p) + 1)[:, None, None]
     pixels, inside = p[0].size, m.astype(np.float32)
     area = inside.sum((1, 2))
     marked = area > 0
@@ -118,10 +116,8 @@ def signs_of(logits: np.ndarray, spec: OutputSpec) -> tuple[np.ndarray, np.ndarr
             ragged,
         ]
     )
-    down, right = (
-        _along(inside.sum(2), n),
-        _along(inside.sum(1), n),
-    )  # (centre, standard deviation), shares of the side
+    # Centre and standard deviation, as shares of the side.
+    down, right = _along(inside.sum(2), n), _along(inside.sum(1), n)
     y, x = (np.arange(side, dtype=np.float32) / side for side in size)
     tilt = np.einsum("chw,h,w->c", inside, y, x) / n - down[0] * right[0]
     shape = np.column_stack([ragged, np.log(n / pixels), right[0], down[0], right[1], down[1], tilt])
@@ -145,8 +141,3 @@ def regressors(signs: np.ndarray, centre: np.ndarray, spread: np.ndarray, high: 
     """Signs …×6 to the regression's inputs …×13: 1, the standardised signs, the log of 1 + what exceeds `high`."""
     z = np.clip((signs - centre) / spread, -2 * _FAR, 2 * _FAR)
     return np.concatenate([np.ones((*z.shape[:-1], 1)), z, np.log1p(np.maximum(z - high, 0.0))], axis=-1)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^−x)."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))

@@ -38,7 +38,7 @@ class LabelRecord(BaseModel):
     Attributes:
         teacher: the one teacher's `Bundle.sha256`, or for several a hash of theirs.
         teacher_name: for tables.
-        teachers: each of them; empty in folders of version 0.2, which had one.
+        teachers: each of them; empty in older folders, which had one.
         tta: whether each was asked for the mirrored picture too.
         height_px: of the labels, the largest of the teachers' inputs; as is width_px.
         shards: each file's cases in row order.

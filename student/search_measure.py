@@ -7,7 +7,7 @@ therefore get the statistics of a few phantoms, which also calibrate INT8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, redirect_stderr
+from contextlib import ExitStack, closing, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.latency import Timed, time_interleaved
-from export.openvino_export import MODEL_FILE
+from export.model_file import MODEL_FILES
+from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
-from segcore.case import Case
-from segcore.phantom import PHANTOM_CLASSES, phantom_case
+from segcore.case import Case, PhantomSource
+from segcore.phantom import PHANTOM_CLASSES
 from segcore.preprocess import InputSpec, output_spec, prepare
 from student.design import Design
 
@@ -46,7 +47,7 @@ class Bench:
     @property
     def model_file(self) -> str:
         """Name of the file that the engine opens."""
-        return "model.onnx" if self.format == "onnx" else MODEL_FILE
+        return MODEL_FILES[self.format]
 
     @property
     def format(self) -> str:
@@ -55,26 +56,13 @@ class Bench:
         return min(able, key=lambda name: OPENED_BY[name].index(self.engine))
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A calibration case's pixels, drawn once for all candidates."""
-
-    pixels: np.ndarray
-    labelled: bool = False
-
-    def image(self) -> np.ndarray:
-        return self.pixels
-
-    def mask(self) -> np.ndarray:
-        raise NotImplementedError("calibration reads no masks")
-
-    def fingerprint(self) -> str:
-        return "phantom"
-
-
 def draw_pictures(spec: InputSpec) -> np.ndarray:
     """One phantom of each kind as the network takes it, N×H×W×C uint8."""
-    return np.stack([prepare(phantom_case(kind, 0, seed=7)[0], spec) for kind in PHANTOM_CLASSES])
+    return np.stack([prepare(case.image(), spec) for case in _phantoms()])
+
+
+def _phantoms() -> list[Case]:
+    return [Case(kind, kind, PhantomSource(kind, 0, 7), "train") for kind in PHANTOM_CLASSES]
 
 
 def write_model(design: Design, bench: Bench, folder: Path) -> None:
@@ -87,8 +75,6 @@ def write_model(design: Design, bench: Bench, folder: Path) -> None:
     """
     import torch
 
-    from export.onnx_export import write_onnx
-    from export.openvino_export import write_int8_ir, write_ir
     from segcore.learn.deploy import DeployGraph
     from student.network import build_student, sealed_form
 
@@ -103,18 +89,17 @@ def write_model(design: Design, bench: Bench, folder: Path) -> None:
         graph.train()(torch.from_numpy(bench.pictures))
     graph = DeployGraph(sealed_form(network.eval()), bench.spec).eval()
     folder.mkdir(parents=True, exist_ok=True)
-    onnx_path = folder / "model.onnx"
-    write_onnx(graph, bench.spec, output, onnx_path)
-    if bench.format == "onnx":
-        return
-    if bench.precision == "int8":
-        sources = [_Picture(picture.squeeze()) for picture in bench.pictures]
-        cases = [Case(str(i), str(i), source, "train") for i, source in enumerate(sources)]
-        with redirect_stderr(StringIO()):  # NNCF 3 draws a progress bar for every model
-            write_int8_ir(onnx_path, folder, cases, bench.spec)
-    else:
-        write_ir(onnx_path, folder, half_weights=False)
-    onnx_path.unlink()
+    quiet_if_int8 = redirect_stderr(StringIO()) if bench.precision == "int8" else nullcontext()
+    with quiet_if_int8:  # NNCF 3 draws a progress bar for every model
+        write_model_file(
+            graph,
+            bench.spec,
+            output,
+            folder,
+            to=bench.format,
+            precision=bench.precision,
+            calibration=_phantoms(),
+        )
 
 
 def time_models(
