@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segcore.errors import InputError
+from segcore.guard_record import GuardRecord
 from segcore.host import Made
 from segcore.outfolder import write_text
 from segcore.preprocess import InputSpec, OutputSpec
@@ -35,7 +36,11 @@ class FileEntry(_Part):
 
 
 class DataRecord(_Part):
-    """The data a bundle was trained or calibrated on; names and hashes, no pixels."""
+    """The data a bundle was trained or calibrated on; names and hashes, no pixels.
+
+    Attributes:
+        test_images: `Source.image_fingerprint` of the test split, so that nobody calibrates on it under another name.
+    """
 
     name: str
     sha256: str
@@ -43,6 +48,7 @@ class DataRecord(_Part):
     split_seed: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
     calibration_cases: tuple[str, ...] = ()
+    test_images: tuple[str, ...] = ()
 
 
 class Metric(_Part):
@@ -54,16 +60,66 @@ class Metric(_Part):
     cases: int
 
 
+class Variant(_Part):
+    """Another file of the same network: for another size, for several pictures a call, or with other number types.
+
+    Attributes:
+        file: of the graph.
+        golden: the file of golden cases that it is verified with.
+        height_px: of its input.
+        width_px: of its input.
+        batch: pictures a call.
+        typing: fp16 where the graph's own tensors are 16-bit (for TensorRT's strongly typed networks), else fp32.
+    """
+
+    file: str
+    golden: str = "golden.npz"
+    height_px: int
+    width_px: int
+    batch: int = 1
+    typing: Literal["fp32", "fp16"] = "fp32"
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.height_px, self.width_px
+
+
+class EngineTarget(_Part):
+    """What a TensorRT engine was built for; it runs nowhere else.
+
+    Attributes:
+        tensorrt: version, "10.3.0".
+        gpu: the device's name, "Orin".
+        compute_capability: "8.7".
+        l4t: Jetson Linux release, "36.4.3"; empty where it is no Jetson.
+        platform: "Linux aarch64".
+        onnx: name of the bundle's file that it was built from.
+        onnx_sha256: of that file.
+        flags: precision flags and typing, as TensorRT names them.
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    l4t: str = ""
+    platform: str
+    onnx: str
+    onnx_sha256: str
+    flags: tuple[str, ...] = ()
+
+
 class Manifest(_Part):
     """Everything needed to use a model and to know where it comes from.
 
     Attributes:
         name: short, for tables; `LightUNet 8, INT8`.
         kind: teacher or student.
-        format: torch (safetensors), onnx or openvino.
+        format: torch (safetensors), onnx, openvino, tensorrt-onnx (what TensorRT builds an engine from, on the
+            device), or tensorrt (an engine, for one device only).
         architecture: the builder's name and its settings, enough to build the module again.
         files: every file beside the manifest, by its path inside the folder.
-        model_file: the one that an engine or the builder opens.
+        model_file: the one that an engine or the builder opens; batch 1, at `input`'s size.
+        variants: other files of the same network.
         parent: `Bundle.sha256` of the bundle that this one was made from.
         teacher: `Bundle.sha256` of the teacher a student was distilled from.
         lineage: how the ancestors were made, oldest first.
@@ -71,13 +127,15 @@ class Manifest(_Part):
         macs: multiply-accumulates of one image at the input size.
         settings: the resolved settings of the command that trained it.
         gate: figures of the parity gate that an exported bundle has passed.
+        guard: what INT8 was allowed to lose, and lost; None for other precisions, and before there was a guard.
+        engine_target: what a tensorrt bundle was built for.
         quality: how the model estimates the Dice of its own masks; None where it was not fitted.
     """
 
     schema_version: int = SCHEMA_VERSION
     name: str
     kind: Literal["teacher", "student"]
-    format: Literal["torch", "onnx", "openvino"]
+    format: Literal["torch", "onnx", "openvino", "tensorrt-onnx", "tensorrt"]
     precision: Literal["fp32", "fp16", "int8"]
     architecture: str
     architecture_settings: dict[str, Any]
@@ -93,11 +151,14 @@ class Manifest(_Part):
     data: DataRecord
     metrics: tuple[Metric, ...] = ()
     gate: dict[str, float] = Field(default_factory=dict)
+    guard: GuardRecord | None = None
+    engine_target: EngineTarget | None = None
     quality: QualityModel | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     made: Made
     lineage: tuple[Made, ...] = ()
     model_file: str
+    variants: tuple[Variant, ...] = ()
     files: dict[str, FileEntry]
 
     def metric(self, name: str, split: str) -> float | None:
@@ -166,10 +227,9 @@ def open_bundle(folder: Path | str) -> Bundle:
     manifest = _parse(text, folder)
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
-    if manifest.model_file not in manifest.files:
-        raise InputError(
-            f"bundle {folder}: {manifest.model_file} must be listed in {MANIFEST}, is not; export it again"
-        )
+    for name in (manifest.model_file, *(file for v in manifest.variants for file in (v.file, v.golden))):
+        if name not in manifest.files:
+            raise InputError(f"bundle {folder}: {name} must be listed in {MANIFEST}, is not; export it again")
     return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
 
 
@@ -191,6 +251,11 @@ def _parse(text: bytes, folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise InputError(
+                f"bundle {folder}: {MANIFEST} must hold known fields, got {where}: a newer sam2edge made it; "
+                "install that version, or export the bundle again with this one"
+            ) from None
         raise InputError(
             f"bundle {folder}: {MANIFEST} field {where}: {first['msg']}; export the bundle again"
         ) from None

@@ -33,6 +33,10 @@ class Source(Protocol):
         """Changes when the image or the mask changes."""
         ...
 
+    def image_fingerprint(self) -> str:
+        """Of the image alone, 16 hex digits: the same picture in another dataset has the same one."""
+        ...
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -60,6 +64,9 @@ class FileSource:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
+    def image_fingerprint(self) -> str:
+        return hashlib.sha256(self.image_path.read_bytes()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class PhantomSource:
@@ -78,6 +85,9 @@ class PhantomSource:
 
     def fingerprint(self) -> str:
         return f"phantom:{self.kind}:{self.index}:{self.seed}"
+
+    def image_fingerprint(self) -> str:
+        return hashlib.sha256(self.fingerprint().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ def golden_inputs(spec: InputSpec) -> np.ndarray:
     return np.stack([prepare(picture, byte_spec) for picture in pictures])
 
 
-def save_golden(folder: Path, inputs: np.ndarray, logits: np.ndarray) -> None:
+def save_golden(folder: Path, inputs: np.ndarray, logits: np.ndarray, *, file: str = GOLDEN_FILE) -> None:
     """Writes inputs N×H×W×C uint8 and the reference logits N×K×h×w float32."""
-    np.savez_compressed(folder / GOLDEN_FILE, inputs=inputs, logits=logits.astype(np.float32))
+    np.savez_compressed(folder / file, inputs=inputs, logits=logits.astype(np.float32))
 
 
-def load_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, np.ndarray]:
     """Inputs N×H×W×C uint8 and reference logits N×K×h×w float32. No pickles are read."""
-    with np.load(folder / GOLDEN_FILE, allow_pickle=False) as stored:
+    with np.load(folder / file, allow_pickle=False) as stored:
         return stored["inputs"], stored["logits"]

@@ -35,6 +35,10 @@ class HiddenMask:
         """As if the mask were seen: hiding it does not change the data."""
         return self.source.fingerprint()
 
+    def image_fingerprint(self) -> str:
+        """Of the image, which is not hidden."""
+        return self.source.image_fingerprint()
+
 
 def labelled_patients(patients: Iterable[str], *, share: float, seed: int) -> frozenset[str]:
     """The patients who keep their masks: `share` of them, at least one, those of a smaller share among them.

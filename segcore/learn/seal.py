@@ -32,6 +32,7 @@ def data_record(dataset: Dataset, split_seed: int) -> DataRecord:
         split_sha256=dataset.split_sha256,
         split_seed=split_seed,
         counts=split_counts(dataset),
+        test_images=tuple(sorted(case.source.image_fingerprint() for case in dataset.split("test"))),
     )
 
 
