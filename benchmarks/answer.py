@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from benchmarks import wording
 from benchmarks.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
-from benchmarks.load import BUSY_SHARE
 from benchmarks.record import Record, for_threads
+from runtime.load import BUSY_SHARE
 from segcore.bundle import Manifest
 
 FEW_PATIENTS = 20

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from benchmarks.deferral_numbers import CaseRow, Condition, Curve, condition_of, curve_of
 from benchmarks.degrade import DEGRADATIONS, SEEN, Sample
-from benchmarks.latency import Timed, time_interleaved
-from benchmarks.load import others_share, read_clock
 from benchmarks.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
+from runtime.interleaved import Timed, time_interleaved
+from runtime.load import others_share, read_clock
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
 from segcore.case import Case

@@ -16,12 +16,13 @@ from benchmarks.accuracy import (
     score_case,
     summarise,
 )
-from benchmarks.latency import Timed, summarise_speed, time_interleaved
-from benchmarks.load import others_share, read_clock
+from benchmarks.latency import summarise_speed
 from benchmarks.memory import measure_start
 from benchmarks.record import CaseRecord, Record, Speed, Start
 from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
 from benchmarks.subject import TORCH, Opened, Subject, open_subject
+from runtime.interleaved import Timed, time_interleaved
+from runtime.load import others_share, read_clock
 from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import InputError

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import Start
+from runtime.process_memory import peak_memory_mib
 from segcore.bundle import Bundle, open_bundle
 
 CHILDREN = 3
@@ -58,22 +59,6 @@ def _start_child(folder: Path, engine: str, picture: Path, threads: int) -> Star
             f"the process that opens {folder} with {engine} ended with {done.returncode}:\n{done.stderr}"
         )
     return Start.model_validate(json.loads(done.stdout.splitlines()[-1]))
-
-
-def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, in MiB.
-
-    Linux hands ru_maxrss down through fork and exec, so a child of a large parent would report the parent's
-    peak; VmHWM belongs to the process's own memory alone.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB elsewhere
 
 
 def _child(folder: str, engine: str, picture: str, threads: str) -> None:

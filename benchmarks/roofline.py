@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import wording
-from benchmarks.load import busy_remark, others_share, read_clock
 from runtime.engine import installed, open_engine
+from runtime.load import busy_remark, others_share, read_clock
 from segcore.errors import InputError, need
 
 SECONDS = 6.0

@@ -72,7 +72,9 @@ def open_subject(bundle: Bundle, engine: str, threads: int | None) -> Opened:
         return TorchPredictor(bundle, threads=threads)
     from runtime.predictor import Predictor
 
-    return Predictor.open(bundle, engine=engine, threads=threads)
+    # One size, that of the manifest, which the record names; not each picture's own.
+    size_px = bundle.manifest.input.size_px
+    return Predictor.open(bundle, engine=engine, threads=threads, size_px=size_px)
 
 
 def open_bundles(folders: Sequence[Path]) -> list[Bundle]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.load import others_share, read_clock
 from benchmarks.stopwatch import Stopwatch
+from runtime.load import others_share, read_clock
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
 from segcore.host import describe_host, library_versions

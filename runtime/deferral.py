@@ -29,11 +29,14 @@ class DeferringPredictor:
         below: expected Dice below which a picture is passed on.
     """
 
-    def __init__(self, first: Predictor, second: Bundle, *, below: float, engine: str | None) -> None:
+    def __init__(
+        self, first: Predictor, second: Bundle, *, below: float, engine: str | None, cache: Path | None = None
+    ) -> None:
         self.first = first
         self.second = second
         self.below = below
         self._engine = engine
+        self._cache = cache
         self._opened: Predictor | None = None
 
     @classmethod
@@ -45,6 +48,7 @@ class DeferringPredictor:
         below: float = BELOW,
         engine: str | None = None,
         threads: int | None = None,
+        cache: Path | None = None,
     ) -> DeferringPredictor:
         """Opens the quick model, and checks that the other can take its place.
 
@@ -54,6 +58,7 @@ class DeferringPredictor:
             below: expected Dice, 0–1, below which a picture is passed on.
             engine: of both; by default what suits each bundle.
             threads: CPU threads of each engine.
+            cache: folder where OpenVINO keeps what it compiled.
 
         Raises:
             InputError: as `Predictor.open`; the bundle has no quality estimate, or the classes differ.
@@ -72,7 +77,8 @@ class DeferringPredictor:
             )
         # Now, not at the first unsure picture.
         choose_engine(second.manifest, engine, name=str(second.folder))
-        return cls(Predictor.open(first, engine=engine, threads=threads), second, below=below, engine=engine)
+        opened = Predictor.open(first, engine=engine, threads=threads, cache=cache)
+        return cls(opened, second, below=below, engine=engine, cache=cache)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Segments one picture; the times of a picture that was passed on are those of both models.
@@ -103,7 +109,9 @@ class DeferringPredictor:
     def open_second(self) -> Predictor:
         """The better model, opened once, when it is first asked for."""
         if self._opened is None:
-            self._opened = Predictor.open(self.second, engine=self._engine, threads=self.first.threads)
+            self._opened = Predictor.open(
+                self.second, engine=self._engine, threads=self.first.threads, cache=self._cache
+            )
         return self._opened
 
     def close(self) -> None:

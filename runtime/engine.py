@@ -7,6 +7,7 @@ extra.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,20 +15,31 @@ from typing import Protocol
 
 import numpy as np
 
-from segcore.bundle import Manifest
+from segcore.bundle import EngineTarget, Manifest
 from segcore.errors import InputError, need
 
-ENGINES = {"openvino": "runtime.openvino_engine", "onnxruntime": "runtime.onnxruntime_engine"}
+ENGINES = {
+    "openvino": "runtime.openvino_engine",
+    "onnxruntime": "runtime.onnxruntime_engine",
+    "tensorrt": "runtime.trt.engine",
+}
 """Engine's name → the module whose `open_model` opens it."""
 
-EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx"}
+EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx", "tensorrt": "tensorrt"}
 
-OPENED_BY = {"openvino": ("openvino",), "onnx": ("onnxruntime", "openvino")}
+OPENED_BY = {
+    "openvino": ("openvino",),
+    "onnx": ("onnxruntime", "openvino"),
+    # Its numbers only: onnxruntime is slower in INT8 than in FP32. Not OpenVINO, which computes Concat → signed Q/DQ
+    # → convolution wrongly (tests/test_export_qdq.py notices when that changes).
+    "tensorrt-onnx": ("onnxruntime",),
+    "tensorrt": ("tensorrt",),
+}
 """Bundle format → engines that can open it; the bundle's native one first."""
 
 
 class Engine(Protocol):
-    """An opened model.
+    """An opened model, whose graph takes a fixed number of pictures a call: its batch, 1 or more.
 
     Attributes:
         version: of the library, "2026.4.1".
@@ -36,7 +48,22 @@ class Engine(Protocol):
     version: str
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """N×H×W×C uint8 → logits N×K×h×w float32 at the head's stride; the graph's batch is 1."""
+        """N×H×W×C uint8 → logits N×K×h×w float32 at the head's stride.
+
+        N is any number: the graph is called as often as it takes, its last call with room to spare.
+        """
+        ...
+
+    def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
+        """Logits of one batch after another, in order, while the engine works on those that follow.
+
+        The next batch is pulled when fewer than `in_flight` are under way. Where the source fails, the logits of the
+        batches before it come first. Closing the generator waits for what is under way and lets it go.
+
+        Args:
+            batches: each 1 to the graph's batch of pictures, N×H×W×C uint8, not changed afterwards.
+            in_flight: batches under way at most.
+        """
         ...
 
     def close(self) -> None:
@@ -90,21 +117,35 @@ def choose_engine(manifest: Manifest, wanted: str | None = None, *, name: str | 
     return wanted
 
 
-def open_engine(name: str, model_path: Path, *, precision: str, threads: int) -> Engine:
+def open_engine(
+    name: str,
+    model_path: Path,
+    *,
+    precision: str,
+    threads: int,
+    streams: int = 1,
+    target: EngineTarget | None = None,
+    cache: Path | None = None,
+) -> Engine:
     """Opens a model file with an engine.
 
     Args:
         name: a key of `ENGINES`.
-        model_path: the model's file, `Bundle.model_path`.
+        model_path: the model's file, `Bundle.model_path` or that of a variant.
         precision: of the bundle; fp32, fp16 or int8.
-        threads: CPU threads the engine may use.
+        threads: CPU threads the engine may use, all streams together.
+        streams: batches that it works on at once; 1 for the shortest time of each.
+        target: what a tensorrt engine was built for; None for other formats.
+        cache: folder where what the engine compiles is kept for the next time; for OpenVINO, others compile little.
 
     Raises:
         InputError: the engine is not installed, or cannot open the file.
     """
     if not installed(name):
         raise need(name, EXTRAS[name])
-    engine: Engine = import_module(ENGINES[name]).open_model(model_path, precision=precision, threads=threads)
+    engine: Engine = import_module(ENGINES[name]).open_model(
+        model_path, precision=precision, threads=threads, streams=streams, target=target, cache=cache
+    )
     return engine
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.compile_cache import cache_folder
+from runtime.stream import in_order
+from segcore.bundle import EngineTarget
 from segcore.errors import InputError
 
 
@@ -25,52 +30,119 @@ def import_openvino() -> Any:
     return openvino
 
 
-def open_model(model_path: Path, *, precision: str, threads: int) -> OpenVinoEngine:
-    """Compiles a model for the CPU; see `runtime.engine.open_engine`."""
-    return OpenVinoEngine(model_path, precision=precision, threads=threads)
+def open_model(
+    model_path: Path,
+    *,
+    precision: str,
+    threads: int,
+    streams: int,
+    target: EngineTarget | None,
+    cache: Path | None,
+) -> OpenVinoEngine:
+    """Compiles a model for the CPU; see `runtime.engine.open_engine`. IR and ONNX are made for no one device."""
+    return OpenVinoEngine(model_path, precision=precision, threads=threads, streams=streams, cache=cache)
 
 
-def cpu_settings(threads: int) -> dict[str, Any]:
+def cpu_settings(threads: int, streams: int = 1) -> dict[str, Any]:
     """What every model is compiled with; the profile adds the counters.
 
     Every precision computes in f32 here, and INT8 layers in i8: fp16 bundles hold 16-bit weights only. The
     hint is pinned because a CPU with bf16 or f16 units would else choose them and change the masks (an f16
     MobileSAM encoder gave one embedding for every picture: open-edge-platform/geti#7354).
     """
-    return {
+    settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
+    if streams > 1:
+        settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+    return settings
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """An infer request with its own memory: pictures B×H×W×C uint8, logits B×K×h×w float32, B the graph's batch."""
+
+    request: Any
+    pictures: np.ndarray
+    logits: np.ndarray
 
 
 class OpenVinoEngine:
-    """One compiled model and one infer request, used again for every picture."""
+    """One compiled model; one infer request, used again for every picture, and a stream's own."""
 
-    def __init__(self, model_path: Path, *, precision: str, threads: int) -> None:
+    def __init__(
+        self, model_path: Path, *, precision: str, threads: int, streams: int = 1, cache: Path | None = None
+    ) -> None:
         openvino = import_openvino()
         self.version = openvino.__version__.split("-")[0]
+        core, settings = openvino.Core(), cpu_settings(threads, streams)
+        if cache is not None:
+            settings["CACHE_DIR"] = str(
+                cache_folder(
+                    cache,
+                    model_path,
+                    precision=precision,
+                    engine=f"openvino {openvino.__version__}",
+                    device=_device(core),
+                    settings=settings,
+                )
+            )
         try:
-            compiled = openvino.Core().compile_model(str(model_path), "CPU", cpu_settings(threads))
-            self._request = compiled.create_infer_request()
+            self._compiled = core.compile_model(str(model_path), "CPU", settings)
+            self._slot = self._open_slot()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(
                 f"model {model_path}: must open in openvino {self.version}, does not ({reason}); "
                 "export it again"
             ) from error
-        self._picture = self._request.get_input_tensor().data  # 1 H W C, the engine's own memory
-        self._logits = self._request.get_output_tensor().data  # 1 K h w
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32."""
-        logits = np.empty((len(batch), *self._logits.shape[1:]), np.float32)
-        for n, picture in enumerate(batch):
-            self._picture[0] = picture
-            self._request.infer(share_outputs=True)
-            logits[n] = self._logits[0]
+        slot = self._slot
+        logits = np.empty((len(batch), *slot.logits.shape[1:]), np.float32)
+        for n in range(0, len(batch), len(slot.pictures)):
+            part = batch[n : n + len(slot.pictures)]
+            slot.pictures[: len(part)] = part  # what an earlier call left in the rest is computed in vain
+            slot.request.infer(share_outputs=True)
+            logits[n : n + len(part)] = slot.logits[: len(part)]
         return logits
 
+    def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
+        """Logits of batches in order; see `runtime.engine.Engine`.
+
+        The infer requests are those of an AsyncInferQueue without its callbacks: waiting for the oldest keeps the
+        order, bounds what is under way, and raises an error where it belongs.
+        """
+        free: list[_Slot] = []
+
+        def begin(batch: np.ndarray) -> tuple[_Slot, int]:
+            slot = free.pop() if free else self._open_slot()
+            slot.pictures[: len(batch)] = batch
+            slot.request.start_async()
+            return slot, len(batch)
+
+        def finish(begun: tuple[_Slot, int]) -> np.ndarray:
+            slot, count = begun
+            slot.request.wait()
+            logits = np.array(slot.logits[:count])
+            free.append(slot)
+            return logits
+
+        yield from in_order(batches, begin, finish, in_flight=in_flight, drop=finish)
+
+    def _open_slot(self) -> _Slot:
+        request = self._compiled.create_infer_request()
+        return _Slot(request, request.get_input_tensor().data, request.get_output_tensor().data)
+
     def close(self) -> None:
-        """Frees the request and with it the compiled model."""
-        del self._picture, self._logits, self._request
+        """Frees the request and the compiled model."""
+        del self._slot, self._compiled
+
+
+def _device(core: Any) -> str:
+    """The processor's name and what it computes in; names alone can be as vague as "AMD EPYC"."""
+    able = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {' '.join(able)}"

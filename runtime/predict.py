@@ -4,30 +4,29 @@ O/masks/CASE.png       0/255 for a model of one class, class indices (0 backgrou
 O/overlays/CASE.png    the picture with the mask drawn over it
 O/predictions.jsonl    a line a picture: sizes, areas, expected quality, timings
 
-With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of.
+Pictures of a folder overlap: while the engine works on some, others are prepared, finished and written. `engine_ms`
+then runs from when a picture was handed to the engine until its logits were taken, waits included; for the latency of a
+picture give one file. With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of, one by one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
 from runtime.apart import check_apart
 from runtime.deferral import BELOW, DeferringPredictor
-from runtime.predictor import Prediction, Predictor
+from runtime.predict_files import predict_files
+from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
-from segcore.image import IMAGE_SUFFIXES, read_image
+from segcore.image import IMAGE_SUFFIXES
 from segcore.outfolder import out_folder
-from segcore.overlay import overlay
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -50,9 +49,15 @@ class PredictSettings(Settings):
     below: float = Field(BELOW, ge=0, le=1)
     """Expected Dice below which a picture goes to --defer-to."""
     engine: str | None = None
-    """openvino or onnxruntime; by default openvino where it is installed and can open the bundle."""
+    """openvino, onnxruntime or tensorrt; by default openvino where it is installed and can open the bundle."""
     threads: int | None = None
     """CPU threads of the engine; by default all that this process may use."""
+    streams: int = Field(1, ge=1)
+    """Pictures that the engine works on at once, sharing --threads: more a second, each later."""
+    batch: int = Field(1, ge=1)
+    """Pictures a call of the engine; the bundle must hold a file for so many."""
+    cache: Path | None = None
+    """Folder where OpenVINO keeps what it compiled, to open faster the next time."""
     overwrite: bool = False
     """Replace OUT if it is there."""
 
@@ -80,64 +85,28 @@ def list_images(path: Path) -> list[Path]:
     return found
 
 
-def predict_files(
-    predictor: Predictor | DeferringPredictor, images: Sequence[Path], folder: Path, failed: list[str]
-) -> Iterator[dict[str, Any]]:
-    """Segments files one by one, writes mask and overlay, and yields the record of each.
-
-    Args:
-        predictor: the opened model, or pair of models.
-        images: files with different stems.
-        folder: where masks/ and overlays/ are.
-        failed: gets the message of every file that could not be used.
-    """
-    for path in images:
-        try:
-            image = read_image(path)
-            prediction = predictor.predict(image, name=f"image {path}")
-        except InputError as error:
-            failed.append(str(error))
-            if len(images) > 1:
-                log(f"error: {error}")
-            continue
-        maker = predictor.maker_of(prediction) if isinstance(predictor, DeferringPredictor) else predictor
-        scale = 255 if len(maker.manifest.classes) == 1 else 1
-        Image.fromarray(prediction.mask * np.uint8(scale)).save(folder / "masks" / f"{path.stem}.png")
-        Image.fromarray(overlay(image, prediction.mask)).save(folder / "overlays" / f"{path.stem}.png")
-        yield _record(path.stem, prediction, maker)
-
-
-def _record(case: str, prediction: Prediction, maker: Predictor) -> dict[str, Any]:
-    classes, timings = maker.manifest.classes, prediction.timings
-    counts = np.bincount(prediction.mask.ravel(), minlength=len(classes) + 1)
-    return {
-        "case": case,
-        "mask": f"masks/{case}.png",
-        "overlay": f"overlays/{case}.png",
-        "height_px": prediction.mask.shape[0],
-        "width_px": prediction.mask.shape[1],
-        "area_px": {name: int(counts[k]) for k, name in enumerate(classes, start=1)},
-        "quality": _rounded(prediction.quality),
-        "deferred": prediction.first_quality is not None,
-        "first_quality": _rounded(prediction.first_quality),
-        "model": maker.manifest.name,
-        "pre_ms": round(timings.pre_ms, 3),
-        "engine_ms": round(timings.engine_ms, 3),
-        "post_ms": round(timings.post_ms, 3),
-        "total_ms": round(timings.total_ms, 3),
-        "engine": f"{maker.engine_name} {maker.engine_version}",
-    }
-
-
-def _rounded(quality: float | None) -> float | None:
-    return None if quality is None else round(quality, 4)
-
-
 def _open(settings: PredictSettings, bundle: Bundle) -> Predictor | DeferringPredictor:
     if settings.defer_to is None:
-        return Predictor.open(bundle, engine=settings.engine, threads=settings.threads)
+        return Predictor.open(
+            bundle,
+            engine=settings.engine,
+            threads=settings.threads,
+            streams=settings.streams,
+            batch=settings.batch,
+            cache=settings.cache,
+        )
+    for name, number in (("streams", settings.streams), ("batch", settings.batch)):
+        if number > 1:
+            raise InputError(
+                f"--{name}: must be 1 with --defer-to, got {number}; it takes pictures one by one"
+            )
     return DeferringPredictor.open(
-        bundle, settings.defer_to, below=settings.below, engine=settings.engine, threads=settings.threads
+        bundle,
+        settings.defer_to,
+        below=settings.below,
+        engine=settings.engine,
+        threads=settings.threads,
+        cache=settings.cache,
     )
 
 
@@ -167,10 +136,20 @@ def main(settings: PredictSettings) -> None:
         for name in ("masks", "overlays"):
             (folder / name).mkdir(exist_ok=True)
         with (folder / PREDICTIONS_FILE).open("w") as file:
-            for record in predict_files(predictor, tqdm(images, unit="image", disable=None), folder, failed):
+            begin = time.perf_counter()
+            for record in tqdm(
+                predict_files(predictor, images, folder, failed),
+                total=len(images),
+                unit="image",
+                disable=None,
+            ):
                 file.write(json.dumps(record) + "\n")
+            seconds = time.perf_counter() - begin
         if len(failed) == len(images):
             raise InputError(failed[0] if len(images) == 1 else _summary(settings, failed, len(images)))
+    if len(images) > 1:
+        done = len(images) - len(failed)
+        log(f"{done} images in {seconds:.1f} s, {done / seconds:.1f} images/s with reading and writing")
     for line in (settings.out / PREDICTIONS_FILE).read_text().splitlines():
         record = json.loads(line)
         paths = {name: str(settings.out / record[name]) for name in ("mask", "overlay")}

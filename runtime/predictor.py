@@ -6,70 +6,64 @@ with Predictor.open("runs/student-int8") as predictor:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from runtime.buckets import ModelFile, OpenFiles, Size, choose_size, model_files, select_files
 from runtime.engine import Engine, available_threads, choose_engine, open_engine
+from runtime.pipeline import Mapped, Passed, Ready, answer_all
+from runtime.prediction import Prediction, Timings
 from segcore.bundle import Bundle, Manifest, open_bundle
 from segcore.errors import InputError
-from segcore.preprocess import decide, prepare, probabilities
+from segcore.golden import GOLDEN_FILE
+from segcore.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.quality import quality_of
 
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time of one prediction went, in milliseconds."""
-
-    pre_ms: float
-    engine_ms: float
-    post_ms: float
-
-    @property
-    def total_ms(self) -> float:
-        return self.pre_ms + self.engine_ms + self.post_ms
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one picture, at the picture's own size.
-
-    Attributes:
-        mask: H×W uint8; 0 background, k the manifest's k-th class.
-        probabilities: K×H×W float32; one sigmoid channel for one class, background first for several.
-        timings: of this call.
-        quality: the Dice, 0–1, that the model expects of this mask; None where it was not fitted to estimate it.
-        first_quality: what the quicker model expected of its own mask, where it passed the picture on and this is
-            the second model's answer (`runtime.deferral`); else None.
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray
-    timings: Timings
-    quality: float | None = None
-    first_quality: float | None = None
+_MOST_WORKERS = 4
+"""Threads that prepare pictures and finish masks; more than the engine's few milliseconds can keep busy."""
 
 
 class Predictor:
     """An opened bundle with its engine. Use as a context manager, or call `close`.
 
+    A bundle can hold its network at several sizes. Each picture then goes to the smallest that is at least as large as
+    the picture in both sides, else to the largest, unless one size is asked for.
+
     Attributes:
         bundle: the opened bundle.
         engine_name: a key of `runtime.engine.ENGINES`.
+        engine_version: of its library.
         threads: CPU threads of the engine.
+        streams: batches that the engine works on at once.
+        batch: pictures a call in `map`, where the bundle holds a file for so many.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, engine_name: str, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, files: OpenFiles, *, engine_name: str, threads: int, streams: int, batch: int
+    ) -> None:
         self.bundle = bundle
         self.engine_name = engine_name
         self.threads = threads
-        self._engine = engine
+        self.streams = streams
+        self.batch = batch
+        self._files = files
+        self.engine_version = self._engine(files.sizes[0]).version  # opens the first, so that errors come now
 
     @classmethod
     def open(
-        cls, bundle: Path | str | Bundle, *, engine: str | None = None, threads: int | None = None
+        cls,
+        bundle: Path | str | Bundle,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        streams: int = 1,
+        cache: Path | None = None,
+        size_px: Size | None = None,
+        batch: int = 1,
     ) -> Predictor:
         """Opens a bundle.
 
@@ -78,43 +72,76 @@ class Predictor:
             engine: a key of `runtime.engine.ENGINES`; by default openvino where it is installed and can open
                 the bundle, else onnxruntime.
             threads: CPU threads of the engine; by default all that this process may use.
+            streams: batches that the engine works on at once in `map`, sharing the threads. More than one gives more
+                pictures a second and makes each wait longer.
+            cache: folder where OpenVINO keeps what it compiled, so that it opens faster the next time.
+            size_px: height and width, to use only the bundle's file of this size.
+            batch: pictures a call in `map`; the bundle must hold a file for so many.
 
         Raises:
-            InputError: a damaged or unexported bundle, or an engine that is unknown, unable or not installed.
+            InputError: a damaged or unexported bundle, an engine that is unknown, unable or not installed, more
+                streams than threads, or a size or batch that the bundle does not hold.
         """
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle)
+        manifest = bundle.manifest
         if threads is not None and threads < 1:
             raise InputError(f"--threads: must be at least 1, got {threads}")
-        name = choose_engine(bundle.manifest, engine, name=str(bundle.folder))
-        count = threads or available_threads()
-        opened = open_engine(name, bundle.model_path, precision=bundle.manifest.precision, threads=count)
-        return cls(bundle, opened, engine_name=name, threads=count)
+        name = choose_engine(manifest, engine, name=str(bundle.folder))
+        some = threads or available_threads()
+        most = streams if name == "tensorrt" else some  # a GPU's streams need no CPU threads
+        if not 1 <= streams <= most:
+            raise InputError(f"--streams: must be 1 to {some}, the number of threads, got {streams}")
+        files = select_files(bundle, model_files(manifest, golden=GOLDEN_FILE), size_px=size_px, batch=batch)
+
+        def open_file(file: ModelFile) -> Engine:
+            return open_engine(
+                name,
+                bundle.path(file.name),
+                precision=manifest.precision,
+                threads=some,
+                streams=streams,
+                target=manifest.engine_target,
+                cache=cache,
+            )
+
+        opened = OpenFiles(files, open_file)
+        return cls(bundle, opened, engine_name=name, threads=some, streams=streams, batch=batch)
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
-    @property
-    def engine_version(self) -> str:
-        return self._engine.version
+    def input_at(self, size_px: Size) -> InputSpec:
+        """What the network takes at one of its sizes."""
+        height, width = size_px
+        return self.manifest.input.model_copy(update={"height_px": height, "width_px": width})
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Raw logits.
 
         Args:
-            batch: N×H×W×C uint8 of the manifest's input size, as `segcore.preprocess.prepare` gives it.
+            batch: N×H×W×C uint8 of the manifest's input size, or another that the bundle holds, as
+                `segcore.preprocess.prepare` gives it.
 
         Returns:
             N×K×h×w float32 at the head's stride.
         """
-        spec = self.manifest.input
-        expected = (*spec.size_px, spec.channels)
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != expected:
-            raise ValueError(
-                f"batch must be uint8 N×{'×'.join(map(str, expected))}, got {batch.dtype} {batch.shape}"
-            )
-        return self._engine.run(batch)
+        channels, sizes = self.manifest.input.channels, self._files.sizes
+        shapes = [(*size, channels) for size in sizes]
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] not in shapes:
+            expected = " or ".join(f"N×{'×'.join(map(str, shape))}" for shape in shapes)
+            raise ValueError(f"batch must be uint8 {expected}, got {batch.dtype} {batch.shape}")
+        return self._engine((batch.shape[1], batch.shape[2])).run(batch)
+
+    @property
+    def files(self) -> tuple[ModelFile, ...]:
+        """The bundle's files that this predictor may open, its model first."""
+        return self._files.files
+
+    def run_file(self, file: ModelFile, batch: np.ndarray) -> np.ndarray:
+        """`run` with one of `files`, whatever its batch."""
+        return self._files.engine(file).run(batch)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Segments one picture.
@@ -126,25 +153,100 @@ class Predictor:
         Raises:
             InputError: another depth or shape.
         """
+        ready = self._prepare(image, name)
+        engine = self._engine(ready.size_px)
         start = perf_counter()
-        picture = prepare(image, self.manifest.input, name=name)
-        prepared = perf_counter()
-        logits = self._engine.run(picture[None])[0]
-        ran = perf_counter()
-        probability = probabilities(logits, self.manifest.output, (image.shape[0], image.shape[1]))
+        logits = engine.run(ready.picture[None])[0]
+        return self._finish(Passed(ready, logits, 1e3 * (perf_counter() - start)))
+
+    def map(
+        self,
+        images: Iterable[np.ndarray],
+        *,
+        in_flight: int | None = None,
+        names: Iterable[str] | None = None,
+    ) -> Mapped[Prediction]:
+        """Segments pictures one after another, preparing some and finishing others while the engine works.
+
+        Args:
+            images: as `predict` takes them; pulled as they are needed, in the caller's thread.
+            in_flight: batches under way in each of the three stages; by default one more than `streams`.
+            names: what errors call the pictures, pulled one after each picture; by default "image 1" and so on.
+
+        Returns:
+            Predictions in the order of the pictures, with `images_per_s`. A picture that cannot be used raises its
+            `InputError` in its turn, after the predictions of those before it, and ends the call; so does an error of
+            `images` itself.
+        """
+
+        def predictions() -> Generator[Prediction, None, None]:
+            for answer in attempts:
+                if isinstance(answer, InputError):
+                    raise answer
+                yield answer
+
+        attempts = self.try_map(images, in_flight=in_flight, names=names)
+        return Mapped(predictions())
+
+    def try_map(
+        self,
+        images: Iterable[np.ndarray],
+        *,
+        in_flight: int | None = None,
+        names: Iterable[str] | None = None,
+    ) -> Mapped[Prediction | InputError]:
+        """`map` that goes on: in place of a picture that cannot be used comes its `InputError`."""
+        if in_flight is not None and in_flight < 1:
+            raise ValueError(f"in_flight must be at least 1, got {in_flight}")
+        return Mapped(
+            answer_all(
+                _named(images, names),
+                self._files,
+                self._prepare,
+                self._finish,
+                batch=self.batch,
+                in_flight=in_flight or self.streams + 1,
+                workers=min(available_threads(), _MOST_WORKERS),
+            )
+        )
+
+    def _prepare(self, image: np.ndarray, name: str) -> Ready:
+        start = perf_counter()
+        size_px = choose_size(self._files.sizes, image.shape[:2])
+        picture = prepare(image, self.input_at(size_px), name=name)
+        pre_ms = 1e3 * (perf_counter() - start)
+        return Ready((image.shape[0], image.shape[1]), size_px, picture, pre_ms)
+
+    def _finish(self, passed: Passed) -> Prediction:
+        start = perf_counter()
+        logits, ready = passed.logits, passed.ready
+        probability = probabilities(logits, self.manifest.output, ready.image_px)
         mask = decide(probability, self.manifest.output)
         model = self.manifest.quality
         quality = quality_of(logits, self.manifest.output, model) if model else None
-        done = perf_counter()
-        timings = Timings(1e3 * (prepared - start), 1e3 * (ran - prepared), 1e3 * (done - ran))
-        return Prediction(mask, probability, timings, quality)
+        post_ms = 1e3 * (perf_counter() - start)
+        return Prediction(mask, probability, Timings(ready.pre_ms, passed.engine_ms, post_ms), quality)
+
+    def _engine(self, size_px: Size) -> Engine:
+        return self._files.engine(self._files.file(size_px))
 
     def close(self) -> None:
-        """Lets go of the model."""
-        self._engine.close()
+        """Lets go of every file of the model that was opened."""
+        self._files.close()
 
     def __enter__(self) -> Predictor:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _named(
+    images: Iterable[np.ndarray], names: Iterable[str] | None
+) -> Generator[tuple[np.ndarray, str], None, None]:
+    left = iter((f"image {n}" for n in count(1)) if names is None else names)
+    for n, image in enumerate(images):
+        name = next(left, None)
+        if name is None:
+            raise ValueError(f"names must be as many as the images, got {n}")
+        yield image, name

@@ -1,6 +1,7 @@
 """Proves, without a dataset, that this machine's engine computes the masks that the bundle's maker computed.
 
-`python -m runtime.verify --bundle B` runs the bundle's golden cases (procedural pictures) and compares masks.
+`python -m runtime.verify --bundle B` runs the bundle's golden cases (procedural pictures) and compares masks, for every
+file of the bundle that the engine opens.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.buckets import ModelFile, Size
 from runtime.parity import LIMITS, Parity, check_parity, percent
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
@@ -22,25 +24,56 @@ class VerifySettings(Settings):
     bundle: Path
     """Folder of an exported bundle."""
     engine: str | None = None
-    """openvino or onnxruntime; by default openvino where it is installed and can open the bundle."""
+    """openvino, onnxruntime or tensorrt; by default openvino where it is installed and can open the bundle."""
     threads: int | None = None
     """CPU threads of the engine; by default all that this process may use."""
 
 
 @dataclass(frozen=True)
+class FileVerification:
+    """What a verification found of one file of the bundle.
+
+    Attributes:
+        file: its name.
+        size_px: height and width of its input.
+        batch: pictures a call.
+        cases: golden cases.
+        parity: how far their masks are from the reference.
+        failures: what is over the limits, one phrase each.
+    """
+
+    file: str
+    size_px: Size
+    batch: int
+    cases: int
+    parity: Parity
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Verification:
-    """What a verification found."""
+    """What a verification found.
+
+    Attributes:
+        cases: golden cases of the bundle's model.
+        parity: of the bundle's model.
+        files: the model, then every variant that this engine opens.
+        failures: of all of them; those of a variant begin with its name.
+        left_out: variants that this engine does not open.
+    """
 
     engine: str
     engine_version: str
     threads: int
     cases: int
     parity: Parity
+    files: tuple[FileVerification, ...]
     failures: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | None = None) -> Verification:
-    """Compares the engine's masks of the golden cases with the reference masks.
+    """Compares the engine's masks of the golden cases with the reference masks, for every file of the bundle.
 
     The reference of fp32 and fp16 bundles is torch; that of int8 is the int8 engine that the exporter ran.
 
@@ -51,26 +84,42 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
     with Predictor.open(bundle, engine=engine, threads=threads) as predictor:
         if GOLDEN_FILE not in manifest.files:
             raise InputError(f"bundle {bundle.folder}: must hold {GOLDEN_FILE}, has none; export it again")
-        inputs, reference = load_golden(bundle.folder)
-        logits = predictor.run(inputs)
-        if logits.shape != reference.shape:
-            raise InputError(
-                f"bundle {bundle.folder}: logits must be {reference.shape} as in {GOLDEN_FILE}, "
-                f"got {logits.shape}; export it again"
-            )
-        parity = check_parity(logits, reference, manifest.output, [manifest.input.size_px] * len(inputs))
+        files = tuple(_verify_file(predictor, file) for file in predictor.files)
+        model, *variants = files
+        opened = {file.file for file in files}
         return Verification(
             engine=predictor.engine_name,
             engine_version=predictor.engine_version,
             threads=predictor.threads,
-            cases=len(inputs),
-            parity=parity,
-            failures=tuple(parity.failures(LIMITS[manifest.precision])),
+            cases=model.cases,
+            parity=model.parity,
+            files=files,
+            failures=(*model.failures, *(f"{one.file}: {text}" for one in variants for text in one.failures)),
+            left_out=tuple(v.file for v in manifest.variants if v.file not in opened),
         )
 
 
+def _verify_file(predictor: Predictor, file: ModelFile) -> FileVerification:
+    folder, manifest = predictor.bundle.folder, predictor.manifest
+    inputs, reference = load_golden(folder, file=file.golden)
+    if inputs.shape[1:] != (*file.size_px, manifest.input.channels):
+        raise InputError(
+            f"bundle {folder}: pictures must be {'×'.join(map(str, file.size_px))} as {file.name} takes them, got "
+            f"{inputs.shape} in {file.golden}; export it again"
+        )
+    logits = predictor.run_file(file, inputs)
+    if logits.shape != reference.shape:
+        raise InputError(
+            f"bundle {folder}: logits must be {reference.shape} as in {file.golden}, "
+            f"got {logits.shape}; export it again"
+        )
+    parity = check_parity(logits, reference, manifest.output, [file.size_px] * len(inputs))
+    failures = tuple(parity.failures(LIMITS[manifest.precision]))
+    return FileVerification(file.name, file.size_px, file.batch, len(inputs), parity, failures)
+
+
 def main(settings: VerifySettings) -> None:
-    """Prints a line a figure, PASS or FAIL, and one JSON line.
+    """Prints a line a figure, then one a variant, PASS or FAIL, and one JSON line.
 
     Raises:
         GateError: the masks differ by more than the limits of the bundle's precision.
@@ -86,6 +135,10 @@ def main(settings: VerifySettings) -> None:
     print(f"pixels that differ, mean      {percent(parity.mean_share)}{mean}")
     print(f"pixels that differ, worst     {percent(parity.worst_share)}{worst}")
     print(f"output varies with the input  {'no' if parity.constant else 'yes'}")
+    for one in found.files[1:]:
+        print(_line(one))
+    for name in found.left_out:
+        print(f"{name:30}not verified: {found.engine} does not open it")
     print("FAIL" if found.failures else "PASS")
     print_result(
         bundle=str(bundle.folder),
@@ -97,12 +150,22 @@ def main(settings: VerifySettings) -> None:
         mean_share=parity.mean_share,
         worst_share=parity.worst_share,
         constant=parity.constant,
+        variants=[
+            {"file": one.file, "mean_share": one.parity.mean_share, "worst_share": one.parity.worst_share}
+            for one in found.files[1:]
+        ],
         passed=not found.failures,
     )
     if found.failures:
         raise GateError(
             f"bundle {bundle.folder} with {found.engine} {found.engine_version}: {'; '.join(found.failures)}"
         )
+
+
+def _line(one: FileVerification) -> str:
+    what = f"{'×'.join(map(str, one.size_px))}, batch {one.batch}, {one.cases} golden cases"
+    shares = f"mean {percent(one.parity.mean_share)}, worst {percent(one.parity.worst_share)}"
+    return f"{one.file:30}{what}: {shares}{', FAIL' if one.failures else ''}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.load import others_share, read_clock
+from runtime.load import others_share, read_clock
 from segcore.outfolder import write_text
 from student.candidates import Candidate
 from student.presets import PRESETS

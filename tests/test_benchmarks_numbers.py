@@ -16,9 +16,10 @@ from benchmarks.accuracy import (
     summarise,
 )
 from benchmarks.comparison import choose_headline, pareto_front
-from benchmarks.latency import Samples, Timed, rotations, summarise_speed, time_interleaved
-from benchmarks.load import Clock, others_share
+from benchmarks.latency import summarise_speed
 from benchmarks.record import CaseRecord, Record, read_lines, write_lines
+from runtime.interleaved import Samples, Timed, rotations, time_interleaved
+from runtime.load import Clock, others_share
 from segcore.case import Case, PhantomSource
 
 
@@ -187,7 +188,7 @@ def test_load_of_others_by_hand():
 
 def test_child_does_not_inherit_its_parents_peak_memory():
     big = np.ones(40_000_000)  # 305 MiB in this process
-    code = "from benchmarks.memory import peak_memory_mib; print(peak_memory_mib())"
+    code = "from runtime.process_memory import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=".")
     assert float(child.stdout) < 250 < big.nbytes / 2**20
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from runtime.engine import ENGINES, engines_for, installed, open_engine
+from runtime.engine import OPENED_BY, engines_for, installed, open_engine
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
@@ -59,7 +59,7 @@ def graphs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["grey", "rgb"])
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", OPENED_BY["onnx"])
 def test_engines_compute_what_torch_computes(graphs, name, engine):
     if not installed(engine):
         pytest.skip(f"{engine} is not installed")
@@ -76,7 +76,7 @@ def test_engines_compute_what_torch_computes(graphs, name, engine):
     opened.close()
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", OPENED_BY["onnx"])
 def test_damaged_model_is_named(tmp_path, engine):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
@@ -152,7 +152,7 @@ def test_onnxruntime_steps_in_where_openvino_is_absent(exported, monkeypatch):
             "--engine onnxruntime: must be able to open openvino, is not; use --engine openvino, "
             "or export the model to another format",
         ),
-        ("tvm", "--engine tvm: must be one of openvino, onnxruntime, got tvm"),
+        ("tvm", "--engine tvm: must be one of openvino, onnxruntime, tensorrt, got tvm"),
     ],
 )
 def test_wrong_engines_are_refused(exported, engine, message):

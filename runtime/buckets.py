@@ -1,0 +1,127 @@
+"""The files of a bundle: one network at fixed sizes and batches. Which of them takes a picture, and its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from runtime.engine import Engine
+from segcore.bundle import Bundle, Manifest
+from segcore.errors import InputError
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file that an engine opens.
+
+    Attributes:
+        name: inside the bundle.
+        golden: the file of golden cases that it is verified with.
+        size_px: of its input.
+        batch: pictures a call.
+    """
+
+    name: str
+    golden: str
+    size_px: Size
+    batch: int
+
+
+def model_files(manifest: Manifest, *, golden: str) -> tuple[ModelFile, ...]:
+    """What an engine may open: the bundle's model, and its variants but those that only TensorRT's builder takes.
+
+    Args:
+        manifest: the bundle's.
+        golden: the file of golden cases of the bundle's model.
+    """
+    first = ModelFile(manifest.model_file, golden, manifest.input.size_px, 1)
+    built = manifest.format == "tensorrt"  # a plan runs, whatever the types that it was built from
+    others = (v for v in manifest.variants if built or v.typing == "fp32")
+    return first, *(ModelFile(v.file, v.golden, v.size_px, v.batch) for v in others)
+
+
+def select_files(
+    bundle: Bundle, files: Sequence[ModelFile], *, size_px: Size | None, batch: int
+) -> tuple[ModelFile, ...]:
+    """The files that are left when a user has chosen.
+
+    Args:
+        bundle: whose they are.
+        files: all that an engine may open.
+        size_px: the one size to use; None for all.
+        batch: pictures a call where several are at hand.
+
+    Raises:
+        InputError: the bundle has no file of this size, or of this batch.
+    """
+    if size_px is not None:
+        held = ", ".join(sorted({_text(file.size_px) for file in files}))
+        files = [file for file in files if file.size_px == size_px]
+        if not files:
+            raise InputError(
+                f"bundle {bundle.folder}: must hold the size {_text(size_px)}, holds {held}; use one of these, or "
+                "export the model at that size"
+            )
+    if batch not in (1, *(file.batch for file in files)):
+        held = ", ".join(map(str, sorted({1, *(file.batch for file in files)})))
+        raise InputError(
+            f"--batch {batch}: must be one that bundle {bundle.folder} holds, {held}, got {batch}; "
+            "use one of these, or export the model with that batch"
+        )
+    return tuple(files)
+
+
+def choose_size(sizes: Sequence[Size], picture: tuple[int, ...]) -> Size:
+    """The smallest size that is at least as large as the picture in both sides; where there is none, the largest.
+
+    Args:
+        sizes: heights and widths, at least one.
+        picture: the picture's height and width (a shape that is none is for `prepare` to refuse).
+    """
+    by_area = sorted(sizes, key=lambda size: (prod(size), size))
+    fits = (s for s in by_area if all(have >= need for have, need in zip(s, picture, strict=False)))
+    return next(fits, by_area[-1])
+
+
+class OpenFiles:
+    """The engines of a bundle's files: each opened when it is first needed, all closed together.
+
+    Attributes:
+        files: that may be opened.
+        sizes: of their inputs, each once.
+    """
+
+    def __init__(self, files: Sequence[ModelFile], open_file: Callable[[ModelFile], Engine]) -> None:
+        self.files = tuple(files)
+        self.sizes = tuple(dict.fromkeys(file.size_px for file in files))
+        self._open_file = open_file
+        self._engines: dict[ModelFile, Engine] = {}
+
+    def file(self, size_px: Size, batch: int = 1) -> ModelFile:
+        """The file of this size for so many pictures a call; where there is none, for the fewest."""
+        mine = [file for file in self.files if file.size_px == size_px]
+        exact = (file for file in mine if file.batch == batch)
+        return next(exact, min(mine, key=lambda file: file.batch))
+
+    def engine(self, file: ModelFile) -> Engine:
+        """The file's engine.
+
+        Raises:
+            InputError: it does not open.
+        """
+        if file not in self._engines:
+            self._engines[file] = self._open_file(file)
+        return self._engines[file]
+
+    def close(self) -> None:
+        """Lets go of every engine."""
+        while self._engines:
+            self._engines.popitem()[1].close()
+
+
+def _text(size_px: Size) -> str:
+    return "×".join(map(str, size_px))
