@@ -1,0 +1,223 @@
+"""Builds a TensorRT bundle from a bundle of ONNX files, on the device that will run it. Without torch and onnx."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.apart import check_apart
+from runtime.trt.child import build_apart, run_apart
+from runtime.trt.cuda_runtime import open_cuda
+from runtime.trt.library import check_installed, import_tensorrt
+from runtime.trt.plan_request import BuiltPlan, PlanRequest
+from runtime.trt.version import OLDEST, STRONGLY_TYPED, Release, release_of
+from runtime.verify import Verification, verify_bundle
+from segcore.bundle import Bundle, EngineTarget, Manifest, Variant, open_bundle, seal_bundle
+from segcore.command import log
+from segcore.errors import GateError, InputError
+from segcore.golden import GOLDEN_FILE
+from segcore.host import Made, made_now
+from segcore.outfolder import out_folder
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """One plan to build.
+
+    Attributes:
+        source: the graph; a variant, as which the bundle's own model file counts too.
+        plan: name of the file to write.
+    """
+
+    source: Variant
+    plan: str
+
+
+def build_bundle(
+    source: Bundle,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    timing_cache: Path | None = None,
+    workspace_mib: int | None = None,
+) -> Manifest:
+    """Builds a plan of each of the bundle's graphs, and verifies them with the golden cases.
+
+    Args:
+        source: in tensorrt-onnx format, or in onnx format with fp32 or fp16.
+        out: folder to write.
+        overwrite: replace `out` if it is there.
+        timing_cache: file of kernel timings, kept from one build to the next: makes the next one shorter.
+        workspace_mib: bound of one layer's scratch memory; by default 256 MiB or less.
+
+    Raises:
+        InputError: no TensorRT, cuda-python or GPU here; a bundle that this TensorRT does not take; too little memory.
+        GateError: the engine computes other masks than the bundle's golden ones; nothing is left behind.
+    """
+    check_source(source)
+    check_apart(out, source.folder, "--bundle")
+    check_installed()
+    version: str = run_apart(_check_device, None, what="engine")
+    plans = plan_files(source, release_of(version))
+    settings = {
+        "parent": source.sha256,
+        "to": "tensorrt",
+        "tensorrt": version,
+        "workspace_mib": workspace_mib,
+    }
+    made = made_now()
+    with (
+        out_folder(out, settings, overwrite=overwrite, keep_on_error=False) as folder,
+        tempfile.TemporaryDirectory(prefix="sam2edge-timings-") as scratch,
+    ):
+        cache = (
+            timing_cache or Path(scratch) / "timings"
+        )  # the plans of one bundle share most of their kernels
+        built = {
+            plan.plan: build_apart(
+                PlanRequest(
+                    onnx=source.path(plan.source.file),
+                    plan=folder / plan.plan,
+                    precision=source.manifest.precision,
+                    timing_cache=cache,
+                    workspace_mib=workspace_mib,
+                )
+            )
+            for plan in plans
+        }
+        return _seal_verified(source, folder, plans, built, made)
+
+
+def _check_device(_: None) -> str:
+    """TensorRT's version, where it loads and there is a GPU; in a child, so that no CUDA context stays here."""
+    version: str = import_tensorrt().__version__
+    open_cuda().close()
+    return version
+
+
+def check_source(source: Bundle) -> None:
+    """Refuses what no TensorRT engine is built from.
+
+    Raises:
+        InputError: a bundle of another format, or int8 that was not quantised for TensorRT.
+    """
+    manifest = source.manifest
+    if manifest.format not in ("tensorrt-onnx", "onnx"):
+        raise InputError(
+            f"bundle {source.folder}: must be in tensorrt-onnx format to build an engine, got {manifest.format}; "
+            "run python -m export --to tensorrt where torch is, and copy the result here"
+        )
+    if manifest.format == "onnx" and manifest.precision == "int8":
+        raise InputError(
+            f"bundle {source.folder}: must be in tensorrt-onnx format for int8, got onnx; TensorRT would read its "
+            "8-bit numbers wrongly: export it with --to tensorrt --precision int8"
+        )
+
+
+def plan_files(source: Bundle, release: Release) -> tuple[PlanFile, ...]:
+    """Which graphs this TensorRT takes: the FP32-typed ones with flags, or the strongly typed ones.
+
+    fp32 is the same graph for all. fp16 and int8 need 16-bit tensors from 10.13 on, where the graph's types decide:
+    an FP32-typed graph would compute in FP32 whatever is not quantised.
+
+    Raises:
+        InputError: a TensorRT that is too old, or graphs that it would not run as the bundle says.
+    """
+    manifest = source.manifest
+    if release < OLDEST:
+        raise InputError(
+            f"TensorRT {release[0]}.{release[1]}: must be {OLDEST[0]}.{OLDEST[1]} or newer, is not; "
+            "update JetPack to 6.0 or newer"
+        )
+    first = Variant(
+        file=manifest.model_file,
+        golden=GOLDEN_FILE,
+        height_px=manifest.input.height_px,
+        width_px=manifest.input.width_px,
+    )
+    typing = "fp16" if release >= STRONGLY_TYPED and manifest.precision != "fp32" else "fp32"
+    chosen = [variant for variant in (first, *manifest.variants) if variant.typing == typing]
+    if not any(variant.size_px == first.size_px and variant.batch == 1 for variant in chosen):
+        raise InputError(
+            f"bundle {source.folder}: must hold a graph with {typing} types for {manifest.precision} with TensorRT "
+            f"{release[0]}.{release[1]}, has none; export it again with --to tensorrt"
+        )
+    plans = {_plan_name(variant, first): PlanFile(variant, _plan_name(variant, first)) for variant in chosen}
+    return tuple(plans.values())
+
+
+def _plan_name(variant: Variant, first: Variant) -> str:
+    size = "" if variant.size_px == first.size_px else f"-{variant.height_px}x{variant.width_px}"
+    batch = "" if variant.batch == 1 else f"-b{variant.batch}"
+    return f"model{size}{batch}.plan"
+
+
+def _seal_verified(
+    source: Bundle, folder: Path, plans: Sequence[PlanFile], built: Mapping[str, BuiltPlan], made: Made
+) -> Manifest:
+    first = next(plan for plan in plans if plan.plan == "model.plan")
+    answer = built[first.plan]
+    target = answer.here.built(
+        onnx=first.source.file,
+        onnx_sha256=source.manifest.files[first.source.file].sha256,
+        flags=answer.flags,
+    )
+    seal_engine(source, folder, plans, target, made=made, gate={})
+    log("verifying the engine with the golden cases")
+    found = verify_bundle(open_bundle(folder), engine="tensorrt")
+    if found.failures:
+        raise GateError(f"the built engine in TensorRT {found.engine_version}: {'; '.join(found.failures)}")
+    return seal_engine(source, folder, plans, target, made=made, gate=_figures(found))
+
+
+def _figures(found: Verification) -> dict[str, float]:
+    return {
+        "golden_cases": float(found.cases),
+        "tensorrt_golden_mean_share": found.parity.mean_share,
+        "tensorrt_golden_worst_share": found.parity.worst_share,
+    }
+
+
+def seal_engine(
+    source: Bundle,
+    folder: Path,
+    plans: Sequence[PlanFile],
+    target: EngineTarget,
+    *,
+    made: Made,
+    gate: Mapping[str, float],
+) -> Manifest:
+    """Copies the golden cases beside the plans in `folder` and writes the manifest.
+
+    Args:
+        source: the bundle of graphs.
+        folder: holds the plans.
+        plans: all of them.
+        target: what they were built for.
+        made: when and how.
+        gate: figures of the verification.
+    """
+    parent = source.manifest
+    for golden in sorted({plan.source.golden for plan in plans} | {GOLDEN_FILE}):
+        if golden in parent.files:
+            (folder / golden).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path(golden), folder / golden)
+    others = (plan for plan in plans if plan.plan != "model.plan")
+    carried = {name: value for name, value in parent if name not in {"files", "metrics", "schema_version"}}
+    return seal_bundle(
+        folder,
+        **{
+            **carried,
+            "format": "tensorrt",
+            "parent": source.sha256,
+            "gate": dict(gate),
+            "engine_target": target,
+            "made": made,
+            "lineage": (*parent.lineage, parent.made),
+            "model_file": "model.plan",
+            "variants": tuple(plan.source.model_copy(update={"file": plan.plan}) for plan in others),
+        },
+    )

@@ -1,0 +1,234 @@
+"""A TensorRT engine at work: pinned buffers, one stream a picture in flight, nothing allocated per call.
+
+Not run on a device; every name is checked against NVIDIA's bindings (tests/test_runtime_tensorrt_api.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorrt as trt
+
+from runtime.stream import in_order
+from runtime.trt.cuda_runtime import Buffers, Cuda, open_cuda, paired
+from runtime.trt.log import TensorRtLog
+from runtime.trt.target import check_target, describe_here
+from runtime.trt.version import release_of
+from runtime.trt.words import load_error
+from segcore.bundle import EngineTarget
+from segcore.errors import InputError
+
+
+@dataclass
+class _Slot:
+    """What one batch in flight needs: its own context and stream, so that copies overlap with computing.
+
+    Attributes:
+        pictures: of the batch under way.
+    """
+
+    context: trt.IExecutionContext
+    stream: int
+    inputs: Buffers
+    outputs: Buffers
+    pictures: int = 0
+
+
+class TensorRtEngine:
+    """One plan, deserialised, with `streams` slots.
+
+    Attributes:
+        version: of TensorRT.
+        batch: pictures a call of the plan; static.
+    """
+
+    def __init__(self, model_path: Path, *, streams: int, target: EngineTarget | None) -> None:
+        self.version: str = trt.__version__
+        self._slots: list[_Slot] = []
+        self._log = TensorRtLog()
+        with ExitStack() as stack:  # whatever fails half-way, what was allocated before is freed
+            self._cuda: Cuda = open_cuda()
+            stack.callback(self._cuda.close)
+            check_target(target, describe_here(self.version, self._cuda.device()), model_path)
+            stack.callback(self._forget_engine)
+            self._runtime = trt.Runtime(self._log)
+            engine = self._runtime.deserialize_cuda_engine(model_path.read_bytes())
+            if engine is None:
+                raise load_error(str(model_path), self.version, self._log.lines)
+            self._engine = engine
+            self._input, self._output = _io_names(engine, model_path)
+            self._input_shape = _shape(engine, self._input)
+            self._output_shape = _shape(engine, self._output)
+            self.batch: int = self._input_shape[0]
+            for _ in range(max(1, streams)):
+                self._slots.append(self._open_slot(stack))
+                stack.callback(self._slots.clear)  # runs first: contexts go before the memory they point to
+            self._stack = stack.pop_all()
+
+    def _open_slot(self, stack: ExitStack) -> _Slot:
+        inputs = paired(self._cuda, self._input_shape, np.dtype(np.uint8), stack)
+        outputs = paired(self._cuda, self._output_shape, np.dtype(np.float32), stack)
+        stream = self._cuda.stream()
+        stack.callback(self._cuda.destroy_stream, stream)
+        context = self._engine.create_execution_context()
+        if context is None:  # TensorRT found no memory for it
+            raise InputError(
+                f"memory: must be enough for {len(self._slots) + 1} engine contexts, is not; give fewer streams"
+            )
+        for name, buffers in ((self._input, inputs), (self._output, outputs)):
+            if not context.set_tensor_address(name, buffers.pointer):
+                raise RuntimeError(f"set_tensor_address {name}: {self._log.lines}")
+        return _Slot(context, stream, inputs, outputs)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """N×H×W×C uint8 → logits N×K×h×w float32. N beyond the plan's batch is taken in parts, one after the other."""
+        logits = np.empty((len(batch), *self._output_shape[1:]), np.float32)
+        slot = self._slots[0]
+        for start in range(0, len(batch), self.batch):
+            self._submit(slot, batch[start : start + self.batch])
+            logits[start : start + slot.pictures] = self._collect(slot)
+        return logits
+
+    def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
+        """Logits of one batch after another, in order; see `runtime.engine.Engine`.
+
+        At most as many are under way as there are streams. Copies of one overlap with computing of another.
+        """
+        idle = deque(self._slots)
+
+        def begin(batch: np.ndarray) -> _Slot:
+            slot = idle.popleft()
+            try:
+                self._submit(slot, batch)
+            except BaseException:
+                idle.append(slot)
+                raise
+            return slot
+
+        def finish(slot: _Slot) -> np.ndarray:
+            logits: np.ndarray = self._collect(slot).copy()
+            idle.append(slot)
+            return logits
+
+        return in_order(
+            batches,
+            begin,
+            finish,
+            in_flight=max(1, min(in_flight, len(self._slots))),
+            drop=lambda slot: self._cuda.synchronize(slot.stream),
+        )
+
+    def _submit(self, slot: _Slot, batch: np.ndarray) -> None:
+        """Copies the pictures to pinned memory and queues copy, computing and copy; returns at once."""
+        if not 1 <= len(batch) <= self.batch or batch.shape[1:] != self._input_shape[1:]:
+            raise ValueError(
+                f"batch must be 1 to {self.batch} pictures of {self._input_shape[1:]}, got {batch.shape}"
+            )
+        slot.pictures = len(batch)
+        slot.inputs.host[: len(batch)] = (
+            batch  # a short batch leaves old pictures behind it; nobody reads their logits
+        )
+        self._cuda.copy_in(slot.inputs.pointer, slot.inputs.host, slot.stream)
+        self._launch(slot)
+        self._cuda.copy_out(slot.outputs.host, slot.outputs.pointer, slot.stream)
+
+    def _launch(self, slot: _Slot) -> None:
+        if not slot.context.execute_async_v3(slot.stream):
+            raise RuntimeError(f"execute_async_v3 failed: {self._log.lines[-1:]}")
+
+    def _collect(self, slot: _Slot) -> np.ndarray:
+        """Waits; the slot's own memory, valid until its next batch."""
+        self._cuda.synchronize(slot.stream)
+        return slot.outputs.host[: slot.pictures]
+
+    def time_engine(self, calls: int) -> tuple[float, ...]:
+        """GPU time of each of `calls` runs in milliseconds, without copies, between two events in the stream."""
+        slot = self._slots[0]
+        with ExitStack() as stack:
+            start, end = self._cuda.event(), self._cuda.event()
+            stack.callback(self._cuda.destroy_event, start)
+            stack.callback(self._cuda.destroy_event, end)
+            times = []
+            for _ in range(calls):
+                self._cuda.record(start, slot.stream)
+                self._launch(slot)
+                self._cuda.record(end, slot.stream)
+                times.append(self._cuda.elapsed_ms(start, end))
+            return tuple(times)
+
+    def profile_layers(self, calls: int) -> dict[str, float]:
+        """Each layer's mean time in milliseconds; the layers wait for each other, so the sum is above a run's time."""
+        profiler = _LayerTimes()
+        context = self._engine.create_execution_context()
+        slot = self._slots[0]
+        context.set_tensor_address(self._input, slot.inputs.pointer)
+        context.set_tensor_address(self._output, slot.outputs.pointer)
+        context.profiler = profiler
+        for _ in range(calls):
+            context.execute_async_v3(slot.stream)
+            self._cuda.synchronize(slot.stream)
+        return {name: total / calls for name, total in profiler.total_ms.items()}
+
+    def layer_information(self) -> str:
+        """The inspector's JSON of all layers, for `runtime.trt.layers.read_layers`."""
+        inspector = self._engine.create_engine_inspector()
+        text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return text
+
+    def device_memory_mib(self) -> float:
+        """GPU memory of all slots' contexts and buffers; the weights are the plan's size and not in it."""
+        buffers = sum(slot.inputs.host.nbytes + slot.outputs.host.nbytes for slot in self._slots)
+        return (_context_bytes(self._engine, self.version) * len(self._slots) + buffers) / 2**20
+
+    def close(self) -> None:
+        """Frees contexts, buffers, streams and the engine, in this order; a second call does nothing."""
+        self._stack.close()
+
+    def _forget_engine(self) -> None:
+        self.__dict__.pop("_engine", None)
+        self.__dict__.pop("_runtime", None)
+
+
+class _LayerTimes(trt.IProfiler):
+    """Adds up what TensorRT reports of each layer."""
+
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+        self.total_ms: dict[str, float] = {}
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
+
+
+def _io_names(engine: trt.ICudaEngine, plan: Path) -> tuple[str, str]:
+    """Names of the one uint8 input and the one float32 output."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+    types = [engine.get_tensor_dtype(name) for name in (*inputs, *outputs)]
+    if len(inputs) != 1 or len(outputs) != 1 or types != [trt.DataType.UINT8, trt.DataType.FLOAT]:
+        raise InputError(
+            f"engine {plan}: must have one uint8 input and one float32 output, has {len(inputs)} and {len(outputs)} "
+            f"of {[str(one) for one in types]}; export it again"
+        )
+    return inputs[0], outputs[0]
+
+
+def _shape(engine: trt.ICudaEngine, name: str) -> tuple[int, ...]:
+    dims = engine.get_tensor_shape(name)
+    return tuple(int(dims[i]) for i in range(len(dims)))
+
+
+def _context_bytes(engine: trt.ICudaEngine, version: str) -> int:
+    if release_of(version) >= (10, 0):
+        from runtime.trt import v10
+
+        return v10.context_bytes(engine)
+    from runtime.trt import v8
+
+    return v8.context_bytes(engine)

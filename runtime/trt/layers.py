@@ -1,0 +1,213 @@
+"""Reads what TensorRT's EngineInspector says of an engine: which layer computes in which type. Text in, figures out.
+
+Not run on a device: the tests' texts follow NVIDIA's examples. Formats read:
+
+* TensorRT 8.6 and 10: a tensor's `Format/Datatype` is a sentence, "Thirty-two wide channel vectorized row major Int8
+  format", or a bare type, "Half" (from its code generator).
+* TensorRT 11: that field is split into a format and a data type, and `Bindings` became `I/O Tensors`.
+
+Source:
+    NVIDIA's "Engine Inspector" (docs.nvidia.com/deeplearning/tensorrt/10.16.1/inference-library/engine-tools.html) and
+    "Migrating IEngineInspector Usage from TensorRT 10.x to 11.x"; field names, type names and the separators in
+    `Metadata` as trt-engine-explorer reads them (NVIDIA/TensorRT tools/experimental/trt-engine-explorer, trex/layer.py,
+    activations.py, parser.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segcore.errors import InputError
+from segcore.guard_record import GuardRecord
+
+_TYPES = {
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "fp16": "FP16",
+    "half": "FP16",
+    "fp32": "FP32",
+    "float": "FP32",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "fp8": "FP8",
+    "int4": "INT4",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+_WEIGHTED = re.compile(r"conv|gemm|matrixmultiply|fullyconnected", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of an engine: one kernel, mostly, and several nodes of the graph.
+
+    Attributes:
+        name: TensorRT's; the nodes it fused, joined by " + ".
+        kind: "Convolution", "Reformat", …
+        nodes: ONNX nodes in it, where TensorRT says them.
+        input_type: of its first input; INT8, FP16, FP32, … or "?".
+        output_type: of its first output.
+        weights_type: of its weights; empty where it has none or does not say.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    input_type: str
+    output_type: str
+    weights_type: str = ""
+
+    @property
+    def is_weighted(self) -> bool:
+        """A convolution, transposed convolution or matrix product: what INT8 is for."""
+        return _WEIGHTED.search(self.kind) is not None
+
+    @property
+    def is_int8(self) -> bool:
+        """It computes in 8 bits: what it reads is INT8, and its weights, where it says, too."""
+        return self.input_type == "INT8" and self.weights_type in ("", "INT8")
+
+
+@dataclass(frozen=True)
+class EngineSummary:
+    """Figures for the device report.
+
+    Attributes:
+        layers: in all.
+        by_precision: number of layers by the type of their first input.
+        weighted: convolutions and matrix products.
+        weighted_int8: those of them in INT8.
+        reformats: layers that only change a tensor's type or layout.
+        reformat_share: of the layers' time, 0–1; None where nothing was profiled.
+        not_int8: names of the weighted layers that are not in INT8.
+    """
+
+    layers: int
+    by_precision: dict[str, int]
+    weighted: int
+    weighted_int8: int
+    reformats: int
+    reformat_share: float | None
+    not_int8: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Int8Proof:
+    """Whether an engine computes in INT8 what the guard quantised.
+
+    Attributes:
+        proven: every layer that was to be INT8 is.
+        expected: how many the guard left in INT8.
+        found: how many of the graph's weighted nodes are in INT8 layers.
+        missing: layers of the engine that should be INT8 and are not.
+    """
+
+    proven: bool
+    expected: int
+    found: int
+    missing: tuple[str, ...]
+
+
+def read_layers(text: str) -> tuple[EngineLayer, ...]:
+    """The layers in an inspector's JSON, in the order they run.
+
+    Raises:
+        InputError: no JSON, or names only: the engine was built without detailed verbosity.
+    """
+    try:
+        raw = json.loads(
+            text, strict=False
+        )  # TensorRT puts the bare separators \x1e and \x1f into its strings
+        layers = raw["Layers"]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(
+            "engine inspector: must give JSON with Layers, does not; build the engine with this sam2edge"
+        ) from None
+    if not all(isinstance(layer, dict) for layer in layers):
+        raise InputError(
+            "engine inspector: must describe every layer, gives names only; build the engine with this sam2edge, "
+            "which asks for ProfilingVerbosity.DETAILED"
+        )
+    return tuple(_layer(layer) for layer in layers)
+
+
+def summarise(layers: Collection[EngineLayer], times_ms: Mapping[str, float] | None = None) -> EngineSummary:
+    """Counts; with `times_ms` by layer name, from `profile_layers`, the share of time that reformats take."""
+    weighted = [layer for layer in layers if layer.is_weighted]
+    reformats = [layer for layer in layers if layer.kind.lower() == "reformat"]
+    share = None
+    if times_ms and (total := sum(times_ms.values())) > 0:
+        of_name = {_readable(name): ms for name, ms in times_ms.items()}
+        share = sum(of_name.get(layer.name, 0.0) for layer in reformats) / total
+    return EngineSummary(
+        layers=len(layers),
+        by_precision=dict(Counter(layer.input_type for layer in layers).most_common()),
+        weighted=len(weighted),
+        weighted_int8=sum(layer.is_int8 for layer in weighted),
+        reformats=len(reformats),
+        reformat_share=share,
+        not_int8=tuple(layer.name for layer in weighted if not layer.is_int8),
+    )
+
+
+def prove_int8(layers: Collection[EngineLayer], guard: GuardRecord) -> Int8Proof:
+    """Compares the engine with the guard's record.
+
+    A layer of the engine may hold several convolutions side by side ("a || b"); they count one each. Layers that the
+    guard left in float may be in float here.
+
+    Args:
+        layers: of the engine.
+        guard: from the bundle's manifest.
+    """
+    in_float = {layer.layer for layer in guard.float_layers}
+    expected = guard.layers - len(in_float)
+    weighted = [layer for layer in layers if layer.is_weighted]
+    missing = tuple(layer.name for layer in weighted if not layer.is_int8 and not in_float & _names(layer))
+    found = sum(layer.name.count("||") + 1 for layer in weighted if layer.is_int8)
+    return Int8Proof(not missing and found >= expected, expected, found, missing)
+
+
+def _names(layer: EngineLayer) -> set[str]:
+    """Names of the graph's nodes in a layer: from its metadata, and from its name."""
+    return {*layer.nodes, *(part.strip() for part in re.split(r" \+ |\|\|", layer.name))}
+
+
+def _layer(raw: dict[str, Any]) -> EngineLayer:
+    weights = raw.get("Weights")
+    return EngineLayer(
+        name=_readable(str(raw.get("Name", ""))),
+        kind=str(raw.get("ParameterType") or raw.get("LayerType") or ""),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", _readable(str(raw.get("Metadata", ""))))),
+        input_type=_type_of(raw.get("Inputs")),
+        output_type=_type_of(raw.get("Outputs")),
+        weights_type=_type_in(str(weights.get("Type", ""))) if isinstance(weights, dict) else "",
+    )
+
+
+def _type_of(tensors: Any) -> str:
+    """The data type of the first of a layer's inputs or outputs."""
+    if not isinstance(tensors, list) or not tensors or not isinstance(tensors[0], dict):
+        return "?"
+    fields = {str(key).lower().replace(" ", ""): str(value) for key, value in tensors[0].items()}
+    for key in ("datatype", "format/datatype", "format"):
+        if found := _type_in(fields.get(key, "")):
+            return found
+    return "?"
+
+
+def _type_in(text: str) -> str:
+    """ "Thirty-two wide channel vectorized row major Int8 format" → "INT8"; empty where no type is named."""
+    words = re.findall(r"[A-Za-z]+\d*", text)
+    return next((_TYPES[word.lower()] for word in words if word.lower() in _TYPES), "")
+
+
+def _readable(text: str) -> str:
+    r"""Names with TensorRT's separators \x1e and \x1f written as " + "."""
+    return re.sub(r"\s*[\x1e\x1f]\s*", " + ", text)

@@ -1,0 +1,16 @@
+"""Precision by the graph's own types: TensorRT 10.13 and later (JetPack 7), and 11, which knows nothing else."""
+
+from __future__ import annotations
+
+import tensorrt as trt
+
+from runtime.trt.version import STRONGLY_TYPED, Serves
+
+SERVES = Serves(STRONGLY_TYPED)
+
+FLAGS = ("STRONGLY_TYPED",)
+
+
+def network_flags() -> int:
+    """10.13 must be asked for strong typing; 11 has it always on and ignores the flag."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

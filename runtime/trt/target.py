@@ -1,0 +1,92 @@
+"""An engine runs on one TensorRT version and one kind of GPU; this is checked before TensorRT sees the file.
+
+TensorRT has no preflight ("The general runtime has no compatibility preflight API", its support matrix 11.4.1): a
+plan from elsewhere gives None and a line in the log, or worse.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.trt.cuda_runtime import Device
+from runtime.trt.words import REBUILD
+from segcore.bundle import EngineTarget
+from segcore.errors import InputError
+
+
+@dataclass(frozen=True)
+class Here:
+    """This device, in the words of `EngineTarget`."""
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    l4t: str
+    platform: str
+
+    def built(self, *, onnx: str, onnx_sha256: str, flags: tuple[str, ...]) -> EngineTarget:
+        """The target of an engine that was built here."""
+        return EngineTarget(
+            tensorrt=self.tensorrt,
+            gpu=self.gpu,
+            compute_capability=self.compute_capability,
+            l4t=self.l4t,
+            platform=self.platform,
+            onnx=onnx,
+            onnx_sha256=onnx_sha256,
+            flags=flags,
+        )
+
+
+def describe_here(tensorrt: str, device: Device) -> Here:
+    """This machine, with its TensorRT version and its GPU.
+
+    Every Jetson of the Orin family calls its GPU "Orin", with 8 multiprocessors in the Nano and 16 in the AGX; kernels
+    are chosen by their number, so it belongs to the name.
+    """
+    return Here(
+        tensorrt=tensorrt,
+        gpu=f"{device.name}, {device.multiprocessors} multiprocessors",
+        compute_capability=device.compute_capability,
+        l4t=read_l4t(),
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def check_target(target: EngineTarget | None, here: Here, plan: Path) -> None:
+    """Refuses an engine of another TensorRT version, GPU or platform.
+
+    The L4T release is not compared: its fixes leave TensorRT and the GPU as they are.
+
+    Raises:
+        InputError: it was built for something else, or nothing says for what.
+    """
+    if target is None:
+        raise InputError(
+            f"engine {plan}: must say in its manifest what it was built for, does not; build it here: {REBUILD}"
+        )
+    same = ("tensorrt", "gpu", "compute_capability", "platform")
+    if any(getattr(target, name) != getattr(here, name) for name in same):
+        raise InputError(
+            f"engine {plan}: must be built for {_words(here)}, which is here, got one for {_words(target)}; "
+            f"build it here: {REBUILD}"
+        )
+
+
+def _words(what: Here | EngineTarget) -> str:
+    return f"TensorRT {what.tensorrt} on {what.gpu} (compute capability {what.compute_capability}, {what.platform})"
+
+
+def read_l4t(path: Path = Path("/etc/nv_tegra_release")) -> str:
+    """Jetson Linux release, "36.4.3"; empty where this is no Jetson.
+
+    The file's first line reads `# R36 (release), REVISION: 4.3, GCID: ...`.
+    """
+    try:
+        found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", path.read_text())
+    except OSError:
+        return ""
+    return f"{found[1]}.{found[2]}" if found else ""
