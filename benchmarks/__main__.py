@@ -20,6 +20,19 @@ def _join_numbers(words: Sequence[str]) -> list[str]:
     return joined
 
 
+def _repeat_records(words: Sequence[str]) -> list[str]:
+    """`--records a.json b.json` to `--records a.json --records b.json`."""
+    repeated: list[str] = []
+    listing = False
+    for word in words:
+        if word.startswith("--"):
+            listing = word == "--records"
+        elif listing and repeated[-1] != "--records":
+            repeated.append("--records")
+        repeated.append(word)
+    return repeated
+
+
 def _main(settings: BenchmarkSettings) -> None:
     from benchmarks.run import main
 
@@ -27,4 +40,6 @@ def _main(settings: BenchmarkSettings) -> None:
 
 
 if __name__ == "__main__":
-    run_command(_main, BenchmarkSettings, "python -m benchmarks", _join_numbers(sys.argv[1:]))
+    run_command(
+        _main, BenchmarkSettings, "python -m benchmarks", _join_numbers(_repeat_records(sys.argv[1:]))
+    )

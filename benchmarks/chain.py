@@ -9,13 +9,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import EXIT_GATE, Settings, log, print_result, run_command
 
 
 class ChainSettings(Settings):
@@ -49,10 +50,17 @@ class ChainSettings(Settings):
 
 @dataclass(frozen=True)
 class Stage:
-    """One command and the folder it leaves behind."""
+    """One command and the folder it leaves behind.
+
+    Attributes:
+        out: the folder.
+        words: of the command.
+        guarded: the INT8 guard may refuse; the chain then goes on without this bundle.
+    """
 
     out: Path
     words: tuple[str, ...]
+    guarded: bool = False
 
     @property
     def line(self) -> str:
@@ -65,8 +73,8 @@ def stages(settings: ChainSettings) -> list[Stage]:
     tune = "all" if settings.weights == "none" else "lora"
     teacher, labels, export = out / "teacher", out / "labels", out / "export"
 
-    def stage(folder: Path, *words: str) -> Stage:
-        return Stage(folder, (*words, "--out", str(folder)))
+    def stage(folder: Path, *words: str, guarded: bool = False) -> Stage:
+        return Stage(folder, (*words, "--out", str(folder)), guarded)
 
     def student(name: str, design: str, *more: str) -> Stage:
         epochs = (
@@ -78,7 +86,7 @@ def stages(settings: ChainSettings) -> list[Stage]:
 
     def exported(name: str, precision: str) -> Stage:
         words = ("export", "--bundle", str(out / name), "--to", "openvino", "--precision", precision, *data)
-        return stage(export / f"{name}-{precision}", *words)
+        return stage(export / f"{name}-{precision}", *words, guarded=precision == "int8")
 
     chain = [
         stage(
@@ -110,15 +118,30 @@ def _bundles(exports: list[Stage]) -> list[str]:
     return [word for e in exports for word in ("--bundle", str(e.out))]
 
 
+def without(stage: Stage, refused: Collection[Path]) -> Stage:
+    """The stage without the bundles that the guard refused."""
+    words = list(stage.words)
+    for out in refused:
+        while str(out) in words:
+            at = words.index(str(out))
+            del words[at - 1 : at + 1]  # with its flag
+    return replace(stage, words=tuple(words))
+
+
 def main(settings: ChainSettings) -> None:
     """Runs what is not finished; a stage that fails ends the chain with its exit status."""
+    refused: list[Path] = []
     for stage in stages(settings):
         if stage.out.exists():
             log(f"\n# {stage.out} is there, going on")
             continue
+        stage = without(stage, refused)
         log(f"\n$ {stage.line}")
         status = subprocess.run([sys.executable, "-m", *stage.words], check=False).returncode
-        if status:
+        if status == EXIT_GATE and stage.guarded:
+            log(f"# {stage.out}: refused, its line above says why; the report goes without it")
+            refused.append(stage.out)
+        elif status:
             sys.exit(status)
     report = settings.out / "report"
     table = report / "report.md"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from benchmarks import wording
 from benchmarks.record import Record
@@ -12,13 +13,23 @@ P99_SAMPLES = 100
 """Calls below which a 99th percentile is little more than the maximum, and is not shown."""
 
 
+class Row(Protocol):
+    """What a table shows a line of: a record, or a device's report."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_reference(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column: its header, the unit or remark under it, and the text of a record's cell."""
+    """A column: its header, the unit or remark under it, and the text of a row's cell."""
 
     header: str
     unit: str
-    cell: Callable[[Record], str]
+    cell: Callable[[Any], str]
     words: bool = False
 
 
@@ -35,7 +46,7 @@ class Table:
 
     title: str
     columns: tuple[Column, ...]
-    records: tuple[Record, ...]
+    records: tuple[Row, ...]
 
     @property
     def rows(self) -> list[list[str]]:

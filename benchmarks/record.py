@@ -218,7 +218,7 @@ class Record(Accuracy):
 L = TypeVar("L", bound=_Line)
 
 
-def write_lines(path: Path, lines: Iterable[_Line]) -> None:
+def write_lines(path: Path, lines: Iterable[BaseModel]) -> None:
     """Writes one JSON object a line."""
     path.write_text("".join(line.model_dump_json() + "\n" for line in lines))
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from benchmarks import plots, tables
 from benchmarks.answer import Answer, answer
 from benchmarks.columns import P99_SAMPLES
+from benchmarks.devices import device_remarks, device_tables
+from benchmarks.guard_tables import guard_html, guard_markdown
 from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
 from benchmarks.roofline import Roofline, describe_roofline
+from runtime.device_report import DeviceReport
 from segcore.bundle import Bundle
 from segcore.host import Made
 from segcore.overlay import COLOURS, EXTRA, MISSED
@@ -36,6 +39,7 @@ class Report:
         data_sha256: of the dataset.
         ratio_to: sha256 of the bundles that latencies are told in ratios to.
         rooflines: measured peaks; empty if not asked for.
+        devices: what other devices measured; empty if no report of one was given.
     """
 
     records: Sequence[Record]
@@ -47,10 +51,11 @@ class Report:
     data_sha256: str
     ratio_to: Sequence[str] = ()
     rooflines: Sequence[Roofline] = ()
+    devices: Sequence[DeviceReport] = ()
 
     @property
     def tables(self) -> list[tables.Table]:
-        return tables.tables_of(self.records, self.ratio_to)
+        return [*tables.tables_of(self.records, self.ratio_to), *device_tables(self.records, self.devices)]
 
     @property
     def answer(self) -> Answer:
@@ -74,12 +79,14 @@ def render_html(report: Report) -> str:
         records=report.records,
         record=report.records[0],
         tables=report.tables,
+        guard=Markup(guard_html(report.bundles)),
         peaks=[describe_roofline(one) for one in report.rooflines],
         charts={name: Markup(svg) for name, svg in draw_plots(report, shown).items()},
         class_colours=[(name, _css(COLOURS[k % len(COLOURS)])) for k, name in enumerate(classes)],
         missed=_css(MISSED),
         extra=_css(EXTRA),
         p99_samples=P99_SAMPLES,
+        device_remarks=device_remarks(report.devices),
     )
 
 
@@ -107,6 +114,8 @@ def render_markdown(report: Report) -> str:
         lines += ["**Limits**", "", *(f"* {limit}" for limit in said.limits), ""]
     for table in report.tables:
         lines += [f"**{table.title}**", "", tables.markdown_table(table), ""]
+    lines += [f"* {remark}" for remark in device_remarks(report.devices)] + [""] * bool(report.devices)
+    lines += guard_markdown(report.bundles)
     lines += [f"{describe_roofline(one)}\n" for one in report.rooflines]
     lines += [f"Not measured: {reason}" for reason in report.skipped]
     lines += [f"Made {report.made.time} on {report.made.host}: `{report.made.command}`", ""]

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.comparison import choose_headline
+from benchmarks.devices import read_reports
 from benchmarks.measure import (
     PICTURES,
     Scored,
@@ -55,6 +56,8 @@ def main(settings: BenchmarkSettings) -> None:
     ) as folder:
         report = measure(settings)
         write_lines(folder / "records.jsonl", report.records)
+        if report.devices:
+            write_lines(folder / "devices.jsonl", report.devices)
         write_lines(folder / "cases.jsonl", [score for scores in report.scores for score in scores])
         (folder / "report.html").write_text(render_html(report))
         (folder / "report.md").write_text(render_markdown(report))
@@ -77,6 +80,7 @@ def measure(settings: BenchmarkSettings) -> Report:
         InputError: no bundle, one twice, an engine that opens none, an empty split, an unfair comparison.
     """
     threads = _thread_counts(settings.threads)
+    devices = read_reports(settings.records)
     bundles = open_bundles(settings.bundle)
     base = choose_reference(bundles, settings.reference)
     ratio_to = [choose_reference(bundles, name, flag="--ratio-to").sha256 for name in settings.ratio_to]
@@ -124,6 +128,7 @@ def measure(settings: BenchmarkSettings) -> Report:
         data_sha256=dataset.sha256,
         ratio_to=ratio_to,
         rooflines=rooflines,
+        devices=devices,
     )
 
 

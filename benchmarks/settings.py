@@ -52,6 +52,10 @@ class BenchmarkSettings(Settings):
     """Measure this machine's peaks too (10 s for each engine and thread count; needs onnx), and tell how much
     of them each model reaches."""
 
+    records: tuple[Path, ...] = ()
+    """Reports that devices sent back (python -m runtime.device), shown in a table of their own; several may follow, as
+    in `--records a.json b.json`."""
+
     skip_latency: bool = False
     """Measure accuracy only: no latency, cold start or memory."""
 

@@ -1,60 +1,83 @@
-"""Exports a torch bundle: graph, gate, golden cases, manifest, and a last check that the runtime opens it."""
+"""`python -m export`: makes of a torch bundle what runs without torch; on a device, of a TensorRT bundle an engine."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from export.model_file import MODEL_FILES, write_model
 from runtime.apart import check_apart
-from runtime.engine import EXTRAS, OPENED_BY, available_threads, installed, open_engine
+from runtime.engine import installed
 from runtime.parity import LIMITS, UNGATED, Limits, percent
-from runtime.verify import verify_bundle
-from segcore.bundle import Bundle, Manifest, open_bundle, seal_bundle
-from segcore.command import Settings, log, print_result
-from segcore.errors import GateError, InputError, need
-from segcore.golden import golden_inputs, save_golden
-from segcore.host import made_now
+from segcore.bundle import Bundle, Manifest, open_bundle
+from segcore.command import Settings, print_result
+from segcore.errors import InputError, need
+from segcore.guard_record import GuardRecord
 from segcore.outfolder import out_folder
 
-if TYPE_CHECKING:
-    from export.data import ExportData
-    from export.gate import Reference
-    from runtime.engine import Engine
-
 _NEEDED = {
-    "onnx": ("torch", "onnx", "onnxscript"),
+    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "openvino": ("torch", "onnx", "onnxscript", "openvino", "nncf"),
+    "tensorrt": ("torch", "onnx", "onnxscript", "onnxruntime"),
 }
+_SHOWN_LAYERS = 10
 
 
 class ExportSettings(Settings):
     """Turns a torch bundle into one that runs without torch, and proves that it computes the same masks.
 
     Masks of procedural golden cases, and of validation cases with --data, are compared with torch's: at most
-    0.1 % of pixels may differ in fp32 and 0.5 % in fp16. For int8 the change in Dice is reported. Exit
-    status 3: the gate failed, nothing was written.
+    0.1 % of pixels may differ in fp32 and 0.5 % in fp16. int8 is guarded: it may lose so much Dice on validation
+    cases and must be faster, in the engine that runs it. --to tensorrt writes what TensorRT builds an engine from;
+    the same command on the device, given that bundle, builds the engine there. Exit status 3: a gate or the guard
+    failed, nothing was written.
     """
 
     bundle: Path
-    """Folder of a bundle in torch format."""
-    to: Literal["onnx", "openvino"]
-    """onnx runs in onnxruntime and OpenVINO; openvino (IR) in OpenVINO."""
+    """Folder of a bundle in torch format; on the device, with --to tensorrt, of one made with --to tensorrt."""
+    to: Literal["onnx", "openvino", "tensorrt"]
+    """onnx runs in onnxruntime and OpenVINO, openvino (IR) in OpenVINO, tensorrt on NVIDIA devices."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """fp16: 16-bit weights, 32-bit arithmetic on CPUs; int8 needs --data and --to openvino."""
+    """fp16: 16-bit weights, 32-bit arithmetic on CPUs, 16-bit in TensorRT; int8 needs --data."""
     data: str | None = None
-    """Dataset: its train split calibrates int8, its validation split takes part in the gate."""
+    """Dataset: its train split calibrates int8, its validation split takes part in the gate and the guard."""
     out: Path
     """Folder to write: the exported bundle."""
     overwrite: bool = False
     """Replace OUT if it is there."""
+    size: tuple[int, ...] = ()
+    """More square input sizes in pixels, a file each; the runtime takes the one that fits a picture. Needs --data."""
+    batch: tuple[int, ...] = ()
+    """More batch sizes, a model file each, for throughput; students only."""
     calibration_cases: int = Field(128, gt=0)
     """At most so many train cases calibrate int8."""
+    guard_cases: int = Field(128, gt=0)
+    """At most so many validation cases tell what int8 loses."""
+    max_drop_points: float = Field(0.1, ge=0)
+    """Most that int8 may lose of mean Dice, in points (0.01)."""
+    max_p05_drop_points: float = Field(0.5, ge=0)
+    """Most that int8 may lose of Dice's 5th percentile over cases, in points."""
+    max_size_drop_points: float = Field(1.0, ge=0)
+    """Most that fp32 may lose of mean Dice at another --size, in points: a network knows the size of its training."""
+    min_speedup: float = Field(1.05, ge=0)
+    """Least that int8 must be faster than fp32 in the engine that runs it; 0 does not ask."""
+    max_steps: int = Field(6, ge=0)
+    """At most so many attempts with sensitive layers back in float."""
+    rank_layers: bool = False
+    """Tell what each layer costs in int8 even where none has to go back to float (takes a while)."""
+    qat: bool = False
+    """Where that is not enough, fine-tune the student under fake quantisation first."""
+    qat_epochs: int = Field(3, ge=1)
+    """Epochs of that fine-tuning."""
+    soft: Path | None = None
+    """Soft labels of the teacher for --qat; without them the fp32 student teaches itself."""
     split_seed: int | None = None
     """Seed of the dataset's split; by default the one in the bundle."""
+    workspace_mib: int | None = Field(None, gt=0)
+    """On the device: TensorRT's scratch memory while it builds; by default a share of what is free."""
+    timing_cache: Path | None = None
+    """On the device: file of TensorRT's kernel timings, read and written; makes the next build shorter."""
 
 
 def main(settings: ExportSettings) -> None:
@@ -62,6 +85,8 @@ def main(settings: ExportSettings) -> None:
     manifest = export_bundle(settings)
     for name, value in manifest.gate.items():
         print(f"{name:32}{percent(value) if name.endswith('_share') else f'{value:.4g}'}")
+    if manifest.guard:
+        print_guard(manifest.guard)
     size = sum(entry.bytes for entry in manifest.files.values())
     print_result(
         bundle=str(settings.out),
@@ -70,7 +95,29 @@ def main(settings: ExportSettings) -> None:
         model_bytes=sum(e.bytes for n, e in manifest.files.items() if n.startswith("model.")),
         bundle_bytes=size,
         gate=manifest.gate,
+        guard=manifest.guard and manifest.guard.model_dump(exclude={"sensitivity"}),
     )
+
+
+def print_guard(guard: GuardRecord) -> None:
+    """The guard's verdict for a reader: what was tried, which layers stayed in float, how fast."""
+    print(f"\nint8 against fp32 in {guard.engine} {guard.engine_version}, {guard.cases} validation cases")
+    print(f"{'':52}{'Dice':>8}{'5th pct':>9}{'points lost':>13}{'of 5th pct':>12}")
+    print(f"{'fp32':52}{guard.fp32.mean:8.4f}{guard.fp32.p05:9.4f}")
+    for step in guard.steps:
+        dice = f"{step.int8.mean:8.4f}{step.int8.p05:9.4f}"
+        print(f"{step.what:52.52}{dice}{step.drop_points:13.2f}{step.p05_drop_points:12.2f}")
+    for layer in guard.float_layers:
+        print(f"in float: {layer.layer}: {layer.why}")
+    for one in guard.sensitivity[:_SHOWN_LAYERS]:
+        print(
+            f"sensitivity: {one.layer:48.48}{one.drop_points:8.2f} points, logits off by {100 * one.error:.2f} %"
+        )
+    for speed in guard.speeds:
+        spread = f"({speed.low:.2f} to {speed.high:.2f})"
+        print(f"speed in {speed.engine}, {speed.threads} threads: {speed.speedup:.2f} times fp32 {spread}")
+    if not guard.speeds:
+        print("speed: unmeasured; it is measured on the device (python -m export.kit)")
 
 
 def export_bundle(settings: ExportSettings, *, limits: Limits | None = None) -> Manifest:
@@ -82,126 +129,60 @@ def export_bundle(settings: ExportSettings, *, limits: Limits | None = None) -> 
 
     Raises:
         InputError: settings that do not go together, or a bundle or data that cannot be used.
-        GateError: the exported model computes other masks than torch; nothing is left behind.
+        GateError: the exported model computes other masks than torch, or int8 loses too much or gains too little;
+            nothing is left behind.
     """
     source = open_bundle(settings.bundle)
-    _check_settings(settings, source)
     check_apart(settings.out, settings.bundle, "--bundle")
+    if settings.to == "tensorrt" and source.manifest.format != "torch":
+        from runtime.trt.build import build_bundle
+
+        return build_bundle(
+            source,
+            settings.out,
+            overwrite=settings.overwrite,
+            workspace_mib=settings.workspace_mib,
+            timing_cache=settings.timing_cache,
+        )
+    _check_settings(settings, source)
     for package in _NEEDED[settings.to]:
         if not installed(package):
             raise need(package, "export")
     from export.data import open_export_data
+    from export.pipeline import write_bundle
 
     int8 = settings.precision == "int8"
     data = settings.data and open_export_data(
         settings.data,
         source.manifest,
         calibration_cases=settings.calibration_cases if int8 else 0,
+        guard_cases=settings.guard_cases if int8 else 0,
         split_seed=settings.split_seed,
     )
     if limits is None:
         limits = UNGATED if int8 else LIMITS[settings.precision]
     made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
-        return _export(settings, source, data or None, limits, folder)
+        return write_bundle(settings, source, data or None, limits, folder)
 
 
 def _check_settings(settings: ExportSettings, source: Bundle) -> None:
-    if settings.precision != "int8":
-        return
-    if source.manifest.kind == "teacher":
-        raise InputError(
-            "--precision int8: must be fp32 or fp16 for a teacher, got int8 (it comes in a later version); "
-            "distil a student and quantise that"
-        )
-    if settings.to == "onnx":
-        raise InputError(
-            "--precision int8: must be fp32 or fp16 with --to onnx, got int8 (it comes in a later version); "
-            "use --to openvino"
-        )
-    if settings.data is None:
+    teacher = source.manifest.kind == "teacher"
+    if settings.precision == "int8" and settings.data is None:
         raise InputError(
             "--data: must be given for --precision int8, got none; its train split calibrates the ranges"
         )
-
-
-def _export(
-    settings: ExportSettings, source: Bundle, data: ExportData | None, limits: Limits, folder: Path
-) -> Manifest:
-    from export.gate import gate_engines, golden_reference, real_reference
-    from export.source import open_graph
-
-    parent, made = source.manifest, made_now()
-    graph = open_graph(source)
-    log(f"writing {settings.to} {settings.precision}")
-    calibration = data.calibration if data and settings.precision == "int8" else ()
-    if calibration:
-        log(f"calibrating int8 on {len(calibration)} train cases")
-    write_model(
-        graph,
-        parent.input,
-        parent.output,
-        folder,
-        to=settings.to,
-        precision=settings.precision,
-        calibration=calibration,
-    )
-    references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
-    if data and data.validation:
-        references["real"] = real_reference(graph, data.validation, parent)
-    counts = ", ".join(f"{len(reference.inputs)} {kind}" for kind, reference in references.items())
-    log(f"comparing with torch on {counts} cases")
-    with ExitStack() as stack:
-        engines = _open_engines(settings, folder, stack)
-        gate = gate_engines(engines, references, parent, limits)
-        _save_golden(settings, engines, references["golden"], folder)
-    carried = {name: value for name, value in parent if name not in {"files", "metrics", "schema_version"}}
-    manifest = seal_bundle(
-        folder,
-        **{
-            **carried,
-            "name": f"{parent.name}, {settings.precision.upper()}",
-            "format": settings.to,
-            "precision": settings.precision,
-            "parent": source.sha256,
-            "data": data.record if data else parent.data,
-            "gate": gate,
-            "made": made,
-            "lineage": (*parent.lineage, parent.made),
-            "model_file": MODEL_FILES[settings.to],
-        },
-    )
-    _check_sealed(folder)
-    return manifest
-
-
-def _open_engines(settings: ExportSettings, folder: Path, stack: ExitStack) -> dict[str, Engine]:
-    """Every installed engine that can open the result; an absent one is named on stderr."""
-    engines = {}
-    for name in OPENED_BY[settings.to]:
-        if not installed(name):
-            log(f"{name} is not installed: the gate goes without it (pip install 'sam2edge[{EXTRAS[name]}]')")
-            continue
-        path = folder / MODEL_FILES[settings.to]
-        engines[name] = open_engine(name, path, precision=settings.precision, threads=available_threads())
-        stack.callback(engines[name].close)
-    if not engines:
-        raise need(OPENED_BY[settings.to][0], EXTRAS[OPENED_BY[settings.to][0]])
-    return engines
-
-
-def _save_golden(
-    settings: ExportSettings, engines: dict[str, Engine], reference: Reference, folder: Path
-) -> None:
-    """Golden logits are torch's; those of int8 are the engine's own, because int8 is another function."""
-    logits = reference.logits
-    if settings.precision == "int8":
-        logits = next(iter(engines.values())).run(reference.inputs)
-    save_golden(folder, reference.inputs, logits)
-
-
-def _check_sealed(folder: Path) -> None:
-    """An export counts as done when the runtime has opened it."""
-    found = verify_bundle(open_bundle(folder))
-    if found.failures:
-        raise GateError(f"the sealed bundle in {found.engine}: {'; '.join(found.failures)}")
+    if settings.qat and (teacher or settings.precision != "int8"):
+        what = "a teacher" if teacher else settings.precision
+        raise InputError(f"--qat: must be for a student in int8, got {what}; leave it out")
+    if teacher and any(batch > 1 for batch in settings.batch):
+        raise InputError(
+            "--batch: must be 1 for a teacher, got more; its graph holds the batch in many places"
+        )
+    for flag, values, least in (("--size", settings.size, 32), ("--batch", settings.batch, 1)):
+        for value in values:
+            if value < least or (least == 32 and value % 32):
+                must = "a multiple of 32" if least == 32 else "at least 1"
+                raise InputError(f"{flag}: must be {must}, got {value}")
+    if settings.size and settings.data is None:
+        raise InputError("--data: must be given with --size, got none; it tells what the size costs")

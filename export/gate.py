@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.judge import POINT, case_dice
 from runtime.engine import Engine
 from runtime.parity import Limits, check_parity
 from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import GateError
-from segcore.metrics import dice_per_class
-from segcore.preprocess import mask_of_logits, prepare
-
-POINT = 0.01  # of Dice
+from segcore.preprocess import InputSpec, prepare
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,21 @@ def golden_reference(graph: nn.Module, inputs: np.ndarray) -> Reference:
     return Reference(inputs, torch_logits(graph, inputs), ((inputs.shape[1], inputs.shape[2]),) * len(inputs))
 
 
-def real_reference(graph: nn.Module, cases: Sequence[Case], manifest: Manifest) -> Reference:
-    """Torch's answer to labelled cases; masks are compared at the images' own sizes."""
+def real_reference(
+    graph: nn.Module, cases: Sequence[Case], manifest: Manifest, *, spec: InputSpec | None = None
+) -> Reference:
+    """Torch's answer to labelled cases; masks are compared at the images' own sizes.
+
+    Args:
+        graph: in eval mode.
+        cases: labelled.
+        manifest: of the bundle.
+        spec: the graph's input; by default the manifest's.
+    """
     inputs, truths = [], []
     for case in cases:
         image, truth = case.image(), case.mask()
-        inputs.append(prepare(image, manifest.input, name=f"case {case.id}"))
+        inputs.append(prepare(image, spec or manifest.input, name=f"case {case.id}"))
         truths.append(truth)
     stacked = np.stack(inputs)
     sizes = tuple((truth.shape[0], truth.shape[1]) for truth in truths)
@@ -83,14 +90,14 @@ def gate_engines(
     for kind, reference in references.items():
         figures[f"{kind}_cases"] = float(len(reference.inputs))
         if reference.truths:
-            figures["dice_torch"] = _mean_dice(reference.logits, reference, manifest)
+            figures["dice_torch"] = float(np.mean(case_dice(reference.logits, reference.truths, manifest)))
         for name, engine in engines.items():
             logits = engine.run(reference.inputs)
             parity = check_parity(logits, reference.logits, manifest.output, reference.sizes_px)
             figures[f"{name}_{kind}_mean_share"] = parity.mean_share
             figures[f"{name}_{kind}_worst_share"] = parity.worst_share
             if reference.truths:
-                figures[f"dice_{name}"] = _mean_dice(logits, reference, manifest)
+                figures[f"dice_{name}"] = float(np.mean(case_dice(logits, reference.truths, manifest)))
             failures += [
                 f"{name} against torch on {kind} cases: {failure}" for failure in parity.failures(limits)
             ]
@@ -100,15 +107,3 @@ def gate_engines(
         changes = [(figures[f"dice_{name}"] - figures["dice_torch"]) / POINT for name in engines]
         figures["dice_change_points"] = min(changes)
     return figures
-
-
-def _mean_dice(logits: np.ndarray, reference: Reference, manifest: Manifest) -> float:
-    """Mean over classes, then cases, 0–1."""
-    masks = (
-        mask_of_logits(one, manifest.output, size)
-        for one, size in zip(logits, reference.sizes_px, strict=True)
-    )
-    classes = len(manifest.classes)
-    return float(
-        np.mean([dice_per_class(m, t, classes).mean() for m, t in zip(masks, reference.truths, strict=True)])
-    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from segcore.case import Case
 from segcore.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
+    from export.calibrated import Calibrated
     from segcore.learn.deploy import DeployGraph
 
-MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
+MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
 """Format → name of the file that an engine opens."""
 
 
@@ -20,35 +23,80 @@ def write_model(
     graph: DeployGraph,
     spec: InputSpec,
     output: OutputSpec,
-    folder: Path,
+    path: Path,
     *,
     to: str,
     precision: str,
     calibration: Sequence[Case] = (),
+    batch: int = 1,
 ) -> None:
-    """Writes `MODEL_FILES[to]`, and what belongs to it, in `folder`.
+    """Writes the file that an engine opens, and what belongs to it.
+
+    INT8 is written as it comes, unguarded: `export.int8` guards it.
 
     Args:
         graph: in eval mode.
         spec: its input.
         output: its output.
-        folder: is there.
+        path: file to write, with the suffix of `MODEL_FILES[to]`.
         to: a key of `MODEL_FILES`.
-        precision: fp32, fp16 or int8 (openvino only).
+        precision: fp32, fp16 or int8.
         calibration: cases that give int8 its ranges.
+        batch: pictures a call; 1 for int8.
     """
     from export.onnx_export import halve_weights, write_onnx
 
-    onnx_path = folder / MODEL_FILES["onnx"]
-    write_onnx(graph, spec, output, onnx_path)
-    if to == "onnx":
-        if precision == "fp16":
-            halve_weights(onnx_path, spec, output)
-        return
-    from export.openvino_export import write_int8_ir, write_ir
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        onnx_path = Path(scratch) / "fp32.onnx" if to == "openvino" or precision == "int8" else path
+        write_onnx(graph, spec, output, onnx_path, batch=batch)
+        if precision == "int8":
+            calibrate(onnx_path, to=to, cases=calibration, spec=spec).write(path)
+        elif to == "openvino":
+            from export.openvino_export import write_ir
 
-    if precision == "int8":
-        write_int8_ir(onnx_path, folder, calibration, spec)
-    else:
-        write_ir(onnx_path, folder, half_weights=precision == "fp16")
-    onnx_path.unlink()
+            write_ir(onnx_path, path, half_weights=precision == "fp16")
+        elif to == "onnx" and precision == "fp16":
+            halve_weights(onnx_path, spec, output, batch=batch)
+
+
+def calibrate(
+    onnx_path: Path, *, to: str, cases: Sequence[Case], spec: InputSpec, transformer: bool = False
+) -> Calibrated:
+    """Finds the 8-bit ranges, by the quantiser that is right for the target.
+
+    Args:
+        onnx_path: the FP32 graph.
+        to: a key of `MODEL_FILES`.
+        cases: of the train split; streamed, one picture at a time.
+        spec: the graph's input.
+        transformer: the network has attention.
+    """
+    if to == "openvino":
+        from export.openvino_export import calibrate_ir
+
+        return calibrate_ir(onnx_path, cases, spec, transformer=transformer)
+    from export.qdq import calibrate_qdq
+
+    signed = calibrate_qdq(onnx_path, cases, spec)
+    return signed if to == "tensorrt-onnx" else UnsignedOnnx(signed)
+
+
+@dataclass(frozen=True)
+class UnsignedOnnx:
+    """TensorRT's graph with activations as uint8, zero point 128: the same numbers, in the form that OpenVINO computes
+    rightly (tests/test_export_qdq.py)."""
+
+    signed: Calibrated
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.signed.layers
+
+    def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
+        """Writes `path`."""
+        import onnx
+
+        from export.uint8_activations import to_uint8
+
+        self.signed.write(path, in_float=in_float)
+        onnx.save(to_uint8(onnx.load(path, load_external_data=False)), path)

@@ -1,4 +1,4 @@
-"""Writes the graph contract as ONNX: opset 17, IR ≤ 10, static batch of one, one file.
+"""Writes the graph contract as ONNX: opset 17, IR ≤ 10, static batch, one file.
 
 Opset 17 is what TensorRT 8.6 (JetPack 6.0) and onnxruntime 1.23 (the newest for Python 3.10) read, and the
 first with LayerNormalization, which FP16 needs in one piece.
@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from export.layer_names import name_layers
 from export.opset import to_opset_17
 from export.quiet import quiet
 from segcore.learn.deploy import DeployGraph
@@ -24,7 +25,9 @@ INPUT, OUTPUT = "picture", "logits"
 _MIN_HALVED = 256  # numbers in a tensor; below, 16 bits save nothing worth a node
 
 
-def write_onnx(graph: DeployGraph, input_spec: InputSpec, output_spec: OutputSpec, path: Path) -> None:
+def write_onnx(
+    graph: DeployGraph, input_spec: InputSpec, output_spec: OutputSpec, path: Path, *, batch: int = 1
+) -> None:
     """Exports the graph in FP32 and checks that the file keeps the contract.
 
     Args:
@@ -32,11 +35,12 @@ def write_onnx(graph: DeployGraph, input_spec: InputSpec, output_spec: OutputSpe
         input_spec: its input.
         output_spec: its output.
         path: file to write.
+        batch: pictures a call.
 
     Raises:
         RuntimeError: what the exporter wrote breaks the contract; this architecture cannot be exported so.
     """
-    picture = torch.zeros(1, *input_spec.size_px, input_spec.channels, dtype=torch.uint8)
+    picture = torch.zeros(batch, *input_spec.size_px, input_spec.channels, dtype=torch.uint8)
     with quiet():
         torch.onnx.export(
             graph,
@@ -53,12 +57,13 @@ def write_onnx(graph: DeployGraph, input_spec: InputSpec, output_spec: OutputSpe
     model = onnx.load(path, load_external_data=False)
     model.ir_version = min(model.ir_version, MAX_IR)
     to_opset_17(model)
+    name_layers(model)
     _strip_notes(model)
-    check_onnx(model, input_spec, output_spec)
+    check_onnx(model, input_spec, output_spec, batch=batch)
     onnx.save(model, path)
 
 
-def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec) -> None:
+def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec, *, batch: int = 1) -> None:
     """Stores large weights in 16 bits, with a Cast back to 32: half the file, arithmetic still in FP32.
 
     Biases, normalisation and whatever would overflow stay in 32 bits. Engines fold the casts when loading.
@@ -83,23 +88,41 @@ def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec) ->
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    check_onnx(model, input_spec, output_spec)
+    check_onnx(model, input_spec, output_spec, batch=batch)
     onnx.save(model, path)
 
 
-def check_onnx(model: onnx.ModelProto, input_spec: InputSpec, output_spec: OutputSpec) -> None:
+def rebatch_onnx(path: Path, out: Path, batch: int, input_spec: InputSpec, output_spec: OutputSpec) -> None:
+    """Writes the graph of `path` for `batch` pictures a call; only the ends of a student's graph hold the batch.
+
+    Raises:
+        RuntimeError: something does, and shape inference contradicts.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del model.graph.value_info[:]
+    check_onnx(model, input_spec, output_spec, batch=batch)
+    onnx.save(model, out)
+
+
+def check_onnx(
+    model: onnx.ModelProto, input_spec: InputSpec, output_spec: OutputSpec, *, batch: int = 1
+) -> None:
     """Checks a model against the graph contract (docs/architecture.md, section 5).
 
     Raises:
         RuntimeError: it breaks the contract; every breach is named.
     """
     onnx.checker.check_model(model, full_check=True)
-    breaches = list(_breaches(model, input_spec, output_spec))
+    breaches = list(_breaches(model, input_spec, output_spec, batch))
     if breaches:
         raise RuntimeError(f"ONNX graph: {'; '.join(breaches)}")
 
 
-def _breaches(model: onnx.ModelProto, input_spec: InputSpec, output_spec: OutputSpec) -> Iterator[str]:
+def _breaches(
+    model: onnx.ModelProto, input_spec: InputSpec, output_spec: OutputSpec, batch: int
+) -> Iterator[str]:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET} or model.functions:
         yield f"operators must be of opset {OPSET} alone, got {opsets}"
@@ -110,8 +133,8 @@ def _breaches(model: onnx.ModelProto, input_spec: InputSpec, output_spec: Output
     height, width = input_spec.size_px
     stride = output_spec.stride
     expected = {
-        INPUT: (TensorProto.UINT8, [1, height, width, input_spec.channels]),
-        OUTPUT: (TensorProto.FLOAT, [1, output_spec.channels, -(-height // stride), -(-width // stride)]),
+        INPUT: (TensorProto.UINT8, [batch, height, width, input_spec.channels]),
+        OUTPUT: (TensorProto.FLOAT, [batch, output_spec.channels, -(-height // stride), -(-width // stride)]),
     }
     found = {
         value.name: (

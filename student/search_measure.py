@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.latency import Timed, time_interleaved
 from export.model_file import MODEL_FILES
 from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
+from runtime.interleaved import Timed, time_interleaved
 from segcore.case import Case, PhantomSource
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.preprocess import InputSpec, output_spec, prepare
@@ -95,7 +95,7 @@ def write_model(design: Design, bench: Bench, folder: Path) -> None:
             graph,
             bench.spec,
             output,
-            folder,
+            folder / MODEL_FILES[bench.format],
             to=bench.format,
             precision=bench.precision,
             calibration=_phantoms(),

@@ -1,0 +1,160 @@
+"""What INT8 was allowed to lose, and lost: the guard's record of each bundle, for the page and the Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import wording
+from benchmarks.tables import piped
+from segcore.bundle import Bundle
+from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
+
+TITLE = "What INT8 was allowed to lose"
+SHOWN_LAYERS = 10
+"""Rows of the table of sensitive layers."""
+UNMEASURED = "unmeasured, the engine is on another device"
+
+_TEMPLATE = Path(__file__).with_name("guard.html.j2")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A small table of texts; `words` says which columns hold words."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One bundle's guard, in words.
+
+    Attributes:
+        name: the bundle's.
+        folder: the bundle's.
+        facts: (what, text), in the order of reading.
+        grids: what the guard tried, the layers in float, the most sensitive layers; empty ones are left out.
+    """
+
+    name: str
+    folder: Path
+    facts: tuple[tuple[str, str], ...]
+    grids: tuple[Grid, ...]
+
+
+def guarded_bundles(bundles: Sequence[Bundle]) -> list[Guarded]:
+    """The bundles that a guard has passed, in their order."""
+    return [_describe(bundle, guard) for bundle in bundles if (guard := bundle.manifest.guard)]
+
+
+def guard_html(bundles: Sequence[Bundle]) -> str:
+    """The page's section; empty if no bundle has a guard."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_TEMPLATE.read_text())
+    return template.render(title=TITLE, guarded=guarded_bundles(bundles))
+
+
+def guard_markdown(bundles: Sequence[Bundle]) -> list[str]:
+    """Its lines in Markdown; none if no bundle has a guard."""
+    lines = []
+    for one in guarded_bundles(bundles):
+        lines += [f"**{one.name}**", "", *(f"* {what}: {text}" for what, text in one.facts), ""]
+        for grid in one.grids:
+            lines += [f"{grid.title}:", "", piped(grid.head, grid.rows, words=grid.words), ""]
+    return [f"**{TITLE}**", "", *lines] if lines else []
+
+
+def _describe(bundle: Bundle, guard: GuardRecord) -> Guarded:
+    fp32, int8 = guard.fp32, guard.int8
+    facts = {
+        "Dice, mean": f"{_change(fp32.mean, int8.mean)} (at most {guard.max_drop_points:g} may be lost)",
+        "Dice, 5th percentile": f"{_change(fp32.p05, int8.p05)} (at most {guard.max_p05_drop_points:g} may be lost)",
+        "measured": f"on {wording.plural(guard.cases, 'validation case')}, in {guard.engine} {guard.engine_version}",
+        "speed": "; ".join(_speed(ratio) for ratio in guard.speeds) or UNMEASURED,
+        "bound on speed": f"at least {guard.min_speedup:g} times as fast" if guard.speeds else "not applied",
+        "layers": _layers(guard),
+        "calibration": _calibration(bundle, guard),
+    }
+    if guard.qat_epochs:
+        epochs = wording.plural(guard.qat_epochs, "epoch")
+        facts["fine-tuning"] = f"{epochs} with 8-bit rounding in the training graph"
+    grids = (_steps(guard), _float_layers(guard), _sensitivity(guard))
+    return Guarded(
+        bundle.manifest.name, bundle.folder, tuple(facts.items()), tuple(g for g in grids if g.rows)
+    )
+
+
+def _change(before: float, after: float) -> str:
+    """0.9550 → 0.9547, −0.03 points."""
+    return f"{before:.4f} → {after:.4f}, {_points(before, after)} points"
+
+
+def _points(before: float, after: float) -> str:
+    return wording.signed(100 * (after - before), 2)
+
+
+def _speed(ratio: SpeedRatio) -> str:
+    """1.62 times as fast as FP32 (1.55–1.70 over 7 rounds) in openvino 2026.4.1, 2 threads."""
+    return (
+        f"{ratio.speedup:.2f} times as fast as {ratio.against.upper()} ({ratio.low:.2f}–{ratio.high:.2f} over "
+        f"{wording.plural(ratio.rounds, 'round')}) in {ratio.engine} {ratio.engine_version}, "
+        f"{wording.plural(ratio.threads, 'thread')}"
+    )
+
+
+def _layers(guard: GuardRecord) -> str:
+    floats = len(guard.float_layers)
+    if not floats:
+        return f"all {guard.layers} that can be are in INT8"
+    return f"{guard.layers - floats} of {guard.layers} are in INT8, {floats} stayed in float"
+
+
+def _calibration(bundle: Bundle, guard: GuardRecord) -> str:
+    cases = wording.plural(len(bundle.manifest.data.calibration_cases), "train case")
+    return f"{cases}, {guard.calibration_batch} at a time"
+
+
+def _steps(guard: GuardRecord) -> Grid:
+    def row(number: int, what: str, floats: int, dice: DiceScore, passed: bool) -> tuple[str, ...]:
+        drops = _points(guard.fp32.mean, dice.mean), _points(guard.fp32.p05, dice.p05)
+        kept = "kept" if passed else "too much"
+        return str(number), what, str(floats), f"{dice.mean:.4f}", drops[0], f"{dice.p05:.4f}", drops[1], kept
+
+    rows = [
+        row(i, step.what, step.float_layers, step.int8, step.passed)
+        for i, step in enumerate(guard.steps, start=1)
+    ]
+    head = ("step", "what", "in float", "Dice", "points", "5th percentile", "points", "verdict")
+    words = (False, True, False, False, False, False, False, True)
+    return Grid("What the guard tried", head, tuple(rows), words)
+
+
+def _float_layers(guard: GuardRecord) -> Grid:
+    rows = tuple((one.layer, one.why) for one in guard.float_layers)
+    return Grid("Layers that stayed in float", ("layer", "why"), rows, (True, True))
+
+
+def _sensitivity(guard: GuardRecord) -> Grid:
+    shown = guard.sensitivity[:SHOWN_LAYERS]
+    floats = {one.layer for one in guard.float_layers}
+    rows = tuple(
+        (
+            one.layer,
+            wording.signed(-one.drop_points, 2),
+            wording.signed(-one.p05_drop_points, 2),
+            wording.percent(one.error),
+            "float" if one.layer in floats else "INT8",
+        )
+        for one in shown
+    )
+    title = f"The most sensitive layers, each alone in INT8 ({len(shown)} of {len(guard.sensitivity)})"
+    head = ("layer", "Dice, points", "5th percentile, points", "logits' error", "ends in")
+    return Grid(title, head, rows, (True, False, False, False, True))

@@ -1,0 +1,257 @@
+"""Quantisation-aware fine-tuning: a student trains on, briefly, with the rounding of INT8 in its forward pass.
+
+What comes out is a plain FP32 student of the same design, whose weights tolerate INT8; it is calibrated and quantised
+like any other. The ranges learnt here are not exported: for every student that INT8 could use in the end, calibration
+found ranges as good, to 0.01 points of Dice (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from segcore.agreement import check_agreement
+from segcore.bundle import Bundle, Manifest
+from segcore.command import log
+from segcore.dataset import Dataset, open_dataset
+from segcore.errors import InputError
+from segcore.labelled_share import training_cases
+from segcore.soft_labels import SoftLabels, open_soft_labels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, fx, nn
+
+    from segcore.learn.augment import Sample
+    from segcore.learn.evaluate import Validator
+    from segcore.learn.loader import TrainingSet
+    from segcore.learn.loop import Epoch
+    from segcore.preprocess import InputSpec
+    from student.distill import DistillSettings
+    from student.network import Student
+
+LEARNING_RATE = 3e-4
+_RANGE_CASES, _RANGE_BATCH = 64, 8
+_FOLLOWED = 0.5
+"""Share of the steps in which ranges follow the activations; in the rest the weights settle on frozen ones."""
+_OF_THE_STUDENT = ("alpha", "temperature", "dice_weight", "flip", "batch_size", "labelled_share", "limit")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What quantisation-aware fine-tuning made, and the validation Dice on its way.
+
+    Attributes:
+        network: plain, FP32, in eval mode; batch norms folded into the convolutions.
+        levelled: whether its channels' ranges were levelled before training (`export.equalise`).
+        dice_float: of the source, without rounding.
+        dice_before: under fake quantisation, before training.
+        epochs: of the training; `dice_val` is under fake quantisation.
+        best_epoch: whose weights `network` has; 0 where no epoch was better than none.
+        seconds: of the training and its validation.
+    """
+
+    network: Student
+    levelled: bool
+    dice_float: float
+    dice_before: float
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    seconds: float
+
+    @property
+    def dice_after(self) -> float:
+        """Of `network`, under fake quantisation."""
+        return self.epochs[self.best_epoch - 1].dice_val if self.best_epoch else self.dice_before
+
+
+def finetune(
+    source: Bundle,
+    *,
+    data: str,
+    soft: Path | None = None,
+    epochs: int = 2,
+    seed: int = 0,
+    lr: float = LEARNING_RATE,
+    level: bool = True,
+    split_seed: int | None = None,
+) -> Finetuned:
+    """Trains the source's student under fake quantisation, on its own training split and with its own loss.
+
+    Without soft labels the teacher is the source itself, in FP32: it is what the 8-bit student should compute, it sees
+    every augmented picture, and it needs no files of a teacher that may be elsewhere.
+
+    Args:
+        source: a student in torch format.
+        data: as every `--data`; masks of its validation split choose the best epoch, its test split is not read.
+        soft: folder of soft labels that teacher.label wrote for this data.
+        epochs: passes over the training images, at least 1.
+        seed: of the order and the augmentation.
+        lr: highest learning rate.
+        level: start from the student with levelled channels where that has more Dice under fake quantisation.
+        split_seed: of the data's split; the training's by default.
+
+    Raises:
+        InputError: not such a bundle, or data or soft labels that do not fit it.
+    """
+    import torch
+
+    from export.fake_quantise import follow_ranges
+    from segcore.learn.augment import Augmentation
+    from segcore.learn.evaluate import Validator
+    from segcore.learn.loader import TrainingSet
+    from segcore.learn.loop import fit, open_accelerator
+    from student.distill import loss_function
+    from student.live_teacher import open_live_teacher
+    from student.network import load_student
+
+    manifest = source.manifest
+    original = load_student(source)
+    seed_of_split = source.manifest.data.split_seed if split_seed is None else split_seed
+    dataset = _open_data(data, source, seed_of_split)
+    labels = _open_labels(soft, dataset)
+    with TemporaryDirectory(prefix="sam2edge-qat-") as folder:
+        settings = _settings(manifest, data, Path(folder), epochs=epochs, seed=seed, lr=lr)
+        limit = settings.limit
+        cases = training_cases(
+            dataset, labelled_share=settings.labelled_share, seed=seed_of_split, limit=limit
+        )
+        held = dataset.split("val", limit=limit and max(1, limit // 3))
+        spec, classes = manifest.input, len(manifest.classes)
+        augment = Augmentation(spec.size_px, with_soft=labels is not None, flip=settings.flip)
+        pictures = TrainingSet(cases, spec, classes=classes, seed=seed, augment=augment, soft=labels)
+        validator = Validator(held, spec, manifest.output, classes, batch=settings.batch_size)
+        accelerator = open_accelerator(settings)
+        device = accelerator.device
+
+        dice_float = validator.dice(original.to(device))
+        starts = [_start(original, pictures, validator, levelled=way) for way in (False, True)[: 1 + level]]
+        start = max(starts, key=lambda one: one.dice)  # the first, where they are equal
+        graph = start.graph
+        before = {name: value.clone() for name, value in graph.state_dict().items()}
+        log(
+            f"fine-tuning for INT8: {len(cases)} training and {len(held)} validation images, "
+            f"{'soft labels' if labels else 'taught by its own FP32'}"
+            f"{', channels levelled' if start.levelled else ''}; "
+            f"val Dice {dice_float:.4f}, {start.dice:.4f} with rounding; {device}"
+        )
+        ask = None if labels else open_live_teacher(source, device)
+        learn = loss_function(settings, spec, ask, device)
+        step, steps = count(), epochs * max(1, len(cases) // settings.batch_size)
+
+        def loss(network: nn.Module, batch: Sample) -> Tensor:
+            follow_ranges(graph, next(step) < _FOLLOWED * steps)
+            return learn(network, batch)
+
+        started = time.perf_counter()
+        history = fit(
+            graph,
+            pictures,
+            loss_of=loss,
+            validate=validator.dice,
+            settings=settings,
+            folder=Path(folder),
+            accelerator=accelerator,
+        )
+        seconds = time.perf_counter() - started
+    best = max(history, key=lambda epoch: epoch.dice_val)
+    better = best.dice_val > start.dice
+    if not better:
+        graph.load_state_dict(before)
+        log(f"no epoch was better than none ({start.dice:.4f}): the weights stay as they were")
+    network = start.network.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    number = best.epoch if better else 0
+    return Finetuned(network.eval(), start.levelled, dice_float, start.dice, tuple(history), number, seconds)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where training may start: `graph` is `network` under fake quantisation, `dice` what it scores."""
+
+    network: Student
+    graph: fx.GraphModule
+    levelled: bool
+    dice: float
+
+
+def _start(original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool) -> _Start:
+    from export.equalise import equalise
+    from export.fake_quantise import fake_quantised, observe_ranges
+    from export.traced import fold_norms
+
+    device = next(original.parameters()).device
+    network = (equalise if levelled else fold_norms)(original)
+    graph = fake_quantised(network)
+    observe_ranges(graph, _plain_batches(pictures, validator.spec, device))
+    return _Start(network, graph, levelled, validator.dice(graph))
+
+
+def _open_data(data: str, source: Bundle, split_seed: int) -> Dataset:
+    trained_on = source.manifest.data
+    dataset = open_dataset(data, seed=split_seed)
+    check_agreement(
+        f"bundle {source.folder}",
+        classes=source.manifest.classes,
+        data_sha256=trained_on.sha256,
+        split_sha256=trained_on.split_sha256,
+        dataset=dataset,
+    )
+    if dataset.sha256 != trained_on.sha256:
+        tested = set(trained_on.test_images)
+        seen = [c.id for c in dataset.split("train") if tested and c.source.image_fingerprint() in tested]
+        if seen:
+            raise InputError(
+                f"--data {data}: must train on other images than the model is tested on, got {len(seen)} of them "
+                f"({seen[0]}); name data without the test images"
+            )
+    if not dataset.split("val"):
+        raise InputError(
+            f"--data {data}: must have validation cases to choose the best epoch with, has none; use data with more"
+        )
+    return dataset
+
+
+def _open_labels(soft: Path | None, dataset: Dataset) -> SoftLabels | None:
+    if soft is None:
+        return None
+    labels = open_soft_labels(soft)
+    check_agreement(
+        f"--soft {soft}",
+        classes=labels.record.classes,
+        data_sha256=labels.record.data_sha256,
+        split_sha256=labels.record.split_sha256,
+        dataset=dataset,
+    )
+    return labels
+
+
+def _settings(
+    manifest: Manifest, data: str, folder: Path, *, epochs: int, seed: int, lr: float
+) -> DistillSettings:
+    """The student's own loss, augmentation and share of masks; a short training from where it ended."""
+    from student.distill import DistillSettings
+
+    own = {name: manifest.settings[name] for name in _OF_THE_STUDENT if name in manifest.settings}
+    fixed = {"amp": "fp32", "warmup_epochs": 0.1, "weight_decay": 0.0}  # 8-bit steps are finer than bf16's
+    return DistillSettings.model_validate(
+        {**own, **fixed, "data": data, "out": folder, "epochs": epochs, "seed": seed, "lr": lr}
+    )
+
+
+def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
+    """Some training pictures as they are, normalised: what calibration sees too."""
+    import numpy as np
+    import torch
+
+    from segcore.learn.deploy import normaliser
+
+    normalised = normaliser(spec, device)
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _RANGE_CASES)).astype(int))
+    for start in range(0, len(chosen), _RANGE_BATCH):
+        batch = torch.from_numpy(pictures.images[chosen[start : start + _RANGE_BATCH]]).to(device)
+        yield normalised(batch.permute(0, 3, 1, 2).float() / 255)

@@ -1,0 +1,62 @@
+"""The speed gate: an INT8 that is not faster in the engine that will run it is not worth its error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+
+from runtime.engine import Engine
+from runtime.interleaved import Timed, time_interleaved
+from segcore.guard_record import SpeedRatio
+
+ROUNDS = 5
+
+
+def measure_speedup(
+    name: str,
+    open_model: Callable[[Path], Engine],
+    int8_path: Path,
+    fp32_path: Path,
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int,
+    rounds: int = ROUNDS,
+) -> SpeedRatio:
+    """Times both precisions in turns in one run, and compares their medians.
+
+    FP16 is not timed beside them: on a CPU those bundles hold 16-bit weights and compute in FP32.
+
+    Args:
+        name: of the engine.
+        open_model: opens a model file with it.
+        int8_path: one model file.
+        fp32_path: the other.
+        inputs: pictures, each 1×H×W×C uint8; a few are enough.
+        threads: that `open_model` gives the engine.
+        rounds: of the interleaving.
+    """
+    with ExitStack() as stack:
+        engines = [stack.enter_context(closing(open_model(path))) for path in (int8_path, fp32_path)]
+        int8, fp32 = time_interleaved([_timed(engine, inputs) for engine in engines], rounds=rounds)
+        version = engines[0].version
+    by_round = [
+        float(np.median(slow) / np.median(fast))
+        for fast, slow in zip(int8.engine_ms, fp32.engine_ms, strict=True)
+    ]
+    return SpeedRatio(
+        engine=name,
+        engine_version=version,
+        threads=threads,
+        against="fp32",
+        speedup=float(np.median(np.concatenate(fp32.engine_ms)) / np.median(np.concatenate(int8.engine_ms))),
+        low=min(by_round),
+        high=max(by_round),
+        rounds=rounds,
+    )
+
+
+def _timed(engine: Engine, inputs: Sequence[np.ndarray]) -> Timed:
+    return Timed(run=lambda i: engine.run(inputs[i % len(inputs)]))

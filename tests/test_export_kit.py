@@ -1,0 +1,357 @@
+"""The device kit: what it holds, what it refuses, and its script run from end to end in a fresh environment."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from export.kit import KitSettings, kit_engines, make_kit
+from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, resolve
+from export.kit_text import readme, trtexec_lines
+from export.kit_wheel import edge_modules, heavy_import, imports_at_top
+from runtime.device_report import read_report
+from segcore.bundle import Variant, open_bundle
+from segcore.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def kit(exported, tmp_path_factory) -> Path:
+    pytest.importorskip("setuptools")
+    out = tmp_path_factory.mktemp("kit") / "kit"
+    make_kit(KitSettings(bundle=exported("onnx", "fp32"), out=out))
+    return out
+
+
+# --- what it holds ---
+
+
+def test_a_kit_holds_the_bundle_the_wheel_and_the_script(kit, exported):
+    assert sorted(p.name for p in kit.iterdir() if p.suffix != ".whl") == [
+        "README.txt", "bundle", "requirements-onnxruntime.txt", "requirements-openvino.txt",
+        "requirements-tensorrt.txt", "run_on_device.sh",
+    ]  # fmt: skip
+    assert open_bundle(kit / "bundle").sha256 == open_bundle(exported("onnx", "fp32")).sha256
+    assert (kit / "run_on_device.sh").stat().st_mode & stat.S_IXUSR
+    filled = [(kit / name).read_text() for name in ("README.txt", "run_on_device.sh")]
+    assert not any(
+        f"@{name}@" in text for text in filled for name in ("ENGINE", "ENGINES", "NAME", "TRTEXEC", "TIME")
+    )
+
+
+def test_the_archive_holds_the_same_files_and_nobodys_name(kit):
+    with tarfile.open(kit.with_name("kit.tar")) as archive:
+        members = archive.getmembers()
+    files = {f"kit/{p.relative_to(kit)}" for p in kit.rglob("*") if p.is_file()}
+    assert {m.name for m in members if m.isfile()} == files
+    assert {(m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, "", "")}
+
+
+def test_the_wheel_holds_the_edge_part_only(kit):
+    (wheel,) = kit.glob("sam2edge_edge-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "runtime/device.py",
+        "runtime/trt/build.py",
+        "segcore/phantom/cxr.py",
+        "export/command.py",
+    } <= names
+    tops = {name.partition("/")[0] for name in names if not name.startswith("sam2edge_edge")}
+    assert tops == {"segcore", "runtime", "export"}
+    assert not any(name.startswith(("segcore/learn", "export/kit", "export/gate")) for name in names)
+
+
+def test_what_travels_imports_nothing_that_a_device_lacks():
+    modules = edge_modules()
+    assert {"export.__main__", "export.command", "runtime.device", "segcore.phantom.cxr"} <= set(modules)
+    assert [name for name in modules if heavy_import(name, modules)] == []
+    for name in modules:
+        assert not {i.partition(".")[0] for i in imports_at_top(modules[name])} & {"torch", "onnx", "nncf"}, (
+            name
+        )
+
+
+def test_a_heavy_import_is_found_through_other_modules(tmp_path):
+    texts = {
+        "a": "from a.b import f\n",
+        "a.b": "try:\n    import a.c\nexcept ImportError:\n    pass\nelse:\n    x = 1\n",
+        "a.c": "import numpy, torch.nn\n",
+        "a.light": "import json\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
+        "def f():\n    import onnx\n",
+        "b": "class C:\n    import nncf\n",
+        "c": "from d import thing\n",
+        "d": "thing = 1\n",
+    }  # fmt: skip
+    sources = {}
+    for name, text in texts.items():
+        sources[name] = tmp_path / f"{name}.py"
+        sources[name].write_text(text)
+    assert heavy_import("a", sources) == "a.b, which imports a.c, which imports torch.nn"
+    assert heavy_import("b", sources) == "nncf"
+    assert heavy_import("c", sources) == ""
+    # Importing a.light imports its package first.
+    assert heavy_import("a.light", sources).startswith("a, which imports")
+    assert heavy_import("a.light", {"a.light": sources["a.light"]}) == ""
+
+
+def test_requirements_are_those_of_pyproject():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert list(BASE) == project["dependencies"]
+    extras = project["optional-dependencies"]
+    assert list(OF_ENGINE["openvino"]) == extras["openvino"]
+    assert list(OF_ENGINE["onnxruntime"]) == extras["onnx"]
+    assert any(line.startswith("cuda-python") for line in extras["tensorrt"])
+
+
+def test_tensorrts_requirements_name_the_devices_cuda():
+    assert requirements("tensorrt", cuda="12.6") == [*BASE, "cuda-python==12.6.*"]
+    assert requirements("tensorrt") == list(BASE)
+    assert requirements("openvino", cuda="12.6")[-1].startswith("openvino")
+    assert {platform.python for platform in PLATFORMS} == {"3.10", "3.12"}
+
+
+def test_requirements_that_do_not_resolve(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(InputError) as error:
+        resolve(["numpy==0.0.1"], python="3.12")
+    assert str(error.value) == (
+        "requirements for Python 3.12 on aarch64: must resolve, do not (No matching distribution found for "
+        "numpy==0.0.1); reach a package index, or mend the list in export/kit_requirements.py"
+    )
+
+
+def test_cross_checks_with_trtexec(exported):
+    bundle = open_bundle(exported("onnx", "fp32"))
+    typed = Variant(file="typed.onnx", height_px=64, width_px=64, typing="fp16")
+    manifest = bundle.manifest.model_copy(
+        update={"precision": "int8", "format": "tensorrt-onnx", "variants": (typed,)}
+    )
+    older, newer = (line for line in trtexec_lines(manifest).splitlines() if "trtexec" in line)
+    assert " --onnx=bundle/model.onnx --int8 --fp16 " in older
+    assert " --onnx=bundle/typed.onnx --stronglyTyped " in newer
+    for line in (older, newer):
+        assert "--useCudaGraph --noDataTransfers" in line
+    page = readme(bundle.model_copy(update={"manifest": manifest}), ("tensorrt", "onnxruntime"))
+    assert page.splitlines()[1] == "=" * len(page.splitlines()[0])
+    assert "'cuda-python==12.6.*'" in page
+    assert "TensorRT on a Jetson was not" in page
+
+
+def test_a_kit_without_tensorrt_has_no_cross_checks(exported):
+    bundle = open_bundle(exported("onnx", "fp32"))
+    page = readme(bundle, ("openvino",))
+    assert "trtexec" not in page
+    assert "State of this kit" in page
+
+
+# --- what it refuses ---
+
+
+def error_of(bundle: Path, out: Path, **more: object) -> str:
+    with pytest.raises(InputError) as error:
+        make_kit(KitSettings.model_validate({"bundle": bundle, "out": out} | more))
+    return str(error.value)
+
+
+def test_a_torch_bundle_must_be_exported_first(torch_bundle, tmp_path):
+    assert error_of(torch_bundle, tmp_path / "kit") == (
+        f"bundle {torch_bundle}: must be exported first, got torch format; "
+        f"run python -m export --bundle {torch_bundle} --to openvino --precision fp32 --out OUT"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_of_a_kit(exported):
+    manifest = open_bundle(exported("onnx", "fp32")).manifest
+    assert kit_engines(manifest, name="b") == ("onnxruntime", "openvino", "tensorrt")
+    assert kit_engines(manifest.model_copy(update={"precision": "int8"}), name="b") == (
+        "onnxruntime",
+        "openvino",
+    )
+    of = {"openvino": ("openvino",), "tensorrt-onnx": ("tensorrt", "onnxruntime")}
+    for name, engines in of.items():
+        assert kit_engines(manifest.model_copy(update={"format": name}), name="b") == engines
+    with pytest.raises(InputError, match="runs only where it was built; give the tensorrt-onnx bundle"):
+        kit_engines(manifest.model_copy(update={"format": "tensorrt"}), name="b")
+
+
+def test_a_kit_or_archive_that_is_there_is_kept(exported, tmp_path):
+    bundle, out = exported("onnx", "fp32"), tmp_path / "kit"
+    (tmp_path / "kit.tar").write_text("mine")
+    assert error_of(bundle, out) == (
+        f"--out {out}: {tmp_path / 'kit.tar'} must not exist yet, it does; add --overwrite to replace it"
+    )
+    assert error_of(bundle, bundle / "kit").startswith(f"--out {bundle / 'kit'}: must be apart from --bundle")
+    assert [p.name for p in tmp_path.iterdir()] == ["kit.tar"]
+
+
+# --- the script ---
+
+
+def script(kit: Path, *words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    # No index: everything must be there already. No path of the checkout: only the wheel may bring our packages.
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"} | environment
+    environment.pop("PYTHONPATH", None)
+    command = ["sh", str(kit / "run_on_device.sh"), *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def refusal(kit: Path, *words: str, cwd: Path, **environment: str) -> str:
+    done = script(kit, *words, cwd=cwd, **environment)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert not (kit / "venv").exists()
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def fake_python(folder: Path, script_text: str) -> str:
+    python = folder / "fakepython"
+    python.write_text(f"#!/bin/sh\n{script_text}\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_the_script_refuses_in_one_line(kit, tmp_path):
+    assert refusal(kit, "--engine", "dla", cwd=tmp_path) == (
+        "error: --engine dla: must be one of onnxruntime, openvino, tensorrt, got dla"
+    )
+    assert (
+        refusal(kit, "--fast", cwd=tmp_path)
+        == "error: --fast: must be an option of this script, is not; see --help"
+    )
+    assert refusal(kit, "--out", cwd=tmp_path) == "error: --out: must be given a value, got none; see --help"
+    assert refusal(kit, "--python", "python9", cwd=tmp_path) == (
+        "error: --python python9: must be a Python, there is none of that name"
+    )
+    assert refusal(kit, "--offline-wheels", "none", cwd=tmp_path) == (
+        f"error: --offline-wheels {tmp_path}/none: must be a folder of wheels, is none"
+    )
+    (tmp_path / "device-report.json").touch()
+    assert refusal(kit, cwd=tmp_path) == (
+        f"error: --out {tmp_path}/device-report.json: must not exist yet, it does; move it away, or give another --out"
+    )
+
+
+def test_the_script_refuses_a_python_without_venv_or_too_old(kit, tmp_path):
+    bare = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; esac')
+    assert refusal(kit, "--python", bare, cwd=tmp_path) == (
+        "error: python3-venv: must be installed, is not; run: sudo apt install python3-venv"
+    )
+    old = fake_python(tmp_path, 'case "$*" in -V) echo Python 3.8.10;; *version_info*) exit 1;; esac')
+    assert refusal(kit, "--python", old, cwd=tmp_path) == (
+        f"error: --python {old}: must be Python 3.10 or newer, got Python 3.8.10"
+    )
+
+
+def test_the_script_refuses_a_device_without_tensorrt_or_cuda(kit, tmp_path):
+    nothing = fake_python(tmp_path, 'case "$2" in *find_spec*|*cuda/version*) exit 1;; esac')
+    assert refusal(kit, "--engine", "tensorrt", "--python", nothing, cwd=tmp_path) == (
+        f"error: tensorrt: must be installed for {nothing}, is not; "
+        "run: sudo apt install python3-libnvinfer (part of JetPack)"
+    )
+    no_cuda = fake_python(tmp_path, """case "$2" in *"'cuda'"*|*"'pycuda'"*) exit 1;; esac""")
+    assert refusal(
+        kit, "--engine", "tensorrt", "--python", no_cuda, cwd=tmp_path, CUDA_HOME=str(tmp_path / "none")
+    ) == (f"error: CUDA: must be found in {tmp_path}/none, is not; give its version, as in --cuda 12.6")
+
+
+@pytest.mark.parametrize("told_by", ["version.json", "the folder's name", "--cuda"])
+def test_the_script_asks_for_the_cuda_python_of_the_devices_cuda(kit, tmp_path, told_by):
+    # A Python that has TensorRT and no CUDA bindings, makes an environment of itself, and writes down its calls.
+    python = fake_python(
+        tmp_path,
+        f"""printf '%s\\n' "$*" >> {tmp_path}/calls
+case "$2" in
+    venv) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    *"'cuda'"* | *"'pycuda'"*) exit 1 ;;
+esac""",
+    )
+    words, home = [], tmp_path / "cuda"
+    if told_by == "version.json":
+        home.mkdir()
+        cuda = {
+            "cuda": {"name": "CUDA SDK", "version": "12.6.68"},
+            "cuda_nvcc": {"name": "x", "version": "9.9.9"},
+        }
+        (home / "version.json").write_text(json.dumps(cuda, indent=3))
+    elif told_by == "--cuda":
+        words = ["--cuda", "12.6"]
+    else:
+        (tmp_path / "cuda-12.6").mkdir()
+        home.symlink_to("cuda-12.6")
+    where = ["--venv", "v", "--offline-wheels", str(tmp_path)]
+    done = script(
+        kit, "--engine", "tensorrt", "--python", python, *where, *words, cwd=tmp_path, CUDA_HOME=str(home)
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    (installed,) = (call for call in calls if "requirements-tensorrt.txt" in call)
+    assert installed.endswith(" cuda-python==12.6.*")
+    assert f"--no-index --find-links {tmp_path}" in installed
+    assert calls[-1] == (
+        f"-m runtime.device --bundle bundle --engine tensorrt --out {tmp_path}/device-report.json"
+    )
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory) -> Path:
+    """A fresh environment that sees this interpreter's libraries, as one on a device sees JetPack's, and not our code."""
+    folder = tmp_path_factory.mktemp("venv") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "tests_interpreter.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return folder
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is for POSIX shells")
+def test_the_script_from_end_to_end(kit, venv, tmp_path):
+    kit = Path(shutil.copytree(kit, tmp_path / "a place" / "kit"))
+    (tmp_path / "runtime").mkdir()  # what would shadow ours, were the script not run from the kit
+    (tmp_path / "runtime/__init__.py").write_text("raise SystemExit('the wrong runtime')")
+    quick = ("--warm-up-s", "0", "--rounds", "1", "--burst-s", "0.01", "--threads", "1")
+    for engine in ("onnxruntime", "openvino"):
+        out = f"{engine}.json"
+        done = script(kit, "--engine", engine, "--venv", str(venv), "--out", out, "--", *quick, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        report = read_report(tmp_path / out)
+        assert report.engine == engine
+        assert report.verification.passed
+        assert "+" in report.sam2edge  # the wheel's version, which names the commit
+        assert json.loads(done.stdout.splitlines()[-1])["report"] == str(tmp_path / out)
+    found = subprocess.run(
+        [venv / "bin/python", "-c", "import runtime; print(runtime.__file__); import teacher"],
+        cwd=kit, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert found.stdout.startswith(str(venv))
+    assert "No module named 'teacher'" in found.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is for POSIX shells")
+def test_the_edge_wheels_export_runs_without_torch(kit, venv, tmp_path):
+    (wheel,) = kit.glob("*.whl")
+    code = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules.update(torch=None, onnx=None, nncf=None)\n"
+        "from export.command import ExportSettings, main\nfrom segcore.command import run_command\n"
+        "run_command(main, ExportSettings, 'python -m export')"
+    )
+    words = ["--bundle", str(kit / "bundle"), "--to", "tensorrt", "--out", str(tmp_path / "engine")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [venv / "bin/python", "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
