@@ -10,9 +10,12 @@ from benchmarks import wording
 from benchmarks.columns import P99_SAMPLES, Column, Table
 from benchmarks.record import Record
 from runtime.device_report import DeviceReport, Percentiles, read_report
+from runtime.device_speed import times_text
 from runtime.load import BUSY_SHARE
 from segcore.errors import InputError
 from segcore.guard_record import DiceScore
+
+UNMEASURED = "Speed against a higher precision: not measured"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class DeviceRow:
         dice: mean, and 5th percentile, over the guard's validation cases; None where the network is not measured
             here, or had no guard.
         masks: share of golden pixels that differ, and whether that is within the limits.
+        speed: times as fast as a higher precision on the same device, and whether that is enough.
     """
 
     model: str
@@ -40,6 +44,7 @@ class DeviceRow:
     power_mode: str
     dice: DiceScore | None
     masks: str
+    speed: str = "–"
     is_reference: bool = False
 
 
@@ -85,6 +90,7 @@ def _remarks(report: DeviceReport) -> list[str]:
         found.append(
             f"Its masks of the golden cases are not the bundle's ({failed}). Do not use this engine."
         )
+    found += _speed_remarks(report)
     if report.throttling:
         found.append(f"It held itself back while it was measured ({'; '.join(report.throttling)}).")
     if (report.other_load_share or 0.0) > BUSY_SHARE:
@@ -104,6 +110,30 @@ def _remarks(report: DeviceReport) -> list[str]:
             proven = "proven" if report.tensorrt.int8_proven else "not proven"
             found.append(f"INT8 is {proven}: {report.tensorrt.int8_why}.")
     return found
+
+
+def _speed_remarks(report: DeviceReport) -> list[str]:
+    """INT8 against FP16 or FP32 on that device; nothing where there is no higher precision."""
+    speed, precision = report.speed, report.bundle.precision
+    if speed is None:
+        return [] if precision == "fp32" else [f"{UNMEASURED}."]
+    text = (
+        f"{precision.upper()} is {times_text(speed.speedup)} times as fast as {speed.against.upper()} in the same "
+        f"engine ({times_text(speed.low)}–{times_text(speed.high)} over {wording.plural(speed.rounds, 'round')})"
+    )
+    verdict = {
+        True: f": PASS, at least {report.min_speedup:g} is asked for.",
+        False: f": FAIL, at least {report.min_speedup:g} is asked for. Use {speed.against.upper()} on this device.",
+        None: ".",
+    }
+    return [text + verdict[report.fast_enough]]
+
+
+def _speed(report: DeviceReport) -> str:
+    if report.speed is None:
+        return "–" if report.bundle.precision == "fp32" else "not measured"
+    verdict = {True: " PASS", False: " FAIL", None: ""}[report.fast_enough]
+    return f"{times_text(report.speed.speedup)}× {report.speed.against}{verdict}"
 
 
 def _clocks(report: DeviceReport) -> str:
@@ -161,6 +191,7 @@ def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[D
                 power_mode=(mode.name or str(mode.id)) if mode else "–",
                 dice=report.guard.int8 if known and report.guard else None,
                 masks=wording.percent(report.verification.mean_share) + verdict,
+                speed=_speed(report),
             )
         )
     return rows
@@ -194,6 +225,7 @@ _COLUMNS = (
     Column("throughput", "images/s", lambda r: _or_dash(r.throughput_images_s)),
     Column("memory", "peak MiB", lambda r: "–" if r.memory_mib is None else f"{r.memory_mib:.0f}"),
     Column("power mode", "", lambda r: r.power_mode, words=True),
+    Column("speed", "against a higher precision", lambda r: r.speed),
     Column("masks", "golden pixels that differ", lambda r: r.masks),
     Column("Dice", "the guard's cases", lambda r: "–" if r.dice is None else f"{r.dice.mean:.3f}"),
     Column("Dice p05", "the guard's cases", lambda r: "–" if r.dice is None else f"{r.dice.p05:.3f}"),

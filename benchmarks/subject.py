@@ -54,10 +54,11 @@ class Subject:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the model's files; the golden cases and the manifest are not needed to run it."""
+        """Bytes of the model's files; golden cases, manifest and files of other sizes are not needed to run it."""
         files = self.manifest.files
-        model = {name for name in files if Path(name).suffix in _MODEL_SUFFIXES} | {self.manifest.model_file}
-        return sum(files[name].bytes for name in model)
+        others = {Path(variant.file).stem for variant in self.manifest.variants}
+        model = {n for n in files if Path(n).suffix in _MODEL_SUFFIXES and Path(n).stem not in others}
+        return sum(files[name].bytes for name in model | {self.manifest.model_file})
 
 
 def open_subject(bundle: Bundle, engine: str, threads: int | None) -> Opened:

@@ -13,7 +13,7 @@ from runtime.parity import LIMITS, UNGATED, Limits, percent
 from segcore.bundle import Bundle, Manifest, open_bundle
 from segcore.command import Settings, print_result
 from segcore.errors import InputError, need
-from segcore.guard_record import GuardRecord
+from segcore.guard_record import GuardRecord, points_text
 from segcore.outfolder import out_folder
 
 _NEEDED = {
@@ -106,13 +106,13 @@ def print_guard(guard: GuardRecord) -> None:
     print(f"{'fp32':52}{guard.fp32.mean:8.4f}{guard.fp32.p05:9.4f}")
     for step in guard.steps:
         dice = f"{step.int8.mean:8.4f}{step.int8.p05:9.4f}"
-        print(f"{step.what:52.52}{dice}{step.drop_points:13.2f}{step.p05_drop_points:12.2f}")
+        lost = f"{points_text(step.drop_points):>13}{points_text(step.p05_drop_points):>12}"
+        print(f"{step.what:52.52}{dice}{lost}")
     for layer in guard.float_layers:
         print(f"in float: {layer.layer}: {layer.why}")
     for one in guard.sensitivity[:_SHOWN_LAYERS]:
-        print(
-            f"sensitivity: {one.layer:48.48}{one.drop_points:8.2f} points, logits off by {100 * one.error:.2f} %"
-        )
+        lost = points_text(one.drop_points)
+        print(f"sensitivity: {one.layer:44.44}{lost:>7} points, logits off by {100 * one.error:.2f} %")
     for speed in guard.speeds:
         spread = f"({speed.low:.2f} to {speed.high:.2f})"
         print(f"speed in {speed.engine}, {speed.threads} threads: {speed.speedup:.2f} times fp32 {spread}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.calibrated import Calibrated
 from export.judge import Judgement
-from segcore.guard_record import FloatLayer, GuardStep, LayerSensitivity
+from segcore.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
 
 MAX_FLOAT_SHARE = 0.5
 """Of the layers; past it the model is no longer an INT8 model, whatever its file is called."""
@@ -67,8 +67,8 @@ class Returned:
         return tuple(
             FloatLayer(
                 layer=name,
-                why=f"alone in INT8 it costs {by_name[name].drop_points:.2f} points of Dice "
-                f"({by_name[name].p05_drop_points:.2f} of the 5th percentile); "
+                why=f"alone in INT8 it costs {points_text(by_name[name].drop_points)} points of Dice "
+                f"({points_text(by_name[name].p05_drop_points)} of the 5th percentile); "
                 f"logits off by {100 * by_name[name].error:.1f} %",
             )
             for name in self.in_float
@@ -100,8 +100,8 @@ def try_layers(
     judged = judge(path)
     passed = bounds.allow(judged)
     log(
-        f"guard: {what}: Dice {judged.int8.mean:.4f}, {judged.drop_points:+.2f} points lost "
-        f"({judged.p05_drop_points:+.2f} of the 5th percentile): {'kept' if passed else 'too much'}"
+        f"guard: {what}: Dice {judged.int8.mean:.4f}, {points_text(judged.drop_points)} points lost "
+        f"({points_text(judged.p05_drop_points)} of the 5th percentile): {'kept' if passed else 'too much'}"
     )
     step = GuardStep(
         what=what,

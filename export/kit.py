@@ -7,7 +7,8 @@ import tarfile
 from pathlib import Path
 
 from runtime.apart import check_apart
-from runtime.device import BUILDS_FROM
+from runtime.device_engine import BUILDS_FROM
+from runtime.device_speed import check_baseline
 from runtime.engine import engines_for
 from segcore.bundle import MANIFEST, Bundle, Manifest, open_bundle
 from segcore.command import Settings, log, print_result, run_command
@@ -26,6 +27,9 @@ class KitSettings(Settings):
 
     bundle: Path
     """Folder of an exported bundle."""
+    baseline: Path | None = None
+    """Folder of the same network's export in a higher precision, for an engine of the bundle's. It goes into the kit,
+    and the device says how many times as fast the bundle is."""
     out: Path
     """Folder to write; OUT.tar holds the same."""
     overwrite: bool = False
@@ -35,11 +39,16 @@ class KitSettings(Settings):
 def main(settings: KitSettings) -> None:
     """Writes the kit, and prints its engines and one JSON line."""
     engines = make_kit(settings)
+    against = settings.baseline and open_bundle(settings.baseline).manifest.precision
     tar = tar_path(settings.out)
     print(f"kit                           {settings.out}, {tar.stat().st_size / 1e6:.1f} MB as {tar.name}")
     print(f"engines                       {', '.join(engines)}")
+    if against:
+        print(f"baseline                      {against}, timed in turns with the bundle")
     print(f"on the device                 tar xf {tar.name} && ./{settings.out.name}/{SCRIPT}")
-    print_result(kit=str(settings.out), tar=str(tar), engines=engines, tar_bytes=tar.stat().st_size)
+    print_result(
+        kit=str(settings.out), tar=str(tar), engines=engines, against=against, tar_bytes=tar.stat().st_size
+    )
 
 
 def make_kit(settings: KitSettings) -> tuple[str, ...]:
@@ -49,19 +58,28 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
         The engines that it can measure, its default first.
 
     Raises:
-        InputError: not an exported bundle, or OUT or OUT.tar is there already.
+        InputError: not an exported bundle, a baseline that it cannot be compared with, or OUT or OUT.tar is there
+            already.
     """
     bundle = open_bundle(settings.bundle)
     engines = kit_engines(bundle.manifest, name=str(settings.bundle))
     check_apart(settings.out, settings.bundle, "--bundle")
+    baseline = open_bundle(settings.baseline) if settings.baseline else None
+    compares: tuple[str, ...] = ()
+    if baseline:
+        compares = check_baseline(bundle, baseline)
+        check_apart(settings.out, baseline.folder, "--baseline")
+        engines = tuple(sorted(engines, key=lambda engine: engine not in compares))  # the default compares
     tar = tar_path(settings.out)
     if tar.exists() and not settings.overwrite:
         raise InputError(
             f"--out {settings.out}: {tar} must not exist yet, it does; add --overwrite to replace it"
         )
     made_from = {"command": "export.kit", "bundle": bundle.sha256}
+    if baseline:
+        made_from["baseline"] = baseline.sha256
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
-        _fill(folder, bundle, engines)
+        _fill(folder, bundle, baseline, engines, compares)
         # Written last inside the block: the folder gets its name only when its archive is whole.
         _pack(folder, tar, settings.out.name)
     return engines
@@ -91,24 +109,36 @@ def tar_path(out: Path) -> Path:
     return out.with_name(out.name + ".tar")
 
 
-def _fill(folder: Path, bundle: Bundle, engines: tuple[str, ...]) -> None:
+def _fill(
+    folder: Path,
+    bundle: Bundle,
+    baseline: Bundle | None,
+    engines: tuple[str, ...],
+    compares: tuple[str, ...],
+) -> None:
     from export.kit_requirements import requirements
     from export.kit_text import readme, run_script
     from export.kit_wheel import build_wheel
 
-    for name in (MANIFEST, *bundle.manifest.files):
-        target = folder / "bundle" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.path(name), target)
-    open_bundle(folder / "bundle")  # checks the copies' hashes
+    _copy(bundle, folder / "bundle")
+    if baseline:
+        _copy(baseline, folder / "baseline")
     log("building the wheel of the edge part")
     build_wheel(folder)
     for engine in engines:
         lines = "".join(f"{line}\n" for line in requirements(engine))
         (folder / f"requirements-{engine}.txt").write_text(lines)
-    (folder / "README.txt").write_text(readme(bundle, engines))
-    (folder / SCRIPT).write_text(run_script(engines))
+    (folder / "README.txt").write_text(readme(bundle, engines, baseline=baseline, compares=compares))
+    (folder / SCRIPT).write_text(run_script(engines, compares))
     (folder / SCRIPT).chmod(0o755)
+
+
+def _copy(bundle: Bundle, folder: Path) -> None:
+    for name in (MANIFEST, *bundle.manifest.files):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(name), target)
+    open_bundle(folder)  # checks the copies' hashes
 
 
 def _pack(folder: Path, tar: Path, name: str) -> None:

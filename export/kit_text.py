@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from export.kit_wheel import edge_version
+from runtime.device_report import MIN_SPEEDUP
 from segcore.bundle import Bundle, Manifest
 
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
@@ -17,12 +18,20 @@ _MEASURE = (
 _WEAK_FLAGS = {"int8": " --int8 --fp16", "fp16": " --fp16", "fp32": ""}
 
 
-def run_script(engines: tuple[str, ...]) -> str:
-    """run_on_device.sh; the first engine is its default."""
-    return _filled("run_on_device.sh", ENGINE=engines[0], ENGINES=", ".join(engines))
+def run_script(engines: tuple[str, ...], compares: tuple[str, ...] = ()) -> str:
+    """run_on_device.sh; the first engine is its default, and those in `compares` also time the kit's baseline."""
+    return _filled(
+        "run_on_device.sh", ENGINE=engines[0], ENGINES=", ".join(engines), COMPARES=" ".join(compares)
+    )
 
 
-def readme(bundle: Bundle, engines: tuple[str, ...]) -> str:
+def readme(
+    bundle: Bundle,
+    engines: tuple[str, ...],
+    *,
+    baseline: Bundle | None = None,
+    compares: tuple[str, ...] = (),
+) -> str:
     """README.txt."""
     manifest = bundle.manifest
     tensorrt = "tensorrt" in engines
@@ -35,6 +44,8 @@ def readme(bundle: Bundle, engines: tuple[str, ...]) -> str:
         CUDA_HINT=" and cuda-python==13.0.*" if engines[0] == "tensorrt" else "",
         TRTEXEC=trtexec_lines(manifest) if tensorrt else "",
         ONNX=manifest.model_file,
+        BASELINE_ENGINE="\n(The baseline's: device-report-baseline-engine/.)" if baseline else "",
+        SPEED=_speed(manifest, baseline.manifest, compares) if baseline else "",
         TIME=date.today().isoformat(),
         VERSION=edge_version(),
         SHA256=bundle.sha256,
@@ -44,6 +55,25 @@ def readme(bundle: Bundle, engines: tuple[str, ...]) -> str:
         text = text[:start] + text[end:]
     title, _, rest = text.partition("\n")
     return f"{title}\n{'=' * len(title)}\n{rest.partition(chr(10))[2]}"
+
+
+def _speed(manifest: Manifest, baseline: Manifest, compares: tuple[str, ...]) -> str:
+    """What the kit's baseline is for."""
+    low, high = manifest.precision, baseline.precision
+    who = " or ".join(compares)
+    text = (
+        f"\nSpeed against {high}\n{'-' * (14 + len(high))}\n\n"
+        f"baseline/ holds the same network in {high}. With {who} the script builds (TensorRT) and verifies it too,\n"
+        "and after the usual measurement times both in turns in one run, the engine alone. The report's speed says\n"
+        f"how many times as fast {low} is.\n"
+    )
+    if low == "int8":
+        least = manifest.guard.min_speedup if manifest.guard else MIN_SPEEDUP
+        text += (
+            f"Below {least:g} the script ends with exit status 3: on this device, in this power mode, int8\n"
+            f"is not worth its error, so use the {high} bundle. The report is written all the same; send it back.\n"
+        )
+    return text + "\n"
 
 
 def trtexec_lines(manifest: Manifest) -> str:

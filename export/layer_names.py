@@ -15,7 +15,7 @@ _PREFIX = "network."
 
 
 def name_layers(model: onnx.ModelProto) -> None:
-    """Renames, in place, operators with weights by their weights, and Adds and Concats by who reads them.
+    """Renames, in place, operators with weights by their weights, and Adds, Concats and Resizes by who reads them.
 
     `stem.0`, `encoder.blocks.0.attn.qkv`, `merge.1.0.add`. Other nodes keep the exporter's names. Equal networks give
     equal names.
@@ -52,7 +52,7 @@ def _module(graph: Graph, node: Node) -> str:
 
 def _joints(graph: Graph) -> Iterator[tuple[Node, str]]:
     modules = {node.name: name for node, name in _weighted(graph)}
-    for node in graph.of("Add", "Concat"):
+    for node in graph.of("Add", "Concat", "Resize"):
         if any(name in graph.fixed for name in node.inputs):
             continue
         reader: Node | None = node

@@ -15,7 +15,8 @@ usage: ./run_on_device.sh [options] [-- options of python -m runtime.device]
   --cuda X.Y            CUDA of this device (default: what CUDA_HOME, else /usr/local/cuda, says)
   --out FILE            report to write (default: device-report.json, in the current folder)
 
-exit status: 0 done; 2 something is missing, in one line; 3 the masks are not the bundle's
+exit status: 0 done; 2 something is missing, in one line; 3 the masks are not the bundle's, or int8 is not faster than
+the baseline
 TEXT
 }
 
@@ -123,4 +124,12 @@ pip_install --no-index --no-deps --force-reinstall "$here"/sam2edge_edge-*.whl
 # --- build, verify, measure; from the kit's folder, so that no other sam2edge is imported by accident ---
 
 cd "$here"
-exec "$venv/bin/python" -m runtime.device --bundle bundle --engine "$engine" --out "$out" "$@"
+baseline=''
+if [ -d baseline ]; then
+    case ' @COMPARES@ ' in
+        *" $engine "*) baseline=baseline ;;
+        *) printf 'note: %s does not compare with baseline/; the report will hold no speed against it\n' "$engine" >&2 ;;
+    esac
+fi
+exec "$venv/bin/python" -m runtime.device --bundle bundle ${baseline:+--baseline "$baseline"} --engine "$engine" \
+    --out "$out" "$@"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.engine import Engine
-from runtime.interleaved import Timed, time_interleaved
+from runtime.interleaved import Timed, speedups, time_interleaved
 from segcore.guard_record import SpeedRatio
 
 ROUNDS = 5
@@ -42,18 +42,15 @@ def measure_speedup(
         engines = [stack.enter_context(closing(open_model(path))) for path in (int8_path, fp32_path)]
         int8, fp32 = time_interleaved([_timed(engine, inputs) for engine in engines], rounds=rounds)
         version = engines[0].version
-    by_round = [
-        float(np.median(slow) / np.median(fast))
-        for fast, slow in zip(int8.engine_ms, fp32.engine_ms, strict=True)
-    ]
+    speedup, low, high = speedups(int8, fp32)
     return SpeedRatio(
         engine=name,
         engine_version=version,
         threads=threads,
         against="fp32",
-        speedup=float(np.median(np.concatenate(fp32.engine_ms)) / np.median(np.concatenate(int8.engine_ms))),
-        low=min(by_round),
-        high=max(by_round),
+        speedup=speedup,
+        low=low,
+        high=high,
         rounds=rounds,
     )
 

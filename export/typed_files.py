@@ -1,4 +1,4 @@
-"""TensorRT's files: each checked against its rules, and written again with 16-bit tensors for strongly typed networks."""
+"""TensorRT's files: each checked against its rules, and written again with 16-bit tensors for typed networks."""
 
 from __future__ import annotations
 
@@ -78,4 +78,6 @@ def _check_narrow(
         run_fp16_typed(narrow, pictures), run_fp16_typed(wide, pictures), output, [size] * len(inputs)
     )
     if failures := parity.failures(LIMITS[precision]):
-        raise GateError(f"16-bit tensors against 32-bit ones in onnxruntime: {'; '.join(failures)}")
+        raise GateError(
+            f"16-bit tensors against 32-bit ones in onnxruntime: {'; '.join(failures)}; use --precision fp32"
+        )

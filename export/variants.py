@@ -21,7 +21,7 @@ from segcore.bundle import Bundle, Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.golden import golden_inputs, save_golden
-from segcore.guard_record import GuardRecord
+from segcore.guard_record import GuardRecord, points_text
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec
 
@@ -117,7 +117,7 @@ def _write_size(
     judged = judge.judge(path)
     log(
         f"guard: size {spec.height_px}: FP32 {judge.fp32.mean:.4f}, INT8 {judged.int8.mean:.4f}, "
-        f"{judged.drop_points:+.2f} points lost ({judged.p05_drop_points:+.2f} of the 5th percentile)"
+        f"{points_text(judged.drop_points)} points lost ({points_text(judged.p05_drop_points)} of the 5th percentile)"
     )
     if not Bounds(settings.max_drop_points, settings.max_p05_drop_points, 0).allow(judged):
         raise GateError(

@@ -6,39 +6,40 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from runtime.device_engine import engine_folder, needs_building, runnable
 from runtime.device_facts import assemble
 from runtime.device_measure import measure
 from runtime.device_report import DeviceReport, Percentiles
+from runtime.device_speed import check_baseline, check_comparing, compare_speed, gate_speed, speed_text
 from runtime.device_tensorrt import inspect_engine
 from runtime.device_watch import Watch
-from runtime.engine import choose_engine
 from runtime.parity import percent
 from runtime.predictor import Predictor
 from runtime.verify import verify_bundle
-from segcore.bundle import MANIFEST, Bundle, open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.outfolder import write_text
-
-BUILDS_FROM = ("tensorrt-onnx", "onnx")
-"""Formats that a TensorRT engine is built from."""
 
 
 class DeviceSettings(Settings):
     """Builds the engine where that is TensorRT, verifies its masks, measures, and writes one report.
 
     Nothing about the device is set: choose its power mode and pin its clocks before, if you want to. Exit
-    status 3: the masks are not the bundle's; the report is still written, except where TensorRT's build ended so.
+    status 3: the masks are not the bundle's, or int8 is not faster than the baseline; the report is still written,
+    except where TensorRT's build of the bundle ended so.
     """
 
     bundle: Path
     """Folder of an exported bundle."""
+    baseline: Path | None = None
+    """Folder of the same network's export in a higher precision. Both are timed in turns in one run, and an int8 bundle
+    that is not faster ends with exit status 3."""
     engine: Literal["tensorrt", "openvino", "onnxruntime"]
     """The engine to measure."""
     out: Path
@@ -60,27 +61,24 @@ def main(settings: DeviceSettings) -> None:
 
     Raises:
         InputError: a bundle or an engine that cannot be used here.
-        GateError: the masks of the golden cases are not the bundle's.
+        GateError: the masks of the golden cases are not the bundle's, or INT8 is not faster than the baseline.
     """
     check_out(settings.out, overwrite=settings.overwrite)
-    report = measure_device(settings)
-    write_text(settings.out, report.model_dump_json(indent=2) + "\n")
+    baseline = _open_baseline(settings)
+    report, bundle = measure_device(settings)
+    _write(report, settings.out)  # whatever becomes of the baseline, this much is kept
     for name, value in _lines(report):
         print(f"{name:30}{value}")
-    print_result(
-        report=str(settings.out),
-        device=report.device,
-        engine=report.engine,
-        engine_version=report.engine_version,
-        latency_ms_p50=report.latency_ms.p50,
-        end_to_end_ms_p50=report.end_to_end_ms.p50,
-        passed=report.verification.passed,
-    )
+    if baseline and report.verification.passed:
+        report = _compared(report, bundle, baseline, settings)
+        _write(report, settings.out)
+    _print_result(report, settings.out)
     if not report.verification.passed:
         raise GateError(
             f"bundle {settings.bundle} with {report.engine} {report.engine_version}: "
             f"{'; '.join(report.verification.failures)}; the report {settings.out} says so too"
         )
+    gate_speed(report)
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -95,24 +93,16 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out {out}: must lie in a folder that is there, {out.parent} is not; make it")
 
 
-def engine_folder(out: Path) -> Path:
-    """Where the engine of a report is built: beside it. One of an earlier run is replaced, nothing else.
+def measure_device(settings: DeviceSettings) -> tuple[DeviceReport, Bundle]:
+    """Everything of `settings.bundle` between the settings and the report; its baseline is not touched.
 
-    Raises:
-        InputError: another folder has that name.
+    Returns:
+        The report, and the bundle that ran: TensorRT's is the one that was built.
     """
-    folder = out.with_name(out.stem + "-engine")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise InputError(f"--out {out}: {folder} must be free for the engine, is not; move it away")
-    return folder
-
-
-def measure_device(settings: DeviceSettings) -> DeviceReport:
-    """Everything between the settings and the report."""
     source = open_bundle(settings.bundle)
     watch = Watch()
     watch.look("start")
-    bundle, build_s = _runnable(source, settings)
+    bundle, build_s = runnable(source, settings.engine, settings.out)
     log(f"verifying {bundle.manifest.name} with {settings.engine}")
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     log(f"warming up {settings.warm_up_s:g} s, then {settings.rounds} rounds")
@@ -131,27 +121,81 @@ def measure_device(settings: DeviceSettings) -> DeviceReport:
     # Without folders, which may hold a user's name.
     command = f"python -m runtime.device --engine {settings.engine} --warm-up-s {settings.warm_up_s:g} "
     command += f"--rounds {settings.rounds} --burst-s {settings.burst_s:g}"
-    return assemble(
-        source, bundle, found, measured, inspected, watch, command=command, warm_up_s=settings.warm_up_s
+    report = assemble(
+        source,
+        bundle,
+        found,
+        measured,
+        inspected,
+        watch,
+        command=command,
+        warm_up_s=settings.warm_up_s,
+        no_speed=_no_speed(settings, found.failures),
     )
+    return report, bundle
 
 
-def _runnable(source: Bundle, settings: DeviceSettings) -> tuple[Bundle, float | None]:
-    """The bundle that the engine opens, and the seconds that building it took; None where nothing was built.
+def _no_speed(settings: DeviceSettings, failures: tuple[str, ...]) -> str:
+    """Why a report holds no speed against a baseline, should none be put into it."""
+    if settings.baseline is None:
+        return "no baseline was given"
+    return "the masks are not the bundle's" if failures else "the comparison with the baseline did not end"
+
+
+def _open_baseline(settings: DeviceSettings) -> Bundle | None:
+    """The baseline as it was brought, with all that can be refused before minutes are spent.
 
     Raises:
-        InputError: this engine cannot run the bundle, or TensorRT cannot build it here.
+        InputError: its time and the bundle's cannot be compared, or not with this engine.
     """
-    if settings.engine != "tensorrt" or source.manifest.format not in BUILDS_FROM:
-        choose_engine(source.manifest, settings.engine, name=str(source.folder))
-        return source, None
-    from runtime.trt.build import build_bundle
+    if settings.baseline is None:
+        return None
+    bundle, baseline = open_bundle(settings.bundle), open_bundle(settings.baseline)
+    check_comparing(settings.engine, check_baseline(bundle, baseline), baseline)
+    if needs_building(baseline, settings.engine):
+        engine_folder(settings.out, of="baseline")
+    return baseline
 
-    out = engine_folder(settings.out)
-    log(f"building TensorRT's engine into {out}; minutes on a small device")
-    begin = time.perf_counter()
-    build_bundle(source, out, overwrite=True, timing_cache=out.with_name(out.name + "-timings"))
-    return open_bundle(out), time.perf_counter() - begin
+
+def _compared(
+    report: DeviceReport, bundle: Bundle, baseline: Bundle, settings: DeviceSettings
+) -> DeviceReport:
+    """The report with the bundle's speed against the baseline."""
+    opened, _ = runnable(baseline, settings.engine, settings.out, of="baseline")
+    speed = compare_speed(
+        bundle,
+        opened,
+        engine=settings.engine,
+        threads=report.threads,
+        warm_up_s=settings.warm_up_s,
+        rounds=settings.rounds,
+        burst_s=settings.burst_s,
+    )
+    unread = {name: why for name, why in report.unread.items() if name != "speed"}
+    return report.model_copy(update={"speed": speed, "unread": unread})
+
+
+def _write(report: DeviceReport, out: Path) -> None:
+    write_text(out, report.model_dump_json(indent=2) + "\n")
+
+
+def _print_result(report: DeviceReport, out: Path) -> None:
+    """How fast against the baseline, and the JSON line."""
+    speed = report.speed
+    if speed:
+        print(f"{'speed':30}{speed_text(speed, report.bundle.precision)}")
+    print_result(
+        report=str(out),
+        device=report.device,
+        engine=report.engine,
+        engine_version=report.engine_version,
+        latency_ms_p50=report.latency_ms.p50,
+        end_to_end_ms_p50=report.end_to_end_ms.p50,
+        passed=report.verification.passed,
+        speedup=speed.speedup if speed else None,
+        against=speed.against if speed else None,
+        fast_enough=report.fast_enough,
+    )
 
 
 def _lines(report: DeviceReport) -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from runtime.device_report import BundleFacts, DeviceReport, VerificationFacts
 from runtime.device_sensors import read_board, read_power_mode
 from runtime.device_tensorrt import Inspected
 from runtime.device_watch import Watch, clocks_pinned, throttling, unread_sensors
-from runtime.process_memory import peak_memory_mib
 from runtime.verify import Verification
 from segcore import __version__
 from segcore.bundle import Bundle
@@ -29,6 +28,7 @@ def assemble(
     *,
     command: str,
     warm_up_s: float,
+    no_speed: str,
 ) -> DeviceReport:
     """Puts everything into the report, with the reason of whatever could not be read.
 
@@ -41,6 +41,7 @@ def assemble(
         watch: with all its snapshots.
         command: how the measurement was called, without folders.
         warm_up_s: seconds before the first timed call.
+        no_speed: why there is no comparison with a baseline so far.
     """
     board, mode = read_board(), read_power_mode()
     pinned = clocks_pinned(watch.snapshots[0])
@@ -59,6 +60,7 @@ def assemble(
         "device_memory_mib": (inspected, f"{found.engine} holds nothing on a GPU"),
         "guard": (source.manifest.guard, "the bundle holds no record of a guard"),
         "tensorrt": (inspected, f"{found.engine} ran"),
+        "speed": (None, no_speed),  # comes after the rest, if at all
     }
     unread = {name: why for name, (value, why) in reasons.items() if value is None}
     return DeviceReport(
@@ -91,7 +93,7 @@ def assemble(
         end_to_end_ms=measured.end_to_end_ms,
         throughput_images_s=measured.throughput_images_s,
         picture_px=(PICTURE_PX, PICTURE_PX),
-        process_peak_mib=peak_memory_mib(),
+        process_peak_mib=measured.process_peak_mib,
         device_memory_mib=inspected.device_memory_mib if inspected else None,
         other_load_share=measured.other_load_share,
         tensorrt=inspected.facts if inspected else None,

@@ -13,6 +13,7 @@ from runtime.device_watch import Watch
 from runtime.interleaved import Timed, time_interleaved
 from runtime.load import others_share, read_clock
 from runtime.predictor import Predictor
+from runtime.process_memory import peak_memory_mib
 from segcore.phantom import phantom_case
 from segcore.preprocess import InputSpec, prepare
 
@@ -29,6 +30,7 @@ class Measured:
     end_to_end_ms: Percentiles
     throughput_images_s: float
     other_load_share: float | None
+    process_peak_mib: float
 
 
 def measure(
@@ -45,7 +47,7 @@ def measure(
     """
     pictures = device_pictures(predictor.manifest.input)
     batches = [prepare(picture, predictor.manifest.input)[None].copy() for picture in pictures]
-    _warm_up(predictor, batches, warm_up_s)
+    warm_up(predictor, batches, warm_up_s)
     watch.look("warm")
     before = read_clock()
     ways = [
@@ -63,6 +65,7 @@ def measure(
         end_to_end_ms=percentiles(samples[0].end_to_end_ms),
         throughput_images_s=throughput,
         other_load_share=share,
+        process_peak_mib=peak_memory_mib(),  # before anything else is opened in this process
     )
 
 
@@ -75,7 +78,8 @@ def device_pictures(spec: InputSpec) -> list[np.ndarray]:
     return [(low + picture * ((high - low) / 255.0)).astype(spec.depth) for picture in pictures]
 
 
-def _warm_up(predictor: Predictor, batches: Sequence[np.ndarray], seconds: float) -> None:
+def warm_up(predictor: Predictor, batches: Sequence[np.ndarray], seconds: float) -> None:
+    """Calls the engine alone for so long, once at least."""
     end = time.perf_counter() + seconds
     predictor.run(batches[0])
     while time.perf_counter() < end:

@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.bundle import EngineTarget
 from segcore.errors import InputError
-from segcore.guard_record import GuardRecord
+from segcore.guard_record import GuardRecord, SpeedRatio
 
 SCHEMA_VERSION = 1
+MIN_SPEEDUP = 1.05
+"""What INT8 must reach over a higher precision where no guard's record says it; as in `python -m export`."""
 
 
 class _Part(BaseModel):
@@ -174,9 +176,12 @@ class DeviceReport(_Part):
         end_to_end_ms: from the decoded picture in memory to the mask at the picture's size.
         throughput_images_s: `Predictor.map` over many pictures, several under way at once.
         picture_px: height and width of the pictures that went end to end.
-        process_peak_mib: largest resident size of this process, Python and libraries included.
+        process_peak_mib: largest resident size of this process until this bundle was measured, Python and libraries
+            included.
         device_memory_mib: what the engine holds on the GPU.
         other_load_share: processor time that other programs took meanwhile, 0–1.
+        speed: against the same network in a higher precision, the engine alone, in turns in one run; None where no such
+            bundle was given.
         unread: field → why it is None.
     """
 
@@ -208,6 +213,7 @@ class DeviceReport(_Part):
     device_memory_mib: float | None = None
     other_load_share: float | None = None
     tensorrt: TensorRTFacts | None = None
+    speed: SpeedRatio | None = None
     snapshots: tuple[Snapshot, ...]
     unread: dict[str, str]
 
@@ -215,6 +221,18 @@ class DeviceReport(_Part):
     def device(self) -> str:
         """What tables call the device."""
         return self.board.model or self.host
+
+    @property
+    def min_speedup(self) -> float:
+        """How many times as fast as a higher precision INT8 must be."""
+        return self.guard.min_speedup if self.guard else MIN_SPEEDUP
+
+    @property
+    def fast_enough(self) -> bool | None:
+        """Whether INT8 is worth its error on this device; None for other precisions, and where it was not measured."""
+        if self.speed is None or self.bundle.precision != "int8":
+            return None
+        return self.speed.speedup >= self.min_speedup
 
 
 def read_report(path: Path) -> DeviceReport:

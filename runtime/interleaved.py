@@ -86,6 +86,19 @@ def _burst(call: Callable[[int], object], calls: int) -> tuple[float, ...]:
     return tuple(times)
 
 
+def speedups(fast: Samples, slow: Samples) -> tuple[float, float, float]:
+    """How many times as fast one model is as another of the same run, engine alone.
+
+    Returns:
+        The ratio of the medians over all calls, then the smallest and the largest ratio of one round's medians.
+    """
+    by_round = [
+        float(np.median(b) / np.median(a)) for a, b in zip(fast.engine_ms, slow.engine_ms, strict=True)
+    ]
+    whole = float(np.median(np.concatenate(slow.engine_ms)) / np.median(np.concatenate(fast.engine_ms)))
+    return whole, min(by_round), max(by_round)
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Keeps Python's garbage collector out of a burst."""

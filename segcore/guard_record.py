@@ -9,6 +9,11 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def points_text(points: float) -> str:
+    """Two decimals, and no minus before 0.00."""
+    return f"{round(points, 2) + 0.0:.2f}"
+
+
 class DiceScore(_Part):
     """Dice over the guard's validation cases, 0–1.
 

@@ -29,7 +29,7 @@ def neighbour(name: str) -> ModuleType:
 
 _reports, _device = neighbour("test_benchmarks_report"), neighbour("test_runtime_device")
 record, timed, make_report = _reports.record, _reports.timed, _reports.make_report
-device_report, guard_record = _device.device_report, _device.guard_record
+device_report, guard_record, ratio = _device.device_report, _device.guard_record, _device.ratio
 
 RECORDS = [record("big", **timed(100)), record(parent="1" * 64, **timed(4, faster=25.0))]
 
@@ -52,7 +52,7 @@ def test_a_devices_row_stands_beside_this_machines():
         "model": "small, INT8", "device": "Orin Nano", "engine": "onnxruntime 1.23.2, 6 threads", "precision": "int8",
         "engine ms p50": "1.25", "engine ms p90": "1.50", "engine ms p99": "2.50", "no copies ms p50": "–",
         "end to end ms p50": "3.75", "throughput images/s": "321", "memory peak MiB": "456",
-        "power mode": "MAXN_SUPER", "masks golden pixels that differ": "0.100 %", "Dice the guard's cases": "–",
+        "power mode": "MAXN_SUPER", "speed against a higher precision": "not measured", "masks golden pixels that differ": "0.100 %", "Dice the guard's cases": "–",
         "Dice p05 the guard's cases": "–",
     }  # fmt: skip
 
@@ -107,14 +107,47 @@ def test_remarks_say_what_a_reader_must_know():
     assert device_remarks([report]) == [
         "Orin Nano, tensorrt 10.3.0, small, INT8: measured 2026-01-02, JetPack 6.2 L4T 36.4.3; clocks pinned, 48 °C at "
         "the start and 63 °C at the end. Its masks of the golden cases are not the bundle's (20 % differ). Do not use "
-        "this engine. It held itself back while it was measured (oc2 rose by 2). Other programs took 40 % of its "
+        "this engine. Speed against a higher precision: not measured. It held itself back while it was measured (oc2 rose by 2). Other programs took 40 % of its "
         "processor time. TensorRT's layers: 9 INT8, 2 FP16; 2 only change a layout or type, which take 12.5 % of the "
         "time. The engine holds 31 MiB of the GPU's memory. INT8 is not proven: 8 layers compute in INT8, 9 were quantised; in float: stem."
     ]
     assert cells([report], 2)["masks golden pixels that differ"] == "20.0 % FAIL"
     assert device_remarks([device_report()]) == [
-        "Orin Nano, onnxruntime 1.23.2, small, INT8: measured 2026-01-02, JetPack 6.2 L4T 36.4.3; clocks not pinned."
+        "Orin Nano, onnxruntime 1.23.2, small, INT8: measured 2026-01-02, JetPack 6.2 L4T 36.4.3; clocks not pinned. "
+        "Speed against a higher precision: not measured."
     ]
+
+
+SPEED_CELL = "speed against a higher precision"
+
+
+def test_speed_against_a_higher_precision_and_the_verdict_on_it():
+    slow, fast = device_report(speed=ratio()), device_report(speed=ratio(1.625, against="fp32", rounds=1))
+    assert [cells([slow, fast], row)[SPEED_CELL] for row in (1, 2, 3)] == [
+        "–", "0.93× fp16 FAIL", "1.62× fp32 PASS",
+    ]  # fmt: skip
+    assert device_remarks([slow])[0].endswith(
+        "clocks not pinned. INT8 is 0.93 times as fast as FP16 in the same engine (0.81–1.06 over 10 rounds): FAIL, at "
+        "least 1.05 is asked for. Use FP16 on this device."
+    )
+    assert device_remarks([fast])[0].endswith(
+        "INT8 is 1.62 times as fast as FP32 in the same engine (1.50–1.75 over 1 round): PASS, at least 1.05 is asked for."
+    )
+
+
+def test_only_int8_has_to_be_faster_and_fp32_has_nothing_above_it():
+    def at(precision: str, **changes: object) -> DeviceReport:
+        bundle = device_report().bundle.model_copy(update={"precision": precision})
+        return device_report(bundle=bundle, **changes)
+
+    devices = [at("fp16", speed=ratio(1.5, against="fp32")), at("fp16"), at("fp32")]
+    assert [cells(devices, row)[SPEED_CELL] for row in (2, 3, 4)] == ["1.50× fp32", "not measured", "–"]
+    timed_fp16, untimed_fp16, fp32 = device_remarks(devices)
+    assert timed_fp16.endswith(
+        "FP16 is 1.50 times as fast as FP32 in the same engine (1.37–1.62 over 10 rounds)."
+    )
+    assert untimed_fp16.endswith("Speed against a higher precision: not measured.")
+    assert fp32.endswith("clocks not pinned.")
 
 
 def test_page_and_markdown_show_the_device_and_escape_it():
@@ -168,7 +201,7 @@ def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
     bundle, report = exported("onnx", "fp32"), tmp_path / "device-report.json"
     quick = {"warm_up_s": 0.0, "rounds": 1, "burst_s": 0.01, "threads": 1}
     settings = DeviceSettings(bundle=bundle, engine="onnxruntime", out=report, **quick)
-    write(report, measure_device(settings))
+    write(report, measure_device(settings)[0])
     main(
         BenchmarkSettings(
             bundle=(bundle,), data="phantom:cxr:12", out=tmp_path / "report", engine=("onnxruntime",), threads=(1,),

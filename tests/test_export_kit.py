@@ -155,6 +155,41 @@ def test_a_kit_without_tensorrt_has_no_cross_checks(exported):
     assert "State of this kit" in page
 
 
+@pytest.fixture(scope="module")
+def compared_kit(exported, tmp_path_factory) -> Path:
+    """An onnx bundle in int8 with an openvino baseline: openvino alone runs both."""
+    pytest.importorskip("setuptools")
+    out = tmp_path_factory.mktemp("compared") / "kit"
+    bundle, baseline = exported("onnx", "int8"), exported("openvino", "fp32")
+    assert kit_engines(open_bundle(bundle).manifest, name="b") == ("onnxruntime", "openvino")
+    settings = KitSettings(bundle=bundle, baseline=baseline, out=out)
+    assert make_kit(settings) == ("openvino", "onnxruntime")  # what compares is the default
+    return out
+
+
+def test_a_kit_with_a_baseline_holds_it_and_says_what_it_is_for(compared_kit, kit, exported):
+    assert open_bundle(compared_kit / "baseline").sha256 == open_bundle(exported("openvino", "fp32")).sha256
+    with tarfile.open(compared_kit.with_name("kit.tar")) as archive:
+        assert "kit/baseline/manifest.json" in archive.getnames()
+    page = (compared_kit / "README.txt").read_text()
+    assert "\n\n\nSpeed against fp32\n------------------\n\nbaseline/ holds the same network in fp32." in page
+    assert "With openvino the script" in page
+    assert "Below 0 the script ends with exit status 3" in page  # the fixture's guard asks for nothing
+    assert "device-report-baseline-engine/" in page
+    assert "baseline" not in (kit / "README.txt").read_text()
+    assert not (kit / "baseline").exists()
+    section = page.partition("Speed against fp32")[2].partition("State of this kit")[0]
+    assert max(map(len, section.splitlines())) < 121
+    assert "\n\n\n\n" not in page
+
+
+def test_the_bound_in_the_readme_is_the_guards_else_the_usual(exported):
+    fp32 = open_bundle(exported("onnx", "fp32"))
+    int8 = fp32.model_copy(update={"manifest": fp32.manifest.model_copy(update={"precision": "int8"})})
+    assert "Below 1.05 the script" in readme(int8, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
+    assert "Below" not in readme(fp32, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
+
+
 # --- what it refuses ---
 
 
@@ -170,6 +205,28 @@ def test_a_torch_bundle_must_be_exported_first(torch_bundle, tmp_path):
         f"run python -m export --bundle {torch_bundle} --to openvino --precision fp32 --out OUT"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_baseline_of_another_network_or_no_higher_precision(exported, tmp_path):
+    int8, out = exported("openvino", "int8"), tmp_path / "kit"
+    other = tmp_path / "other"
+    shutil.copytree(exported("openvino", "fp32"), other)
+    manifest = json.loads((other / "manifest.json").read_text()) | {"parent": "2" * 64}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    parent = open_bundle(int8).manifest.parent
+    assert error_of(int8, out, baseline=other) == (
+        f"--baseline {other}: must be of the same network as --bundle {int8} (made from {parent[:12]}), "
+        "was made from 222222222222; export both from one trained bundle"
+    )
+    assert error_of(exported("openvino", "fp32"), out, baseline=int8) == (
+        f"--baseline {int8}: must have a higher precision than fp32, got int8; "
+        "export one with --precision fp16 or fp32"
+    )
+    fp32 = exported("openvino", "fp32")
+    assert error_of(int8, fp32 / "kit", baseline=fp32) == (
+        f"--out {fp32 / 'kit'}: must be apart from --baseline {fp32}, is not; choose another folder"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
 
 
 def test_engines_of_a_kit(exported):
@@ -304,6 +361,24 @@ esac""",
     )
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_script_passes_the_baseline_to_an_engine_that_compares(compared_kit, tmp_path, engine):
+    python = fake_python(
+        tmp_path,
+        f"""printf '%s\\n' "$*" >> {tmp_path}/calls
+[ "$2" != venv ] || {{ mkdir -p "$4/bin" && cp "$0" "$4/bin/python"; }}""",
+    )
+    words = ["--engine", engine, "--python", python, "--venv", "v", "--out", "r.json"]
+    done = script(compared_kit, *words, "--", "--threads", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    passed = "--baseline baseline " if engine == "openvino" else ""
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == (
+        f"-m runtime.device --bundle bundle {passed}--engine {engine} --out {tmp_path}/r.json --threads 1"
+    )
+    note = "note: onnxruntime does not compare with baseline/; the report will hold no speed against it"
+    assert (note in done.stderr) is (engine == "onnxruntime")
+
+
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory) -> Path:
     """A fresh environment that sees this interpreter's libraries, as one on a device sees JetPack's, and not our code."""
@@ -336,6 +411,26 @@ def test_the_script_from_end_to_end(kit, venv, tmp_path):
     )  # fmt: skip
     assert found.stdout.startswith(str(venv))
     assert "No module named 'teacher'" in found.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is for POSIX shells")
+def test_the_script_compares_and_hands_on_exit_status_3(compared_kit, venv, tmp_path):
+    kit = Path(shutil.copytree(compared_kit, tmp_path / "kit"))
+    quick = ("--warm-up-s", "0", "--rounds", "1", "--burst-s", "0.01", "--threads", "1", "--overwrite")
+    words = ("--venv", str(venv), "--out", "r.json", "--", *quick)
+    done = script(kit, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = read_report(tmp_path / "r.json")
+    assert (report.engine, report.speed.against, report.fast_enough) == ("openvino", "fp32", True)
+
+    manifest = json.loads((kit / "bundle/manifest.json").read_text())
+    manifest["guard"]["min_speedup"] = 1000
+    (kit / "bundle/manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "r.json").unlink()
+    done = script(kit, *words, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "gate failed: int8: must be at least 1000 times as fast as fp32 on this device" in done.stderr
+    assert read_report(tmp_path / "r.json").fast_enough is False
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the script is for POSIX shells")

@@ -66,6 +66,16 @@ def test_a_bundle_holds_what_was_asked_for(several, to, precision, files):
         assert variant.golden in manifest.files
 
 
+@pytest.mark.parametrize("to", ["openvino", "tensorrt"])
+def test_the_size_in_a_report_is_that_of_one_model(several, to):
+    from benchmarks.subject import Subject
+
+    bundle = several(to, "int8")
+    model = ["model.xml", "model.bin"] if to == "openvino" else ["model.onnx"]
+    expected = sum(bundle.path(name).stat().st_size for name in model)
+    assert Subject("any", bundle, "any").size_bytes == expected
+
+
 @pytest.mark.parametrize(("to", "engine"), [("openvino", "openvino"), ("tensorrt", "onnxruntime")])
 def test_each_int8_file_computes_what_the_main_one_does(several, to, engine):
     bundle = several(to, "int8")

@@ -1,4 +1,4 @@
-"""Every command that the README and the results page tell a user to type is one that we take."""
+"""Every command that the README and the pages in docs tell a user to type is one that we take."""
 
 import importlib
 import re
@@ -21,7 +21,7 @@ MODULES = {
 
 def commands() -> list[str]:
     found = []
-    for page in ("README.md", "docs/results.md"):
+    for page in ("README.md", "docs/results.md", "docs/jetson.md"):
         for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.partition("#")[0].strip() for line in lines if line.startswith("python -m ")]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from runtime import device_sensors as sensors
-from runtime.device import DeviceSettings, engine_folder, main
+from runtime.device import DeviceSettings, main
+from runtime.device_engine import engine_folder
 from runtime.device_measure import device_pictures
 from runtime.device_report import (
     Board,
@@ -23,11 +24,15 @@ from runtime.device_report import (
     percentiles,
     read_report,
 )
+from runtime.device_speed import check_baseline, check_comparing, gate_speed, times_text
 from runtime.device_tensorrt import engine_facts
 from runtime.device_watch import Watch, clocks_pinned, throttling, unread_sensors
+from runtime.interleaved import Samples, speedups
+from segcore.bundle import Bundle, open_bundle, seal_bundle
+from segcore.command import run_command
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden, save_golden
-from segcore.guard_record import DiceScore, FloatLayer, GuardRecord
+from segcore.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
 from segcore.preprocess import InputSpec, prepare
 
 ORIN = {
@@ -309,6 +314,21 @@ def test_pictures_fill_the_window_of_the_models_depth(depth, window):
     assert prepared.max() > 150
 
 
+def resealed(source: Path, folder: Path, *, wrong_masks: bool = False, **changes: object) -> Path:
+    """A copy of a bundle with another manifest, or with golden masks that no engine computes."""
+    bundle = open_bundle(source)
+    folder.mkdir()
+    for name in bundle.manifest.files:
+        (folder / name).write_bytes(bundle.path(name).read_bytes())
+    if wrong_masks:
+        assert GOLDEN_FILE in bundle.manifest.files
+        inputs, logits = load_golden(folder)
+        save_golden(folder, inputs, -logits)
+    kept = {k: v for k, v in bundle.manifest if k not in ("files", "schema_version")}
+    seal_bundle(folder, **(kept | changes))
+    return folder
+
+
 def run(bundle: Path, out: Path, **more: object) -> DeviceReport:
     quick = {"engine": "onnxruntime", "warm_up_s": 0.0, "rounds": 2, "burst_s": 0.01, "threads": 1}
     main(DeviceSettings.model_validate({"bundle": bundle, "out": out} | quick | more))
@@ -325,6 +345,7 @@ def test_from_bundle_to_report(exported, tmp_path, capsys):
     assert report.end_to_end_ms.p50 > 0
     assert report.throughput_images_s > 0
     assert report.latency_no_copies_ms is None
+    assert report.unread["speed"] == "no baseline was given"
     assert report.unread["latency_no_copies_ms"] == "onnxruntime computes in the CPU's own memory"
     assert report.process_peak_mib > 20
     assert report.bundle.parent == json.loads((bundle / "manifest.json").read_text())["parent"]
@@ -342,18 +363,7 @@ def test_a_report_names_neither_user_nor_machine_nor_folder(exported, tmp_path):
 
 
 def test_wrong_masks_are_reported_and_fail(exported, tmp_path):
-    from segcore.bundle import open_bundle, seal_bundle
-
-    source = open_bundle(exported("onnx", "fp32"))
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    for name in source.manifest.files:
-        (bundle / name).write_bytes(source.path(name).read_bytes())
-    inputs, logits = load_golden(bundle)
-    save_golden(bundle, inputs, -logits)
-    kept = {k: v for k, v in source.manifest if k not in ("files", "schema_version")}
-    seal_bundle(bundle, **kept)
-    assert GOLDEN_FILE in source.manifest.files
+    bundle = resealed(exported("onnx", "fp32"), tmp_path / "bundle", wrong_masks=True)
     with pytest.raises(GateError, match="of pixels differ on average"):
         run(bundle, tmp_path / "report.json")
     assert not read_report(tmp_path / "report.json").verification.passed
@@ -388,6 +398,7 @@ def test_a_folder_of_the_user_is_never_taken_for_an_engine(tmp_path):
     assert str(error.value) == f"--out {out}: {folder} must be free for the engine, is not; move it away"
     (folder / "manifest.json").touch()
     assert engine_folder(out) == folder
+    assert engine_folder(out, of="baseline") == tmp_path / "r-baseline-engine"
 
 
 def test_an_engine_that_cannot_run_the_bundle(torch_bundle, exported, tmp_path):
@@ -411,6 +422,167 @@ def test_tensorrt_is_asked_to_build_and_says_what_is_missing(exported, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+# --- speed against a baseline ---
+
+
+def ratio(speedup: float = 0.9375, **changes: object) -> SpeedRatio:
+    fields: dict[str, object] = {
+        "engine": "tensorrt", "engine_version": "10.3.0", "threads": 6, "against": "fp16", "speedup": speedup,
+        "low": speedup - 0.125, "high": speedup + 0.125, "rounds": 10,
+    }  # fmt: skip
+    return SpeedRatio.model_validate(fields | changes)
+
+
+def test_speedups_are_of_medians_over_all_calls_and_by_round():
+    fast, slow = Samples(((1.0, 2.0, 9.0), (4.0,)), ()), Samples(((6.0,), (6.0, 8.0, 10.0)), ())
+    # Medians: fast 2 and 4 by round, 3 over all; slow 6 and 8, 7 over all.
+    assert speedups(fast, slow) == (7 / 3, 2.0, 3.0)
+
+
+def test_int8_that_is_not_faster_on_this_device_is_refused():
+    with pytest.raises(GateError) as error:
+        gate_speed(device_report(speed=ratio()))
+    assert str(error.value) == (
+        "int8: must be at least 1.05 times as fast as fp16 on this device, is 0.93 times (TensorRT 10.3.0); "
+        "use the fp16 bundle"
+    )
+    with pytest.raises(
+        GateError, match=r"at least 1\.05 times .* is 1\.04 times"
+    ):  # not rounded to the bound
+        gate_speed(device_report(speed=ratio(1.0499)))
+    gate_speed(device_report(speed=ratio(1.05)))
+    gate_speed(device_report())
+
+
+def test_times_are_rounded_down():
+    assert [times_text(x) for x in (1.0499, 1.05, 1.15, 0.999, 12.0)] == [
+        "1.04", "1.05", "1.15", "0.99", "12.00",
+    ]  # fmt: skip
+
+
+def test_the_guards_bound_goes_before_the_usual_one():
+    lenient, strict = guard_record(min_speedup=0.5), guard_record(min_speedup=2.0)
+    assert device_report(speed=ratio(0.9), guard=lenient).fast_enough is True
+    assert device_report(speed=ratio(1.9), guard=strict).fast_enough is False
+    assert device_report(guard=strict).fast_enough is None
+    fp16 = device_report().bundle.model_copy(update={"precision": "fp16"})
+    gate_speed(device_report(speed=ratio(0.9, against="fp32"), bundle=fp16))  # only int8 has to be faster
+
+
+def test_int8_against_fp32(exported, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    report = run(
+        exported("openvino", "int8"), out, engine="openvino", baseline=exported("openvino", "fp32"), rounds=3
+    )
+    speed = report.speed
+    assert speed is not None
+    assert (speed.engine, speed.engine_version, speed.threads) == ("openvino", report.engine_version, 1)
+    assert (speed.against, speed.rounds) == ("fp32", 3)
+    assert 0 < speed.low <= speed.high
+    assert "speed" not in report.unread
+    assert report.fast_enough is True  # the fixture's guard asks for nothing
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[-1].split(maxsplit=1) == [
+        "speed",
+        f"int8 is {times_text(speed.speedup)} times as fast as fp32 "
+        f"({times_text(speed.low)} to {times_text(speed.high)} over 3 rounds)",
+    ]
+    result = json.loads(last)
+    assert (result["speedup"], result["against"], result["fast_enough"]) == (speed.speedup, "fp32", True)
+
+
+def test_an_int8_that_is_not_faster_ends_with_exit_status_3(exported, tmp_path, capsys):
+    strict = open_bundle(exported("openvino", "int8")).manifest.guard.model_copy(update={"min_speedup": 1000})
+    bundle, out = resealed(exported("openvino", "int8"), tmp_path / "b", guard=strict), tmp_path / "r.json"
+    words = f"--bundle {bundle} --baseline {exported('openvino', 'fp32')} --engine openvino --out {out}"
+    words += " --threads 1 --warm-up-s 0 --rounds 1 --burst-s 0.01"
+    with pytest.raises(SystemExit) as end:
+        run_command(main, DeviceSettings, "x", words.split())
+    assert end.value.code == 3
+    report, printed = read_report(out), capsys.readouterr()
+    assert report.speed is not None
+    assert report.fast_enough is False
+    said = printed.err.splitlines()[-1]
+    assert said.startswith(
+        "gate failed: int8: must be at least 1000 times as fast as fp32 on this device, is "
+    )
+    assert said.endswith(f" times (OpenVINO {report.engine_version}); use the fp32 bundle")
+    assert json.loads(printed.out.splitlines()[-1])["fast_enough"] is False
+
+
+def test_a_baseline_with_wrong_masks_is_not_timed(exported, tmp_path):
+    wrong = resealed(exported("openvino", "fp32"), tmp_path / "wrong", wrong_masks=True)
+    out = tmp_path / "r.json"
+    with pytest.raises(GateError) as error:
+        run(exported("openvino", "int8"), out, engine="openvino", baseline=wrong)
+    assert str(error.value).startswith(f"--baseline {wrong} with openvino ")
+    assert str(error.value).endswith("; its speed was not compared")
+    report = read_report(out)  # of the bundle itself, which was measured before
+    assert report.verification.passed
+    assert (report.speed, report.unread["speed"]) == (None, "the comparison with the baseline did not end")
+
+
+def test_a_bundle_with_wrong_masks_is_not_compared(exported, tmp_path):
+    wrong = resealed(exported("openvino", "int8"), tmp_path / "wrong", wrong_masks=True)
+    out = tmp_path / "r.json"
+    with pytest.raises(GateError, match=f"^bundle {wrong} with openvino"):
+        run(wrong, out, engine="openvino", baseline=exported("openvino", "fp32"))
+    assert read_report(out).unread["speed"] == "the masks are not the bundle's"
+
+
+def test_baselines_that_cannot_be_compared(torch_bundle, exported, tmp_path):
+    int8, fp32, out = exported("openvino", "int8"), exported("openvino", "fp32"), tmp_path / "r.json"
+    parent = open_bundle(int8).manifest.parent
+
+    def error(baseline: Path, bundle: Path = int8, engine: str = "openvino") -> str:
+        message = error_of(bundle, out, engine=engine, baseline=baseline)
+        assert not out.exists()
+        return message
+
+    other = resealed(fp32, tmp_path / "other", parent="2" * 64)
+    assert error(other) == (
+        f"--baseline {other}: must be of the same network as --bundle {int8} (made from {parent[:12]}), "
+        "was made from 222222222222; export both from one trained bundle"
+    )
+    assert error(int8) == (
+        f"--baseline {int8}: must have a higher precision than int8, got int8; "
+        "export one with --precision fp16 or fp32"
+    )
+    assert error(int8, bundle=fp32).startswith(f"--baseline {int8}: must have a higher precision than fp32")
+    spec = open_bundle(fp32).manifest.input.model_copy(update={"height_px": 32})
+    small = resealed(fp32, tmp_path / "small", input=spec)
+    assert error(small) == (
+        f"--baseline {small}: must take pictures of 64×64 px as --bundle {int8} does, got 32×64; "
+        "export both at one size"
+    )
+    assert error(torch_bundle).startswith(f"bundle {torch_bundle}: must be exported first, got torch format")
+    onnx = exported("onnx", "fp32")
+    assert error(onnx, engine="onnxruntime") == (
+        f"--engine onnxruntime: must be openvino to be compared with --baseline {onnx}, got onnxruntime; "
+        "leave --baseline out, or use --engine openvino"
+    )
+
+
+def test_tensorrts_files_are_compared_in_tensorrt_alone(exported):
+    fp32 = open_bundle(exported("onnx", "fp32"))
+
+    def like(**changes: object) -> Bundle:
+        return fp32.model_copy(update={"manifest": fp32.manifest.model_copy(update=changes)})
+
+    int8 = like(format="tensorrt-onnx", precision="int8")
+    for form in ("tensorrt-onnx", "onnx"):
+        assert check_baseline(int8, like(format=form, precision="fp16")) == ("tensorrt",)
+    with pytest.raises(InputError, match="--engine onnxruntime: must be tensorrt to be compared"):
+        check_comparing("onnxruntime", ("tensorrt",), fp32)
+    with pytest.raises(InputError, match=r"of a format that tensorrt runs, as --bundle .*, got openvino"):
+        check_baseline(int8, like(format="openvino"))
+    with pytest.raises(InputError, match="is a built one; give the tensorrt-onnx bundles of both"):
+        check_baseline(int8, like(format="tensorrt"))
+    # Quantised for CPUs: TensorRT, which could run the other, must not.
+    assert check_baseline(like(precision="int8"), fp32) == ("openvino", "onnxruntime")
+    assert "tensorrt" in check_baseline(like(precision="fp16"), fp32)
+
+
 # --- reading a report ---
 
 
@@ -420,6 +592,10 @@ def test_a_report_is_read_as_it_was_written(tmp_path):
     path.write_text(report.model_dump_json())
     assert read_report(path) == report
     assert report.device == "Orin Nano"
+    older = json.loads(report.model_dump_json())
+    del older["speed"]  # of before there was a baseline
+    path.write_text(json.dumps(older))
+    assert read_report(path) == report
     nameless = report.board.model_copy(update={"model": None})
     assert report.model_copy(update={"board": nameless}).device == report.host
 

@@ -1,0 +1,190 @@
+"""A bundle against its baseline, the same network in a higher precision, in one engine on this device.
+
+An INT8 that is not faster is not worth its error, and only the device that runs it can tell.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from runtime.device_engine import BUILDS_FROM
+from runtime.device_measure import PICTURES, device_pictures, warm_up
+from runtime.device_report import DeviceReport
+from runtime.engine import ENGINES, engines_for
+from runtime.interleaved import Timed, speedups, time_interleaved
+from runtime.predictor import Predictor
+from runtime.verify import verify_bundle
+from segcore.bundle import Bundle, Manifest
+from segcore.command import log
+from segcore.errors import GateError, InputError
+from segcore.guard_record import SpeedRatio
+from segcore.preprocess import prepare
+
+_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
+_CALLED = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
+
+
+def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
+    """Refuses a pair whose times cannot be compared.
+
+    Returns:
+        The engines that can compare them, one at least.
+
+    Raises:
+        InputError: a torch bundle, a built engine, another network, no higher precision, another input size, or no
+            engine in common.
+    """
+    ours, theirs = bundle.manifest, baseline.manifest
+    name = f"--baseline {baseline.folder}"
+    engines_for(ours, name=str(bundle.folder))
+    engines_for(theirs, name=str(baseline.folder))
+    for folder, manifest in ((bundle.folder, ours), (baseline.folder, theirs)):
+        if manifest.format == "tensorrt":  # its parent is the bundle that it was built from, not the network
+            raise InputError(
+                f"{name}: must be compared as a bundle that an engine is built from, {folder} is a built one; "
+                "give the tensorrt-onnx bundles of both"
+            )
+    if ours.parent is None or theirs.parent != ours.parent:
+        raise InputError(
+            f"{name}: must be of the same network as --bundle {bundle.folder} (made from {_short(ours.parent)}), "
+            f"was made from {_short(theirs.parent)}; export both from one trained bundle"
+        )
+    if _RANK[theirs.precision] <= _RANK[ours.precision]:
+        raise InputError(
+            f"{name}: must have a higher precision than {ours.precision}, got {theirs.precision}; "
+            "export one with --precision fp16 or fp32"
+        )
+    if theirs.input.size_px != ours.input.size_px:
+        raise InputError(
+            f"{name}: must take pictures of {_size(ours)} px as --bundle {bundle.folder} does, got {_size(theirs)}; "
+            "export both at one size"
+        )
+    engines = tuple(e for e in ENGINES if e in _timed_in(ours) and e in _timed_in(theirs))
+    if not engines:
+        raise InputError(
+            f"{name}: must be of a format that {' or '.join(_timed_in(ours)) or 'no engine'} runs, as --bundle "
+            f"{bundle.folder}, got {theirs.format}; export it to the format of --bundle"
+        )
+    return engines
+
+
+def check_comparing(engine: str, engines: tuple[str, ...], baseline: Bundle) -> None:
+    """Refuses an engine that cannot compare the two.
+
+    Raises:
+        InputError: it is none of what `check_baseline` gave.
+    """
+    if engine not in engines:
+        raise InputError(
+            f"--engine {engine}: must be {' or '.join(engines)} to be compared with --baseline {baseline.folder}, "
+            f"got {engine}; leave --baseline out, or use --engine {engines[0]}"
+        )
+
+
+def _timed_in(manifest: Manifest) -> tuple[str, ...]:
+    """The engines in which a bundle's time means something; a tensorrt-onnx bundle runs elsewhere for its numbers."""
+    if manifest.format == "tensorrt-onnx":
+        return ("tensorrt",)
+    # An onnx bundle in int8 was quantised for CPUs; TensorRT would read its 8-bit numbers wrongly.
+    builds = manifest.format in BUILDS_FROM and manifest.precision != "int8"
+    return (*engines_for(manifest), *(("tensorrt",) if builds else ()))
+
+
+def compare_speed(
+    bundle: Bundle,
+    baseline: Bundle,
+    *,
+    engine: str,
+    threads: int,
+    warm_up_s: float,
+    rounds: int,
+    burst_s: float,
+) -> SpeedRatio:
+    """Verifies the baseline, then times both in turns in one run, the engine alone.
+
+    Args:
+        bundle: verified, as the engine opens it.
+        baseline: as the engine opens it.
+        engine: for both.
+        threads: CPU threads, for both.
+        warm_up_s: seconds of calls before the first timed one, half of them for each.
+        rounds: of the interleaving.
+        burst_s: seconds a burst.
+
+    Raises:
+        GateError: the baseline's masks are not those of its golden cases.
+    """
+    log(f"verifying {baseline.manifest.name} with {engine}")
+    found = verify_bundle(baseline, engine=engine, threads=threads)
+    if found.failures:
+        raise GateError(
+            f"--baseline {baseline.folder} with {found.engine} {found.engine_version}: {'; '.join(found.failures)}; "
+            "its speed was not compared"
+        )
+    spec = bundle.manifest.input
+    batches = [prepare(picture, spec)[None].copy() for picture in device_pictures(spec)]
+    log(f"timing {bundle.manifest.precision} and {baseline.manifest.precision} in turns, {rounds} rounds")
+    with (
+        Predictor.open(bundle, engine=engine, threads=threads, size_px=spec.size_px) as ours,
+        Predictor.open(baseline, engine=engine, threads=threads, size_px=spec.size_px) as theirs,
+    ):
+        for predictor in (ours, theirs):
+            warm_up(predictor, batches, warm_up_s / 2)
+        fast, slow = time_interleaved(
+            [_timed(predictor, batches) for predictor in (ours, theirs)], rounds=rounds, burst_s=burst_s
+        )
+        version = ours.engine_version
+    speedup, low, high = speedups(fast, slow)
+    return SpeedRatio(
+        engine=engine,
+        engine_version=version,
+        threads=threads,
+        against=baseline.manifest.precision,
+        speedup=speedup,
+        low=low,
+        high=high,
+        rounds=rounds,
+    )
+
+
+def _timed(predictor: Predictor, batches: list[np.ndarray]) -> Timed:
+    return Timed(run=lambda i: predictor.run(batches[i % PICTURES]))
+
+
+def gate_speed(report: DeviceReport) -> None:
+    """The verdict on INT8; nothing where the report holds none.
+
+    Raises:
+        GateError: it is not fast enough on this device.
+    """
+    speed = report.speed
+    if speed is None or report.fast_enough is not False:
+        return
+    raise GateError(
+        f"int8: must be at least {report.min_speedup:g} times as fast as {speed.against} on this device, is "
+        f"{times_text(speed.speedup)} times ({_CALLED[speed.engine]} {speed.engine_version}); "
+        f"use the {speed.against} bundle"
+    )
+
+
+def times_text(ratio: float) -> str:
+    """Two decimals, rounded down: what is below a bound must not read like it."""
+    return f"{math.floor(round(100 * ratio, 6)) / 100:.2f}"
+
+
+def speed_text(speed: SpeedRatio, precision: str) -> str:
+    """int8 is 1.62 times as fast as fp16 (1.55 to 1.70 over 10 rounds)."""
+    return (
+        f"{precision} is {times_text(speed.speedup)} times as fast as {speed.against} "
+        f"({times_text(speed.low)} to {times_text(speed.high)} over {speed.rounds} rounds)"
+    )
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "nothing that is known"
+
+
+def _size(manifest: Manifest) -> str:
+    return "×".join(map(str, manifest.input.size_px))
