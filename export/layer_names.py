@@ -53,7 +53,7 @@ def _module(graph: Graph, node: Node) -> str:
 def _joints(graph: Graph) -> Iterator[tuple[Node, str]]:
     modules = {node.name: name for node, name in _weighted(graph)}
     for node in graph.of("Add", "Concat", "Resize"):
-        if any(name in graph.fixed for name in node.inputs):
+        if node.op != "Resize" and any(name in graph.fixed for name in node.inputs):
             continue
         reader: Node | None = node
         while reader is not None and reader.name not in modules:

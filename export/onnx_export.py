@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from export.fold import fold_constants
 from export.layer_names import name_layers
 from export.opset import to_opset_17
 from export.quiet import quiet
@@ -57,6 +58,7 @@ def write_onnx(
     model = onnx.load(path, load_external_data=False)
     model.ir_version = min(model.ir_version, MAX_IR)
     to_opset_17(model)
+    fold_constants(model)
     name_layers(model)
     _strip_notes(model)
     check_onnx(model, input_spec, output_spec, batch=batch)

@@ -60,3 +60,27 @@ def test_fp16_halves_the_weights_and_nothing_else(exported):
     assert min(np.prod(t.dims) for t in sixteen) >= 256
     inputs = {name for node in model.graph.node if node.op_type != "Cast" for name in node.input}
     assert not inputs & {t.name for t in sixteen}  # every operator still computes in 32 bits
+
+
+def test_what_no_picture_has_a_part_in_is_computed_at_export():
+    from onnx import helper, numpy_helper
+
+    from export.fold import fold_constants
+
+    constants = {"a": [1.0, 2.0], "b": [10.0, 20.0], "unread": [0.0]}
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Mul", ["sum", "a"], ["product"]),
+        helper.make_node("Add", ["picture", "product"], ["logits"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("picture", "logits")
+    ]
+    tensors = [numpy_helper.from_array(np.array(v, np.float32), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "test", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    fold_constants(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.output[0] for node in model.graph.node] == ["logits"]
+    (folded,) = model.graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(folded), [11.0, 44.0])
