@@ -108,7 +108,11 @@ def write_guarded(
         log(f"guard: ranking {len(kept.calibrated.layers)} layers, each alone in INT8")
         sensitivity = rank_layers(kept.calibrated, judge.judge, scratch / path.name)
     speeds: tuple[SpeedRatio, ...] = ()
+    nodes: tuple[str, ...] = ()
     if to == "tensorrt-onnx":
+        from export.qdq import int8_nodes
+
+        nodes = int8_nodes(path)
         log("guard: speed: unmeasured; TensorRT runs on the device, where export.kit measures it")
     else:
         speeds = _speeds(settings, to=to, int8_path=path, fp32_path=fp32_path, judge=judge)
@@ -124,6 +128,7 @@ def write_guarded(
         steps=tuple(steps),
         layers=len(kept.calibrated.layers),
         float_layers=kept.returned.float_layers() if kept.returned else (),
+        int8_nodes=nodes,
         sensitivity=sensitivity,
         speeds=speeds,
         qat_epochs=kept.candidate.qat_epochs,
@@ -205,6 +210,7 @@ def _tuned(settings: ExportSettings, source: Bundle) -> Iterator[Candidate]:
         seed=0,
         split_seed=settings.split_seed,
     )
+    log(f"guard: Dice under fake quantisation {tuned.dice_before:.4f} before, {tuned.dice_after:.4f} after")
     yield Candidate(f", {epochs} epochs fine-tuned", _deployed(tuned.network, source.manifest.input), epochs)
 
 

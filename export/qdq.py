@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from export.qdq_placement import Placement, place
 from export.qdq_ranges import activation_ranges
-from export.rules.graph import Graph, view_graph
+from export.rules.graph import DEQUANTIZE, WEIGHTED, Graph, view_graph
 from export.transposed import rewrite_transposed
 from segcore.case import Case
 from segcore.preprocess import InputSpec, prepare
@@ -87,6 +87,17 @@ def calibrate_qdq(fp32: Path, cases: Sequence[Case], spec: InputSpec) -> QdqMode
     pictures = (prepare(case.image(), spec, name=f"case {case.id}")[None] for case in cases)
     ranges = activation_ranges(model, _tensors(graph, placement, layers), pictures)
     return QdqModel(layers, model, graph, ranges)
+
+
+def int8_nodes(path: Path) -> tuple[str, ...]:
+    """Names of the convolutions and matrix products of a Q/DQ graph whose data and weights are both in INT8."""
+    graph = view_graph(onnx.load(path, load_external_data=False))
+
+    def dequantised(name: str) -> bool:
+        maker = graph.producer(name)
+        return maker is not None and maker.op == DEQUANTIZE
+
+    return tuple(node.name for node in graph.of(*WEIGHTED) if all(map(dequantised, node.inputs[:2])))
 
 
 def _tensors(graph: Graph, placement: Placement, layers: Sequence[str]) -> list[str]:

@@ -78,14 +78,16 @@ def engine_facts(
     layers = read_layers(inspected)
     summary = summarise(layers, times_ms)
     proven, why = None, f"{precision} was asked for"
-    if precision == "int8" and guard is None:
-        proven, why = _by_count(summary)
-    elif precision == "int8" and guard is not None:
+    if precision == "int8" and guard is not None and guard.int8_nodes:
         proof = prove_int8(layers, guard)
         proven = proof.proven
-        why = f"{proof.found} layers compute in INT8, {proof.expected} were quantised"
+        why = f"{proof.found} of {proof.expected} quantised convolutions and matrix products compute in INT8"
         if proof.missing:
             why += f"; in float: {', '.join(proof.missing)}"
+        if proof.unseen:
+            why += f"; not named in the engine: {', '.join(proof.unseen)}"
+    elif precision == "int8":
+        proven, why = _by_count(summary)
     return TensorRTFacts(
         build_s=build_s,
         layers_by_precision=summary.by_precision,
@@ -97,7 +99,7 @@ def engine_facts(
 
 
 def _by_count(summary: EngineSummary) -> tuple[bool, str]:
-    """Without a guard's record nothing says which layers may be in float: INT8 is proven if all are in INT8."""
+    """Without a list of the quantised nodes nothing says what may be in float: INT8 is proven if all are in INT8."""
     why = f"{summary.weighted_int8} of {summary.weighted} convolutions compute in INT8"
     if summary.not_int8:
         why += f"; in float, and no guard's record says that they may be: {', '.join(summary.not_int8)}"

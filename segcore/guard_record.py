@@ -97,6 +97,8 @@ class GuardRecord(_Part):
         cases: validation cases behind every Dice here.
         layers: quantisable layers of the graph.
         float_layers: those that stayed in float, and why.
+        int8_nodes: of TensorRT's graph, the convolutions and matrix products in INT8, by their nodes' names: the
+            device looks for each in the engine that it built. Empty for other targets.
         sensitivity: of each layer, the most sensitive first; empty where nothing had to be returned to float.
         speeds: empty means that speed was not measured: the engine that will run it is on another device.
         qat_epochs: of quantisation-aware fine-tuning before the last steps; 0 for none.
@@ -114,6 +116,7 @@ class GuardRecord(_Part):
     steps: tuple[GuardStep, ...]
     layers: int
     float_layers: tuple[FloatLayer, ...] = ()
+    int8_nodes: tuple[str, ...] = ()
     sensitivity: tuple[LayerSensitivity, ...] = ()
     speeds: tuple[SpeedRatio, ...] = ()
     qat_epochs: int = 0

@@ -109,12 +109,20 @@ def test_tensorrt_graphs_keep_the_rules_of_their_versions(several):
         assert len(pairs) > 20
 
 
+def onnx_nodes(bundle):
+    onnx = pytest.importorskip("onnx")
+    return onnx.load(bundle.model_path, load_external_data=False).graph.node
+
+
 def test_a_tensorrt_bundle_says_that_its_speed_is_unmeasured(several, capsys):
     from export.command import print_guard
 
     guard = several("tensorrt", "int8").manifest.guard
     assert guard.speeds == ()
     assert guard.engine == "onnxruntime"
+    # What the device looks for in its engine: convolutions alone, where the layers are also sums and joints.
+    assert 0 < len(guard.int8_nodes) < guard.layers
+    assert set(guard.int8_nodes) < {node.name for node in onnx_nodes(several("tensorrt", "int8"))}
     print_guard(guard)
     assert "speed: unmeasured; it is measured on the device (python -m export.kit)" in capsys.readouterr().out
 

@@ -32,7 +32,7 @@ from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import run_command
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden, save_golden
-from segcore.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
+from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.preprocess import InputSpec, prepare
 
 ORIN = {
@@ -264,18 +264,22 @@ def test_int8_is_proven_where_every_layer_that_the_guard_quantised_is_int8():
     stem = layer("stem", given="FP32", weights="FP32")
     found = facts(
         layer("a"), layer("r", "Reformat"), stem, a=3.0, r=1.0,
-        guard=guard_record(layers=2, float_layers=(FloatLayer(layer="stem", why="few channels"),)),
+        guard=guard_record(int8_nodes=("a",)),
     )  # fmt: skip
     assert found.int8_proven is True
-    assert found.int8_why == "1 layers compute in INT8, 1 were quantised"
+    assert found.int8_why == "1 of 1 quantised convolutions and matrix products compute in INT8"
     assert (found.reformats, found.reformat_share) == (1, 0.25)
     assert found.layers_by_precision == {"INT8": 2, "FP32": 1}
 
 
 def test_int8_is_not_proven_where_a_quantised_layer_computes_in_float():
-    found = facts(layer("a"), layer("stem", given="FP32", weights="FP32"), guard=guard_record())
+    stem = layer("stem", given="FP32", weights="FP32")
+    found = facts(layer("a"), stem, guard=guard_record(int8_nodes=("a", "stem", "gone")))
     assert found.int8_proven is False
-    assert "in float: stem" in found.int8_why
+    assert found.int8_why == (
+        "1 of 3 quantised convolutions and matrix products compute in INT8; in float: stem; "
+        "not named in the engine: gone"
+    )
 
 
 def test_without_a_guards_record_all_layers_must_be_int8():

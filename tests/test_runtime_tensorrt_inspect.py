@@ -6,7 +6,7 @@ import pytest
 
 from runtime.trt.layers import prove_int8, read_layers, summarise
 from segcore.errors import InputError
-from segcore.guard_record import DiceScore, FloatLayer, GuardRecord
+from segcore.guard_record import DiceScore, GuardRecord
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 FP16 = "Channel major FP16 format where channel % 8 == 0"
@@ -43,7 +43,7 @@ def engine(tensor, int8, half, *, head="Half") -> str:
     return json.dumps({"Layers": layers, **names}).replace("\\u001e", "\x1e")  # TensorRT does not escape it
 
 
-def guard(layers: int, *in_float: str) -> GuardRecord:
+def guard(*int8_nodes: str) -> GuardRecord:
     score = DiceScore(mean=0.9, p05=0.8)
     return GuardRecord(
         engine="onnxruntime",
@@ -55,8 +55,8 @@ def guard(layers: int, *in_float: str) -> GuardRecord:
         fp32=score,
         int8=score,
         steps=(),
-        layers=layers,
-        float_layers=tuple(FloatLayer(layer=name, why="sensitive") for name in in_float),
+        layers=8,
+        int8_nodes=int8_nodes,
     )
 
 
@@ -84,14 +84,16 @@ def test_reformats_share_of_the_time():
 
 
 @pytest.mark.parametrize(("tensor", "int8", "half"), FORMATS)
-def test_int8_is_proven_where_only_the_guards_layers_are_in_float(tensor, int8, half):
+def test_int8_is_proven_where_every_quantised_node_is(tensor, int8, half):
     layers = read_layers(engine(tensor, int8, half))
-    proof = prove_int8(layers, guard(5, "/head/Conv"))
-    assert (proof.proven, proof.expected, proof.found, proof.missing) == (True, 4, 4, ())
-    unexpected = prove_int8(layers, guard(5))
-    assert (unexpected.proven, unexpected.missing) == (False, ("/head/Conv",))
-    fewer = prove_int8(layers, guard(6, "/head/Conv"))  # one layer went missing from the engine
-    assert (fewer.proven, fewer.expected, fewer.found) == (False, 5, 4)
+    nodes = ("/stem/Conv", "/res/Conv", "/a/Conv", "/b/Conv")
+    proof = prove_int8(layers, guard(*nodes))
+    assert (proof.proven, proof.expected, proof.found, proof.missing, proof.unseen) == (True, 4, 4, (), ())
+    head = prove_int8(layers, guard(*nodes, "/head/Conv"))
+    assert (head.proven, head.expected, head.found, head.missing) == (False, 5, 4, ("/head/Conv",))
+    gone = prove_int8(layers, guard(*nodes, "/c/Conv"))  # the engine names it nowhere
+    assert (gone.proven, gone.found, gone.missing, gone.unseen) == (False, 4, (), ("/c/Conv",))
+    assert not prove_int8(layers, guard()).proven
 
 
 def test_int8_weights_alone_do_not_count():

@@ -102,16 +102,18 @@ class Int8Proof:
     """Whether an engine computes in INT8 what the guard quantised.
 
     Attributes:
-        proven: every layer that was to be INT8 is.
-        expected: how many the guard left in INT8.
-        found: how many of the graph's weighted nodes are in INT8 layers.
-        missing: layers of the engine that should be INT8 and are not.
+        proven: every node that was to be INT8 is found in the engine, in a layer that is.
+        expected: nodes that were to be INT8.
+        found: how many of them are.
+        missing: layers of the engine that hold such a node and are not in INT8.
+        unseen: nodes that no layer of the engine names.
     """
 
     proven: bool
     expected: int
     found: int
     missing: tuple[str, ...]
+    unseen: tuple[str, ...]
 
 
 def read_layers(text: str) -> tuple[EngineLayer, ...]:
@@ -157,21 +159,25 @@ def summarise(layers: Collection[EngineLayer], times_ms: Mapping[str, float] | N
 
 
 def prove_int8(layers: Collection[EngineLayer], guard: GuardRecord) -> Int8Proof:
-    """Compares the engine with the guard's record.
+    """Looks in the engine for each convolution and matrix product that the guard's graph has in INT8.
 
-    A layer of the engine may hold several convolutions side by side ("a || b"); they count one each. Layers that the
-    guard left in float may be in float here.
+    TensorRT fuses nodes into layers and names them all; what else the graph leaves in float may be in float here.
 
     Args:
         layers: of the engine.
-        guard: from the bundle's manifest.
+        guard: from the bundle's manifest, with `int8_nodes`.
     """
-    in_float = {layer.layer for layer in guard.float_layers}
-    expected = guard.layers - len(in_float)
-    weighted = [layer for layer in layers if layer.is_weighted]
-    missing = tuple(layer.name for layer in weighted if not layer.is_int8 and not in_float & _names(layer))
-    found = sum(layer.name.count("||") + 1 for layer in weighted if layer.is_int8)
-    return Int8Proof(not missing and found >= expected, expected, found, missing)
+    wanted = set(guard.int8_nodes)
+    found: set[str] = set()
+    missing = []
+    for layer in layers:
+        held = wanted & _names(layer)
+        if layer.is_weighted and held:
+            found |= held if layer.is_int8 else set()
+            missing += [] if layer.is_int8 else [layer.name]
+    unseen = wanted.difference(*(_names(layer) for layer in layers))
+    proven = bool(wanted) and found == wanted
+    return Int8Proof(proven, len(wanted), len(found), tuple(missing), tuple(sorted(unseen)))
 
 
 def _names(layer: EngineLayer) -> set[str]:
