@@ -2,7 +2,7 @@
 
 What comes out is a plain FP32 student of the same design, whose weights tolerate INT8; it is calibrated and quantised
 like any other. The ranges learnt here are not exported: for every student that INT8 could use in the end, calibration
-found ranges as good, to 0.01 points of Dice (docs/results.md).
+found ranges as good, to 0.01 points of Dice (docs/int8.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Students whose FP32 function is that of the student they are made from, and which INT8 breaks. For tests and docs.
 
-`python tests/fragile_student.py --bundle B --out O …` writes one as a torch bundle; docs/results.md has the commands.
+`python tests/fragile_student.py --bundle B --out O …` writes one as a torch bundle; docs/int8.md has the commands.
 
 * `make_fragile`: some channels are written `factor` times as large and read `factor` times as small. Their activations
   take all of the 8-bit range; a layer's other channels round to nothing, and so do the weights that read them.
