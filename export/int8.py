@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from export.data import ExportData
 from export.guard import Bounds, Returned, Trial, rank_layers, return_layers, try_layers
 from export.judge import Judge
-from export.model_file import MODEL_FILES, calibrate, write_model
+from export.model_file import calibrate, write_float
 from export.speed import measure_speedup
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from segcore.bundle import Bundle
@@ -22,7 +22,6 @@ from segcore.command import log
 from segcore.errors import GateError
 from segcore.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,11 +39,13 @@ class Candidate:
     Attributes:
         what: was done to it, for the record; "" for the source as it is.
         graph: in eval mode.
+        onnx_path: the same as an ONNX file, in FP32.
         qat_epochs: of quantisation-aware fine-tuning behind it.
     """
 
     what: str
     graph: DeployGraph
+    onnx_path: Path
     qat_epochs: int = 0
 
 
@@ -87,9 +88,8 @@ def write_guarded(
     """
     engine = next(name for name in OPENED_BY[to] if installed(name))
     open_model = partial(open_engine, engine, precision="int8", threads=available_threads())
-    fp32_path = scratch / f"fp32{Path(MODEL_FILES[to]).suffix}"
     manifest = source.manifest
-    write_model(graph, manifest.input, manifest.output, fp32_path, to=to, precision="fp32")
+    onnx_path, fp32_path = write_float(graph, manifest.input, manifest.output, scratch, to=to)
     judge = Judge(data.guard, manifest, fp32_path, open_model)
     fp32 = judge.fp32
     log(
@@ -97,8 +97,8 @@ def write_guarded(
     )
     steps: list[GuardStep] = []
     kept = None
-    for candidates in _rounds(settings, source, graph):
-        kept = _try_round(settings, source, data, judge, candidates, path, scratch, steps, to=to)
+    for candidates in _rounds(settings, source, Candidate("", graph, onnx_path), scratch):
+        kept = _try_round(settings, source, data, judge, candidates, path, steps, to=to)
         if kept:
             break
     if kept is None:
@@ -143,7 +143,6 @@ def _try_round(
     judge: Judge,
     candidates: Iterator[Candidate],
     path: Path,
-    scratch: Path,
     steps: list[GuardStep],
     *,
     to: str,
@@ -152,7 +151,14 @@ def _try_round(
     bounds = Bounds(settings.max_drop_points, settings.max_p05_drop_points, settings.max_steps)
     tried: list[Kept] = []
     for candidate in candidates:
-        calibrated = _calibrate(source, candidate.graph, data, scratch, to=to)
+        log(f"calibrating int8 on {len(data.calibration)} train cases")
+        calibrated = calibrate(
+            candidate.onnx_path,
+            to=to,
+            cases=data.calibration,
+            spec=source.manifest.input,
+            transformer=source.manifest.kind == "teacher",
+        )
         what = f"every layer in INT8{candidate.what}"
         trial = try_layers(calibrated, judge.judge, bounds, path, what=what, log=log)
         steps.append(trial.step)
@@ -169,35 +175,28 @@ def _try_round(
     return Kept(best.candidate, best.calibrated, returned.trial, returned)
 
 
-def _calibrate(source: Bundle, graph: DeployGraph, data: ExportData, scratch: Path, *, to: str) -> Calibrated:
-    spec, output = source.manifest.input, source.manifest.output
-    onnx_path = scratch / "candidate.onnx"
-    write_model(graph, spec, output, onnx_path, to="tensorrt-onnx", precision="fp32")
-    log(f"calibrating int8 on {len(data.calibration)} train cases")
-    transformer = source.manifest.kind == "teacher"
-    return calibrate(onnx_path, to=to, cases=data.calibration, spec=spec, transformer=transformer)
-
-
-def _rounds(settings: ExportSettings, source: Bundle, graph: DeployGraph) -> Iterator[Iterator[Candidate]]:
+def _rounds(
+    settings: ExportSettings, source: Bundle, plain: Candidate, scratch: Path
+) -> Iterator[Iterator[Candidate]]:
     """First what costs no training, then what does, if that was asked for."""
-    yield _untrained(source, graph)
+    yield _untrained(source, plain, scratch)
     if settings.qat:
-        yield _tuned(settings, source)
+        yield _tuned(settings, source, scratch)
 
 
-def _untrained(source: Bundle, graph: DeployGraph) -> Iterator[Candidate]:
+def _untrained(source: Bundle, plain: Candidate, scratch: Path) -> Iterator[Candidate]:
     """The network as it is; and a student with its channels levelled, which helps or harms: the guard will see."""
-    yield Candidate("", graph)
+    yield plain
     if source.manifest.kind == "teacher":
         return
     from export.equalise import equalise
     from student.network import load_student
 
     log("guard: levelling the channels' ranges")
-    yield Candidate(", channels levelled", _deployed(equalise(load_student(source)), source.manifest.input))
+    yield _candidate(", channels levelled", equalise(load_student(source)), source, scratch)
 
 
-def _tuned(settings: ExportSettings, source: Bundle) -> Iterator[Candidate]:
+def _tuned(settings: ExportSettings, source: Bundle, scratch: Path) -> Iterator[Candidate]:
     from export.qat import finetune
 
     epochs = settings.qat_epochs
@@ -211,13 +210,17 @@ def _tuned(settings: ExportSettings, source: Bundle) -> Iterator[Candidate]:
         split_seed=settings.split_seed,
     )
     log(f"guard: Dice under fake quantisation {tuned.dice_before:.4f} before, {tuned.dice_after:.4f} after")
-    yield Candidate(f", {epochs} epochs fine-tuned", _deployed(tuned.network, source.manifest.input), epochs)
+    yield _candidate(f", {epochs} epochs fine-tuned", tuned.network, source, scratch, qat_epochs=epochs)
 
 
-def _deployed(network: nn.Module, spec: InputSpec) -> DeployGraph:
+def _candidate(
+    what: str, network: nn.Module, source: Bundle, scratch: Path, *, qat_epochs: int = 0
+) -> Candidate:
+    spec, output = source.manifest.input, source.manifest.output
     graph = DeployGraph(network, spec)
     graph.eval()
-    return graph
+    onnx_path, _ = write_float(graph, spec, output, scratch, to="onnx", name="candidate")
+    return Candidate(what, graph, onnx_path, qat_epochs)
 
 
 def _speeds(

@@ -59,6 +59,32 @@ def write_model(
             halve_weights(onnx_path, spec, output, batch=batch)
 
 
+def write_float(
+    graph: DeployGraph, spec: InputSpec, output: OutputSpec, folder: Path, *, to: str, name: str = "fp32"
+) -> tuple[Path, Path]:
+    """Writes the graph in FP32 once, for a quantiser and for an engine.
+
+    Args:
+        graph: in eval mode.
+        spec: its input.
+        output: its output.
+        folder: where the files go.
+        to: a key of `MODEL_FILES`.
+        name: stem of the files.
+
+    Returns:
+        The ONNX file, and the file that the target's engine opens; one file where that is ONNX.
+    """
+    onnx_path = folder / f"{name}.onnx"
+    write_model(graph, spec, output, onnx_path, to="onnx", precision="fp32")
+    if to != "openvino":
+        return onnx_path, onnx_path
+    from export.openvino_export import write_ir
+
+    write_ir(onnx_path, onnx_path.with_suffix(".xml"), half_weights=False)
+    return onnx_path, onnx_path.with_suffix(".xml")
+
+
 def calibrate(
     onnx_path: Path, *, to: str, cases: Sequence[Case], spec: InputSpec, transformer: bool = False
 ) -> Calibrated:

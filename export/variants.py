@@ -13,7 +13,7 @@ from export.data import ExportData
 from export.gate import gate_engines, golden_reference, real_reference
 from export.guard import Bounds
 from export.judge import POINT, Judge, case_dice
-from export.model_file import MODEL_FILES, calibrate, write_model
+from export.model_file import MODEL_FILES, calibrate, write_float, write_model
 from export.typed_files import type_for_tensorrt
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from runtime.parity import LIMITS, UNGATED
@@ -104,10 +104,7 @@ def _write_size(
     if guard is None:
         write_model(other, spec, manifest.output, path, to=to, precision=settings.precision)
         return
-    fp32 = scratch / f"fp32-{spec.height_px}{path.suffix}"
-    write_model(other, spec, manifest.output, fp32, to=to, precision="fp32")
-    onnx_path = scratch / f"candidate-{spec.height_px}.onnx"
-    write_model(other, spec, manifest.output, onnx_path, to="tensorrt-onnx", precision="fp32")
+    onnx_path, fp32 = write_float(other, spec, manifest.output, scratch, to=to, name=f"fp32-{spec.height_px}")
     calibrated = calibrate(
         onnx_path, to=to, cases=data.calibration, spec=spec, transformer=manifest.kind == "teacher"
     )
