@@ -13,7 +13,7 @@ from runtime.parity import LIMITS, UNGATED, Limits, percent
 from segcore.bundle import Bundle, Manifest, open_bundle
 from segcore.command import Settings, print_result
 from segcore.errors import InputError, need
-from segcore.guard_record import GuardRecord, points_text
+from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.outfolder import out_folder
 
 _NEEDED = {
@@ -60,7 +60,7 @@ class ExportSettings(Settings):
     """Most that int8 may lose of Dice's 5th percentile over cases, in points."""
     max_size_drop_points: float = Field(1.0, ge=0)
     """Most that fp32 may lose of mean Dice at another --size, in points: a network knows the size of its training."""
-    min_speedup: float = Field(1.05, ge=0)
+    min_speedup: float = Field(MIN_SPEEDUP, ge=0)
     """Least that int8 must be faster than fp32 in the engine that runs it; 0 does not ask."""
     max_steps: int = Field(6, ge=0)
     """At most so many attempts with sensitive layers back in float."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segcore.agreement import is_resplit
+from segcore.agreement import is_resplit, tested_among
 from segcore.bundle import DataRecord, Manifest
 from segcore.case import Case
 from segcore.dataset import open_dataset
@@ -85,8 +85,7 @@ def _check_calibration(data: str, cases: Sequence[Case], manifest: Manifest) -> 
             f"--data {data}: must have at least {MIN_CALIBRATION} labelled images in its train split to calibrate "
             f"int8, got {len(cases)}; add images, or export fp32"
         )
-    tested = set(manifest.data.test_images)
-    if seen := [case.id for case in cases if tested and case.source.image_fingerprint() in tested]:
+    if seen := tested_among(cases, manifest.data):
         raise InputError(
             f"--data {data}: must calibrate on other images than the model is tested on, got {len(seen)} of them "
             f"({seen[0]}); name data without the test images"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from runtime.parity import Limits, check_parity
 from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import GateError
+from segcore.golden import GOLDEN_FILE, save_golden
 from segcore.preprocess import InputSpec, prepare
 
 
@@ -59,6 +61,22 @@ def real_reference(
     stacked = np.stack(inputs)
     sizes = tuple((truth.shape[0], truth.shape[1]) for truth in truths)
     return Reference(stacked, torch_logits(graph, stacked), sizes, tuple(truths))
+
+
+def keep_golden(
+    precision: str, engine: Engine, reference: Reference, folder: Path, *, file: str = GOLDEN_FILE
+) -> None:
+    """Writes golden cases. Their logits are torch's; those of int8 are the engine's own: int8 is another function.
+
+    Args:
+        precision: of the bundle.
+        engine: opened on its model.
+        reference: the golden inputs, with torch's answer.
+        folder: of the bundle.
+        file: name of the file.
+    """
+    logits = engine.run(reference.inputs) if precision == "int8" else reference.logits
+    save_golden(folder, reference.inputs, logits, file=file)
 
 
 def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from export.data import ExportData
 from export.guard import Bounds, Returned, Trial, rank_layers, return_layers, try_layers
 from export.judge import Judge
 from export.model_file import calibrate, write_float
+from export.source import as_graph
 from export.speed import measure_speedup
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from segcore.bundle import Bundle
@@ -217,8 +218,7 @@ def _candidate(
     what: str, network: nn.Module, source: Bundle, scratch: Path, *, qat_epochs: int = 0
 ) -> Candidate:
     spec, output = source.manifest.input, source.manifest.output
-    graph = DeployGraph(network, spec)
-    graph.eval()
+    graph = as_graph(network, spec)
     onnx_path, _ = write_float(graph, spec, output, scratch, to="onnx", name="candidate")
     return Candidate(what, graph, onnx_path, qat_epochs)
 

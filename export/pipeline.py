@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.data import ExportData
-from export.gate import Reference, gate_engines, golden_reference, real_reference
+from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.int8 import write_guarded
 from export.model_file import MODEL_FILES, write_model
 from export.source import open_graph
@@ -20,7 +19,7 @@ from runtime.verify import verify_bundle
 from segcore.bundle import Bundle, Manifest, open_bundle, seal_bundle
 from segcore.command import log
 from segcore.errors import GateError, need
-from segcore.golden import golden_inputs, save_golden
+from segcore.golden import golden_inputs
 from segcore.guard_record import GuardRecord
 from segcore.host import made_now
 from segcore.learn.deploy import DeployGraph
@@ -30,19 +29,6 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt-onnx"}
 """`--to` → the format of the bundle that is written here."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """The model file, and what is known of it.
-
-    Attributes:
-        graph: the torch reference; fine-tuned, where the guard needed that.
-        guard: of int8.
-    """
-
-    graph: DeployGraph
-    guard: GuardRecord | None = None
 
 
 def write_bundle(
@@ -65,10 +51,9 @@ def write_bundle(
     graph = open_graph(source)
     log(f"writing {settings.to} {settings.precision}")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        written = _write_model(settings, source, graph, data, folder / MODEL_FILES[to], Path(scratch), to=to)
-        variants = write_variants(
-            settings, source, written.graph, written.guard, data, folder, Path(scratch), to=to
-        )
+        path = folder / MODEL_FILES[to]
+        guard, written = _write_model(settings, source, graph, data, path, Path(scratch), to=to)
+        variants = write_variants(settings, source, written, guard, data, folder, Path(scratch), to=to)
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
     if data and data.validation:
         references["real"] = real_reference(graph, data.validation, parent)
@@ -77,21 +62,18 @@ def write_bundle(
     with ExitStack() as stack:
         engines = _open_engines(settings.precision, to, folder / MODEL_FILES[to], stack)
         gate = gate_engines(engines, references, parent, limits)
-        _save_golden(settings.precision, engines, references["golden"], folder)
-    carried = {name: value for name, value in parent if name not in {"files", "metrics", "schema_version"}}
+        keep_golden(settings.precision, next(iter(engines.values())), references["golden"], folder)
     manifest = seal_bundle(
         folder,
         **{
-            **carried,
+            **source.child_fields(),
             "name": f"{parent.name}, {settings.precision.upper()}",
             "format": to,
             "precision": settings.precision,
-            "parent": source.sha256,
             "data": data.record if data else parent.data,
             "gate": gate,
-            "guard": written.guard,
+            "guard": guard,
             "made": made,
-            "lineage": (*parent.lineage, parent.made),
             "model_file": MODEL_FILES[to],
             "variants": variants,
         },
@@ -109,14 +91,14 @@ def _write_model(
     scratch: Path,
     *,
     to: str,
-) -> Written:
+) -> tuple[GuardRecord | None, DeployGraph]:
+    """The guard's record of int8, and the network that was written: another one where the guard needed that."""
     if settings.precision == "int8":
         assert data is not None  # `export.command` asks for it
-        guard, quantised = write_guarded(settings, source, graph, data, path, scratch, to=to)
-        return Written(quantised, guard)
+        return write_guarded(settings, source, graph, data, path, scratch, to=to)
     manifest = source.manifest
     write_model(graph, manifest.input, manifest.output, path, to=to, precision=settings.precision)
-    return Written(graph)
+    return None, graph
 
 
 def _open_engines(precision: str, to: str, path: Path, stack: ExitStack) -> dict[str, Engine]:
@@ -131,14 +113,6 @@ def _open_engines(precision: str, to: str, path: Path, stack: ExitStack) -> dict
     if not engines:
         raise need(OPENED_BY[to][0], EXTRAS[OPENED_BY[to][0]])
     return engines
-
-
-def _save_golden(precision: str, engines: dict[str, Engine], reference: Reference, folder: Path) -> None:
-    """Golden logits are torch's; those of int8 are the engine's own, because int8 is another function."""
-    logits = reference.logits
-    if precision == "int8":
-        logits = next(iter(engines.values())).run(reference.inputs)
-    save_golden(folder, reference.inputs, logits)
 
 
 def _check_sealed(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segcore.agreement import check_agreement
+from segcore.agreement import check_agreement, tested_among
 from segcore.bundle import Bundle, Manifest
 from segcore.command import log
 from segcore.dataset import Dataset, open_dataset
@@ -201,14 +201,11 @@ def _open_data(data: str, source: Bundle, split_seed: int) -> Dataset:
         split_sha256=trained_on.split_sha256,
         dataset=dataset,
     )
-    if dataset.sha256 != trained_on.sha256:
-        tested = set(trained_on.test_images)
-        seen = [c.id for c in dataset.split("train") if tested and c.source.image_fingerprint() in tested]
-        if seen:
-            raise InputError(
-                f"--data {data}: must train on other images than the model is tested on, got {len(seen)} of them "
-                f"({seen[0]}); name data without the test images"
-            )
+    if dataset.sha256 != trained_on.sha256 and (seen := tested_among(dataset.split("train"), trained_on)):
+        raise InputError(
+            f"--data {data}: must train on other images than the model is tested on, got {len(seen)} of them "
+            f"({seen[0]}); name data without the test images"
+        )
     if not dataset.split("val"):
         raise InputError(
             f"--data {data}: must have validation cases to choose the best epoch with, has none; use data with more"

@@ -7,6 +7,7 @@ from torch import nn
 from segcore.bundle import Bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
+from segcore.preprocess import InputSpec
 
 
 def open_network(bundle: Bundle) -> nn.Module:
@@ -36,6 +37,11 @@ def open_graph(bundle: Bundle) -> DeployGraph:
     Raises:
         InputError: the bundle is not in torch format.
     """
-    graph = DeployGraph(open_network(bundle), bundle.manifest.input)
+    return as_graph(open_network(bundle), bundle.manifest.input)
+
+
+def as_graph(network: nn.Module, spec: InputSpec) -> DeployGraph:
+    """A network behind the graph contract at some input; in eval mode."""
+    graph = DeployGraph(network, spec)
     graph.eval()
     return graph

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.data import ExportData
-from export.gate import gate_engines, golden_reference, real_reference
+from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.guard import Bounds
 from export.judge import POINT, Judge, case_dice
 from export.model_file import MODEL_FILES, calibrate, write_float, write_model
+from export.source import as_graph
 from export.typed_files import type_for_tensorrt
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from runtime.parity import LIMITS, UNGATED
 from segcore.bundle import Bundle, Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.golden import golden_inputs, save_golden
+from segcore.golden import golden_inputs
 from segcore.guard_record import GuardRecord, points_text
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec
@@ -58,17 +59,19 @@ def write_variants(
     """
     spec, suffix = source.manifest.input, Path(MODEL_FILES[to]).suffix
     variants: list[Variant] = []
-    for size in dict.fromkeys(settings.size):
-        if (size, size) == spec.size_px:
-            continue
+    sizes = [size for size in dict.fromkeys(settings.size) if (size, size) != spec.size_px]
+    if sizes:
+        assert data is not None  # `export.command` asks for it
+        trained = _mean_dice(graph, source, data, spec)
+    for size in sizes:
         other = spec.model_copy(update={"height_px": size, "width_px": size})
         name = f"{size}x{size}"
         variant = Variant(
             file=f"model-{name}{suffix}", golden=f"golden-{name}.npz", height_px=size, width_px=size
         )
         log(f"writing size {size}")
-        assert data is not None  # `export.command` asks for it
-        _check_size(settings, source, graph, data, other)
+        assert data is not None
+        _check_size(settings, source, graph, data, other, trained=trained)
         _write_size(settings, source, graph, guard, data, other, folder / variant.file, scratch, to=to)
         _save_golden(settings.precision, source, graph, other, folder, variant, to=to)
         variants.append(variant)
@@ -100,7 +103,7 @@ def _write_size(
     to: str,
 ) -> None:
     manifest = source.manifest
-    other = resized(graph, spec)
+    other = as_graph(graph.network, spec)
     if guard is None:
         write_model(other, spec, manifest.output, path, to=to, precision=settings.precision)
         return
@@ -125,9 +128,23 @@ def _write_size(
 
 
 def _check_size(
-    settings: ExportSettings, source: Bundle, graph: DeployGraph, data: ExportData, spec: InputSpec
+    settings: ExportSettings,
+    source: Bundle,
+    graph: DeployGraph,
+    data: ExportData,
+    spec: InputSpec,
+    *,
+    trained: float,
 ) -> None:
     """Whether the network still knows its organs at this size; parity with torch would not show that it does not.
+
+    Args:
+        settings: the bound.
+        source: torch bundle.
+        graph: at the size of its training.
+        data: its validation cases tell.
+        spec: the input at the other size.
+        trained: Dice of `graph` on them.
 
     Raises:
         GateError: it does not.
@@ -135,13 +152,7 @@ def _check_size(
     """
     manifest = source.manifest
     try:
-        at_size, trained = (
-            float(np.mean(case_dice(reference.logits, reference.truths, manifest)))
-            for reference in (
-                real_reference(resized(graph, one), data.validation, manifest, spec=one)
-                for one in (spec, manifest.input)
-            )
-        )
+        at_size = _mean_dice(graph, source, data, spec)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -157,11 +168,11 @@ def _check_size(
         )
 
 
-def resized(graph: DeployGraph, spec: InputSpec) -> DeployGraph:
-    """The same network behind an input of another size."""
-    other = DeployGraph(graph.network, spec)
-    other.eval()
-    return other
+def _mean_dice(graph: DeployGraph, source: Bundle, data: ExportData, spec: InputSpec) -> float:
+    """Of torch, 0–1, over the validation cases at one input size."""
+    manifest = source.manifest
+    reference = real_reference(as_graph(graph.network, spec), data.validation, manifest, spec=spec)
+    return float(np.mean(case_dice(reference.logits, reference.truths, manifest)))
 
 
 def _float_names(guard: GuardRecord) -> set[str]:
@@ -205,11 +216,10 @@ def _save_golden(
     to: str,
 ) -> None:
     """Golden cases at another size, gated against torch like the main ones."""
-    reference = golden_reference(resized(graph, spec), golden_inputs(spec))
+    reference = golden_reference(as_graph(graph.network, spec), golden_inputs(spec))
     name = next(name for name in OPENED_BY[to] if installed(name))
     path = folder / variant.file
     with closing(open_engine(name, path, precision=precision, threads=available_threads())) as engine:
         limits = UNGATED if precision == "int8" else LIMITS[precision]
         gate_engines({name: engine}, {"golden": reference}, source.manifest, limits)
-        logits = engine.run(reference.inputs) if precision == "int8" else reference.logits
-    save_golden(folder, reference.inputs, logits, file=variant.golden)
+        keep_golden(precision, engine, reference, folder, file=variant.golden)

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from runtime.engine import Engine
-from segcore.bundle import Bundle, Manifest
+from segcore.bundle import Bundle, Manifest, Variant
 from segcore.errors import InputError
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-@dataclass(frozen=True)
-class ModelFile:
-    """A file that an engine opens.
-
-    Attributes:
-        name: inside the bundle.
-        golden: the file of golden cases that it is verified with.
-        size_px: of its input.
-        batch: pictures a call.
-    """
-
-    name: str
-    golden: str
-    size_px: Size
-    batch: int
-
-
-def model_files(manifest: Manifest, *, golden: str) -> tuple[ModelFile, ...]:
-    """What an engine may open: the bundle's model, and its variants but those that only TensorRT's builder takes.
-
-    Args:
-        manifest: the bundle's.
-        golden: the file of golden cases of the bundle's model.
-    """
-    first = ModelFile(manifest.model_file, golden, manifest.input.size_px, 1)
+def model_files(manifest: Manifest) -> tuple[Variant, ...]:
+    """What an engine may open: the bundle's model, and its variants but those that only TensorRT's builder takes."""
     built = manifest.format == "tensorrt"  # a plan runs, whatever the types that it was built from
-    others = (v for v in manifest.variants if built or v.typing == "fp32")
-    return first, *(ModelFile(v.file, v.golden, v.size_px, v.batch) for v in others)
+    return manifest.main, *(v for v in manifest.variants if built or v.typing == "fp32")
 
 
 def select_files(
-    bundle: Bundle, files: Sequence[ModelFile], *, size_px: Size | None, batch: int
-) -> tuple[ModelFile, ...]:
+    bundle: Bundle, files: Sequence[Variant], *, size_px: Size | None, batch: int
+) -> tuple[Variant, ...]:
     """The files that are left when a user has chosen.
 
     Args:
@@ -95,19 +70,19 @@ class OpenFiles:
         sizes: of their inputs, each once.
     """
 
-    def __init__(self, files: Sequence[ModelFile], open_file: Callable[[ModelFile], Engine]) -> None:
+    def __init__(self, files: Sequence[Variant], open_file: Callable[[Variant], Engine]) -> None:
         self.files = tuple(files)
         self.sizes = tuple(dict.fromkeys(file.size_px for file in files))
         self._open_file = open_file
-        self._engines: dict[ModelFile, Engine] = {}
+        self._engines: dict[Variant, Engine] = {}
 
-    def file(self, size_px: Size, batch: int = 1) -> ModelFile:
+    def file(self, size_px: Size, batch: int = 1) -> Variant:
         """The file of this size for so many pictures a call; where there is none, for the fewest."""
         mine = [file for file in self.files if file.size_px == size_px]
         exact = (file for file in mine if file.batch == batch)
         return next(exact, min(mine, key=lambda file: file.batch))
 
-    def engine(self, file: ModelFile) -> Engine:
+    def engine(self, file: Variant) -> Engine:
         """The file's engine.
 
         Raises:

@@ -64,8 +64,9 @@ def main(settings: DeviceSettings) -> None:
         GateError: the masks of the golden cases are not the bundle's, or INT8 is not faster than the baseline.
     """
     check_out(settings.out, overwrite=settings.overwrite)
-    baseline = _open_baseline(settings)
-    report, bundle = measure_device(settings)
+    source = open_bundle(settings.bundle)
+    baseline = _open_baseline(settings, source)
+    report, bundle = measure_device(settings, source)
     _write(report, settings.out)  # whatever becomes of the baseline, this much is kept
     for name, value in _lines(report):
         print(f"{name:30}{value}")
@@ -93,13 +94,16 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out {out}: must lie in a folder that is there, {out.parent} is not; make it")
 
 
-def measure_device(settings: DeviceSettings) -> tuple[DeviceReport, Bundle]:
-    """Everything of `settings.bundle` between the settings and the report; its baseline is not touched.
+def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceReport, Bundle]:
+    """Everything of a bundle between the settings and the report; its baseline is not touched.
+
+    Args:
+        settings: of the command.
+        source: `settings.bundle`, opened: on a small device hashing a teacher takes seconds.
 
     Returns:
         The report, and the bundle that ran: TensorRT's is the one that was built.
     """
-    source = open_bundle(settings.bundle)
     watch = Watch()
     watch.look("start")
     bundle, build_s = runnable(source, settings.engine, settings.out)
@@ -142,7 +146,7 @@ def _no_speed(settings: DeviceSettings, failures: tuple[str, ...]) -> str:
     return "the masks are not the bundle's" if failures else "the comparison with the baseline did not end"
 
 
-def _open_baseline(settings: DeviceSettings) -> Bundle | None:
+def _open_baseline(settings: DeviceSettings, bundle: Bundle) -> Bundle | None:
     """The baseline as it was brought, with all that can be refused before minutes are spent.
 
     Raises:
@@ -150,7 +154,7 @@ def _open_baseline(settings: DeviceSettings) -> Bundle | None:
     """
     if settings.baseline is None:
         return None
-    bundle, baseline = open_bundle(settings.bundle), open_bundle(settings.baseline)
+    baseline = open_bundle(settings.baseline)
     check_comparing(settings.engine, check_baseline(bundle, baseline), baseline)
     if needs_building(baseline, settings.engine):
         engine_folder(settings.out, of="baseline")

@@ -15,11 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.bundle import EngineTarget
 from segcore.errors import InputError
-from segcore.guard_record import GuardRecord, SpeedRatio
+from segcore.guard_record import MIN_SPEEDUP, GuardRecord, SpeedRatio
 
 SCHEMA_VERSION = 1
-MIN_SPEEDUP = 1.05
-"""What INT8 must reach over a higher precision where no guard's record says it; as in `python -m export`."""
 
 
 class _Part(BaseModel):

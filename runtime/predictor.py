@@ -13,13 +13,12 @@ from time import perf_counter
 
 import numpy as np
 
-from runtime.buckets import ModelFile, OpenFiles, Size, choose_size, model_files, select_files
+from runtime.buckets import OpenFiles, Size, choose_size, model_files, select_files
 from runtime.engine import Engine, available_threads, choose_engine, open_engine
 from runtime.pipeline import Mapped, Passed, Ready, answer_all
 from runtime.prediction import Prediction, Timings
-from segcore.bundle import Bundle, Manifest, open_bundle
+from segcore.bundle import Bundle, Manifest, Variant, open_bundle
 from segcore.errors import InputError
-from segcore.golden import GOLDEN_FILE
 from segcore.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.quality import quality_of
 
@@ -92,12 +91,12 @@ class Predictor:
         most = streams if name == "tensorrt" else some  # a GPU's streams need no CPU threads
         if not 1 <= streams <= most:
             raise InputError(f"--streams: must be 1 to {some}, the number of threads, got {streams}")
-        files = select_files(bundle, model_files(manifest, golden=GOLDEN_FILE), size_px=size_px, batch=batch)
+        files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)
 
-        def open_file(file: ModelFile) -> Engine:
+        def open_file(variant: Variant) -> Engine:
             return open_engine(
                 name,
-                bundle.path(file.name),
+                bundle.path(variant.file),
                 precision=manifest.precision,
                 threads=some,
                 streams=streams,
@@ -135,13 +134,13 @@ class Predictor:
         return self._engine((batch.shape[1], batch.shape[2])).run(batch)
 
     @property
-    def files(self) -> tuple[ModelFile, ...]:
+    def files(self) -> tuple[Variant, ...]:
         """The bundle's files that this predictor may open, its model first."""
         return self._files.files
 
-    def run_file(self, file: ModelFile, batch: np.ndarray) -> np.ndarray:
+    def run_file(self, variant: Variant, batch: np.ndarray) -> np.ndarray:
         """`run` with one of `files`, whatever its batch."""
-        return self._files.engine(file).run(batch)
+        return self._files.engine(variant).run(batch)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Segments one picture.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.buckets import ModelFile, Size
+from runtime.buckets import Size
 from runtime.parity import LIMITS, Parity, check_parity, percent
 from runtime.predictor import Predictor
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle import Bundle, Variant, open_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden
@@ -84,7 +84,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
     with Predictor.open(bundle, engine=engine, threads=threads) as predictor:
         if GOLDEN_FILE not in manifest.files:
             raise InputError(f"bundle {bundle.folder}: must hold {GOLDEN_FILE}, has none; export it again")
-        files = tuple(_verify_file(predictor, file) for file in predictor.files)
+        files = tuple(_verify_file(predictor, variant) for variant in predictor.files)
         model, *variants = files
         opened = {file.file for file in files}
         return Verification(
@@ -99,23 +99,23 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
         )
 
 
-def _verify_file(predictor: Predictor, file: ModelFile) -> FileVerification:
+def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
     folder, manifest = predictor.bundle.folder, predictor.manifest
-    inputs, reference = load_golden(folder, file=file.golden)
-    if inputs.shape[1:] != (*file.size_px, manifest.input.channels):
+    inputs, reference = load_golden(folder, file=variant.golden)
+    if inputs.shape[1:] != (*variant.size_px, manifest.input.channels):
         raise InputError(
-            f"bundle {folder}: pictures must be {'×'.join(map(str, file.size_px))} as {file.name} takes them, got "
-            f"{inputs.shape} in {file.golden}; export it again"
+            f"bundle {folder}: pictures must be {'×'.join(map(str, variant.size_px))} as {variant.file} takes them, "
+            f"got {inputs.shape} in {variant.golden}; export it again"
         )
-    logits = predictor.run_file(file, inputs)
+    logits = predictor.run_file(variant, inputs)
     if logits.shape != reference.shape:
         raise InputError(
-            f"bundle {folder}: logits must be {reference.shape} as in {file.golden}, "
+            f"bundle {folder}: logits must be {reference.shape} as in {variant.golden}, "
             f"got {logits.shape}; export it again"
         )
-    parity = check_parity(logits, reference, manifest.output, [file.size_px] * len(inputs))
+    parity = check_parity(logits, reference, manifest.output, [variant.size_px] * len(inputs))
     failures = tuple(parity.failures(LIMITS[manifest.precision]))
-    return FileVerification(file.name, file.size_px, file.batch, len(inputs), parity, failures)
+    return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
 def main(settings: VerifySettings) -> None:

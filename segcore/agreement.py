@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from segcore.bundle import DataRecord
+from segcore.case import Case
 from segcore.dataset import Dataset
 from segcore.errors import InputError
 
@@ -9,6 +13,17 @@ from segcore.errors import InputError
 def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
     """Whether `dataset` is the data a model learnt from, under another split: its test images may have been seen."""
     return data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256
+
+
+def tested_among(cases: Iterable[Case], data: DataRecord) -> list[str]:
+    """Cases whose pictures are in the test split that a model is judged on, whatever they are called here.
+
+    Args:
+        cases: of any dataset.
+        data: what the model's manifest says of its own; older manifests do not know their test images.
+    """
+    tested = set(data.test_images)
+    return [case.id for case in cases if tested and case.source.image_fingerprint() in tested]
 
 
 def check_agreement(

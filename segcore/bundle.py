@@ -22,6 +22,7 @@ from segcore.quality import QualityModel
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+_NOT_HANDED_DOWN = {"files", "metrics", "schema_version"}
 
 
 class _Part(BaseModel):
@@ -161,6 +162,11 @@ class Manifest(_Part):
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileEntry]
 
+    @property
+    def main(self) -> Variant:
+        """The model file, told as the variants are."""
+        return Variant(file=self.model_file, height_px=self.input.height_px, width_px=self.input.width_px)
+
     def metric(self, name: str, split: str) -> float | None:
         """The measured value, or None if it was not measured."""
         return next((m.value for m in self.metrics if m.name == name and m.split == split), None)
@@ -179,6 +185,14 @@ class Bundle(_Part):
     @property
     def model_path(self) -> Path:
         return self.folder / self.manifest.model_file
+
+    def child_fields(self) -> dict[str, Any]:
+        """Of the manifest of a bundle that is made from this one: what stays as it is, the parent, the lineage.
+
+        Metrics are not handed down: they were measured on other numbers.
+        """
+        kept = {name: value for name, value in self.manifest if name not in _NOT_HANDED_DOWN}
+        return {**kept, "parent": self.sha256, "lineage": (*self.manifest.lineage, self.manifest.made)}
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -197,11 +197,12 @@ def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from benchmarks.run import main
     from runtime.device import DeviceSettings, measure_device
+    from segcore.bundle import open_bundle
 
     bundle, report = exported("onnx", "fp32"), tmp_path / "device-report.json"
     quick = {"warm_up_s": 0.0, "rounds": 1, "burst_s": 0.01, "threads": 1}
     settings = DeviceSettings(bundle=bundle, engine="onnxruntime", out=report, **quick)
-    write(report, measure_device(settings)[0])
+    write(report, measure_device(settings, open_bundle(bundle))[0])
     main(
         BenchmarkSettings(
             bundle=(bundle,), data="phantom:cxr:12", out=tmp_path / "report", engine=("onnxruntime",), threads=(1,),

@@ -132,12 +132,7 @@ def plan_files(source: Bundle, release: Release) -> tuple[PlanFile, ...]:
             f"TensorRT {release[0]}.{release[1]}: must be {OLDEST[0]}.{OLDEST[1]} or newer, is not; "
             "update JetPack to 6.0 or newer"
         )
-    first = Variant(
-        file=manifest.model_file,
-        golden=GOLDEN_FILE,
-        height_px=manifest.input.height_px,
-        width_px=manifest.input.width_px,
-    )
+    first = manifest.main
     typing = "fp16" if release >= STRONGLY_TYPED and manifest.precision != "fp32" else "fp32"
     chosen = [variant for variant in (first, *manifest.variants) if variant.typing == typing]
     if not any(variant.size_px == first.size_px and variant.batch == 1 for variant in chosen):
@@ -206,17 +201,14 @@ def seal_engine(
             (folder / golden).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path(golden), folder / golden)
     others = (plan for plan in plans if plan.plan != "model.plan")
-    carried = {name: value for name, value in parent if name not in {"files", "metrics", "schema_version"}}
     return seal_bundle(
         folder,
         **{
-            **carried,
+            **source.child_fields(),
             "format": "tensorrt",
-            "parent": source.sha256,
             "gate": dict(gate),
             "engine_target": target,
             "made": made,
-            "lineage": (*parent.lineage, parent.made),
             "model_file": "model.plan",
             "variants": tuple(plan.source.model_copy(update={"file": plan.plan}) for plan in others),
         },
