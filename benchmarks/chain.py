@@ -30,6 +30,8 @@ class ChainSettings(Settings):
     """SAM 2.1's weights for the teacher; none trains everything from random weights."""
     encoder: Literal["tiny", "small", "base+", "large"] = "tiny"
     """Size of the teacher's encoder."""
+    window: str | None = None
+    """Values from black to white of every network's input, as for teacher.train and student.distill."""
     size: int = 256
     """Input size of all networks, in pixels."""
     teacher_epochs: int = Field(50, ge=1)
@@ -69,7 +71,9 @@ class Stage:
 
 def stages(settings: ChainSettings) -> list[Stage]:
     """The chain's commands, in order."""
-    out, data, size = settings.out, ("--data", settings.data), ("--size", str(settings.size))
+    out, data = settings.out, ("--data", settings.data)
+    window = (f"--window={settings.window}",) if settings.window else ()  # "-1350,150" would look like a flag
+    size = ("--size", str(settings.size), *window)
     tune = "all" if settings.weights == "none" else "lora"
     teacher, labels, export = out / "teacher", out / "labels", out / "export"
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segcore.errors import InputError
 from segcore.guard_record import GuardRecord
 from segcore.host import Made
+from segcore.model_card import MODEL_CARD, model_card
 from segcore.outfolder import write_text
 from segcore.preprocess import InputSpec, OutputSpec
 from segcore.quality import QualityModel
@@ -205,19 +206,21 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def seal_bundle(folder: Path, **manifest: Any) -> Manifest:
-    """Hashes every file in `folder` and writes the manifest; the last step of a stage.
+    """Writes the model card, hashes every file in `folder` and writes the manifest; the last step of a stage.
 
     Args:
         folder: the stage's working folder (OUT.partial); its `settings.json` is not part of the bundle.
         manifest: the fields of `Manifest` except `files`.
     """
-    skip = {MANIFEST, "settings.json"}
+    skip = {MANIFEST, MODEL_CARD, "settings.json"}
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in skip
     }
-    sealed = Manifest(files=files, **manifest)
+    card = folder / MODEL_CARD
+    write_text(card, model_card(Manifest(files=files, **manifest)))
+    sealed = Manifest(files={**files, MODEL_CARD: hash_file(card)}, **manifest)
     write_text(folder / MANIFEST, sealed.model_dump_json(indent=2) + "\n")
     return sealed
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.image import read_image, read_mask
+from segcore.image import image_size, read_image, read_mask
 from segcore.phantom import phantom_case
 
 
@@ -55,6 +55,10 @@ class FileSource:
     def mask(self) -> np.ndarray:
         assert self.mask_path is not None
         return read_mask(self.mask_path)
+
+    def size_px(self) -> tuple[int, int]:
+        """Height and width, from the header."""
+        return image_size(self.image_path)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -102,6 +106,9 @@ class Case:
         mask_scale: what a stored mask value is divided by to give a class index (255 for 0/255 masks).
         spacing_mm: distance of neighbouring rows and columns, where known.
         metadata: the other columns of the index.
+        volume: what the slices of one scan share; None for a case that is alone.
+        slice_index: place in its volume, from 0.
+        slice_spacing_mm: distance of neighbouring slices of the volume, where known.
     """
 
     id: str
@@ -111,6 +118,9 @@ class Case:
     mask_scale: int = 1
     spacing_mm: tuple[float, float] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    volume: str | None = None
+    slice_index: int = 0
+    slice_spacing_mm: float | None = None
 
     @property
     def labelled(self) -> bool:

@@ -1,7 +1,9 @@
 """Opens a dataset: a folder of images and masks, an index.csv, or a built-in phantom.
 
     folder/images/*.png + folder/masks/*.png      same stems; optional folder/unlabelled/, folder/classes.txt
+    folder/images/a.dcm, a.nii.gz or a/ (a series) + folder/masks/a.png, a.nii.gz or a.dcm (DICOM-SEG)
     index.csv       case, patient, image[, mask, split, spacing_row_mm, spacing_col_mm], any metadata
+                    image and mask may be any of the above; each slice of a scan is a case of its own, a-s001 …
     phantom:cxr | phantom:ct | phantom:dental     procedural; phantom:cxr:60 takes the first 60 cases
 
 `python -m segcore.dataset --data D` checks one and draws a contact sheet.
@@ -13,14 +15,15 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from segcore.case import Case, FileSource, PhantomSource
 from segcore.errors import InputError
-from segcore.image import image_size
 from segcore.listing import MAX_CLASSES, list_data
 from segcore.phantom import PHANTOM_CASES, PHANTOM_CLASSES, phantom_patient
+from segcore.scan_cases import ScanSource
 from segcore.split import SPLITS, check_given_splits, split_hash, split_patients
 
 _PHANTOM_SPLITS = ("train", "val", "test", "train", "train")  # 60/20/20
@@ -81,20 +84,20 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Datase
         images = len(listing.cases)
         raise InputError(f"--data {data}: must have masks, got {images} images alone; add a masks/ folder")
     with ThreadPoolExecutor() as pool:
-        scans = list(pool.map(_scan, listing.cases))
-    values = {c.id: s.values for c, s in zip(listing.cases, scans, strict=True)}
+        checked = list(pool.map(_checked, listing.cases))
+    values = {c.id: s.values for c, s in zip(listing.cases, checked, strict=True)}
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
     classes, scale = read_classes(frozenset().union(*values.values()), listing.class_names)
     cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed))
     digest = hashlib.sha256(
-        "|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, scans, strict=True)).encode()
+        "|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, checked, strict=True)).encode()
     )
     return Dataset(data, cases, classes, digest.hexdigest())
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _Checked:
     fingerprint: str
     values: frozenset[int]
 
@@ -105,8 +108,8 @@ def check_case(case: Case) -> frozenset[int]:
     Raises:
         InputError: the image cannot be opened, or the mask has another size.
     """
-    assert isinstance(case.source, FileSource)
-    size = image_size(case.source.image_path)
+    assert isinstance(case.source, FileSource | ScanSource)
+    size = case.source.size_px()
     if not case.labelled:
         return frozenset()
     mask = case.source.mask()
@@ -118,8 +121,8 @@ def check_case(case: Case) -> frozenset[int]:
     return frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
 
 
-def _scan(case: Case) -> _Scan:
-    return _Scan(case.source.fingerprint(), check_case(case))
+def _checked(case: Case) -> _Checked:
+    return _Checked(case.source.fingerprint(), check_case(case))
 
 
 def assign_splits(cases: Sequence[Case], data: str, seed: int) -> list[Case]:
@@ -158,11 +161,21 @@ def odd_masks(
     if names:
         indices = f"class indices 0 to {len(names)} (classes.txt names {len(names)})"
         expected = indices if len(names) > 1 else f"0/255 or {indices}, the same way in every mask"
+    # Of all odd slices of a mask file, so that its cases get one message.
+    found: dict[Path | None, frozenset[int]] = {}
     for case in odd:
-        assert isinstance(case.source, FileSource)
-        shown = ", ".join(map(str, sorted(values[case.id])[:8])) + (", …" if len(values[case.id]) > 8 else "")
-        message = f"must hold {expected}, got values {shown}; save class indices as PNG"
-        yield case.id, f"mask {case.source.mask_path}: {message}"
+        path = _mask_path(case)
+        found[path] = found.get(path, frozenset()) | values[case.id]
+    for case in odd:
+        path = _mask_path(case)
+        shown = ", ".join(map(str, sorted(found[path])[:8])) + (", …" if len(found[path]) > 8 else "")
+        save = "save class indices as PNG" if case.volume is None else "save class indices"
+        yield case.id, f"mask {path}: must hold {expected}, got values {shown}; {save}"
+
+
+def _mask_path(case: Case) -> Path | None:
+    assert isinstance(case.source, FileSource | ScanSource)
+    return case.source.mask_path
 
 
 def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], int]:

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from segcore.case import Case
 from segcore.command import Settings, log, print_result, run_command
+from segcore.contact_sheet import contact_sheet
 from segcore.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
 from segcore.errors import InputError
 from segcore.listing import list_data
 from segcore.outfolder import out_folder
-from segcore.overlay import overlay, sheet
+from segcore.scan_cases import ScanSource, open_scan
 from segcore.split import SPLITS, given_split_problems
 
-SHEET_CASES, TILE_PX = 24, 224
 T = TypeVar("T")
 
 
@@ -46,13 +46,14 @@ class CaseFacts:
     """What one readable case holds.
 
     Attributes:
-        kind: size, depth and channels of the image, "512×512 uint8 grey".
-        pixel_sha256: of the decoded image, so that a copy in another file format is found too.
+        kind: size, depth and channels of the image, "512×512 uint8 grey"; of DICOM also the modality, in front.
+        pixel_sha256: of the decoded image, so that a copy in another file format is found too; None where all pixels
+            are equal, as in the air above a patient.
         pixels_per_class: background first; empty where there is no mask.
     """
 
     kind: str
-    pixel_sha256: str
+    pixel_sha256: str | None
     pixels_per_class: tuple[int, ...]
 
 
@@ -80,6 +81,7 @@ def check(settings: CheckSettings) -> None:
     print_result(
         data=dataset.name,
         cases=len(dataset.cases),
+        scans=len(_scans(dataset.cases)),
         patients=len({c.patient for c in dataset.cases}),
         splits=split_counts(dataset),
         classes=dataset.classes,
@@ -113,7 +115,8 @@ def find_problems(data: str) -> tuple[list[tuple[str, str]], int]:
 
 def _raise_all_problems(data: str) -> None:
     problems, cases = find_problems(data)
-    for _, message in problems:
+    # All slices of a scan may have the same message.
+    for message in dict.fromkeys(message for _, message in problems):
         log(message)
     if problems:
         bad = len({case for case, _ in problems})
@@ -139,10 +142,11 @@ def case_facts(case: Case) -> CaseFacts:
     """Decodes a case and measures it."""
     image = case.image()
     channels = "RGB" if image.ndim == 3 else "grey"
+    modality = open_scan(case.source.image_path).modality if isinstance(case.source, ScanSource) else ""
     digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + np.ascontiguousarray(image).tobytes())
     counts = tuple(np.bincount(case.mask().ravel()).tolist()) if case.labelled else ()
-    kind = f"{image.shape[0]}×{image.shape[1]} {image.dtype.name} {channels}"
-    return CaseFacts(kind, digest.hexdigest(), counts)
+    kind = f"{modality} {image.shape[0]}×{image.shape[1]} {image.dtype.name} {channels}".lstrip()
+    return CaseFacts(kind, digest.hexdigest() if image.min() < image.max() else None, counts)
 
 
 def class_shares(facts: Iterable[CaseFacts], classes: int) -> tuple[float, ...]:
@@ -157,7 +161,8 @@ def copies_across_splits(cases: Sequence[Case], facts: dict[str, CaseFacts]) -> 
     """Groups of cases with the same pixels in more than one split."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
-        groups[facts[case.id].pixel_sha256].append(case)
+        if digest := facts[case.id].pixel_sha256:
+            groups[digest].append(case)
     return [group for group in groups.values() if len({c.split for c in group}) > 1]
 
 
@@ -166,12 +171,13 @@ def patient_hints(cases: Sequence[Case]) -> list[list[Case]]:
 
     "P017_1" and "P017_2" may be one patient; "img_1" and "img_2" say nothing, for "img" has no number.
     """
-    if any(case.patient != case.id for case in cases):
+    if any(case.patient != (case.volume or case.id) for case in cases):
         return []
     groups: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        stem = re.sub(r"[-_. ]+[A-Za-z0-9]{1,4}$", "", case.id)
-        if stem != case.id and re.search(r"\d", stem):
+    for case in (c for c in cases if c.slice_index == 0):  # a scan goes by its first slice
+        name = case.volume or case.id
+        stem = re.sub(r"[-_. ]+[A-Za-z0-9]{1,4}$", "", name)
+        if stem != name and re.search(r"\d", stem):
             groups[stem].append(case)
     most = max(2, len(cases) // 4)  # a stem that a quarter of all cases share is no patient's name
     return [group for group in groups.values() if len({c.split for c in group}) > 1 and len(group) <= most]
@@ -185,17 +191,18 @@ def report(
     patients = {name: len({c.patient for c in dataset.split(name)}) for name in SPLITS}
     shares = class_shares(facts.values(), len(dataset.classes))
     classes = (f"{name} {100 * share:.2f} %" for name, share in zip(dataset.classes, shares, strict=True))
-    spaced = sum(case.spacing_mm is not None for case in dataset.cases)
+    scans = _scans(dataset.cases)
     lines = [
         f"data            {dataset.name}",
         f"cases           {len(dataset.cases)} of {len({c.patient for c in dataset.cases})} patients",
+        *([f"scans           {len(scans)} of {sum(scans.values())} slices"] if scans else []),
         *(f"  {name:13} {n} of {patients[name]} patients" for name, n in split_counts(dataset).items()
           if name in patients),
         f"  unlabelled    {sum(not c.labelled for c in dataset.cases)}",
         f"images          {_counted(fact.kind for fact in facts.values())}",
         f"classes         {', '.join(classes)} (of all labelled pixels)",
         f"empty masks     {len(empty)}{_named(empty)}",
-        f"pixel spacing   known for {spaced}",
+        f"pixel spacing   {_spacings(dataset.cases)}",
         f"copies          {len(copies)} images are in more than one split",
         *(f"  {_places(group)}" for group in copies),
     ]  # fmt: skip
@@ -204,36 +211,6 @@ def report(
                      "if so, give index.csv a patient column")  # fmt: skip
         lines += [f"  {_places(group)}" for group in hints]
     return lines
-
-
-def contact_sheet(dataset: Dataset, count: int = SHEET_CASES) -> Image.Image:
-    """About `count` masks over their images, in columns by split."""
-    groups = {name: dataset.split(name) for name in SPLITS} | {"unlabelled": dataset.unlabelled}
-    groups = {name: cases for name, cases in groups.items() if cases}
-    columns = [name for name in groups for _ in range(max(1, 6 // len(groups)))]
-    height = -(-count // len(columns))
-    rows: list[list[np.ndarray]] = [[] for _ in range(height)]
-    for column, name in enumerate(columns):
-        place, wide = columns[:column].count(name), columns.count(name)
-        for row in range(height):
-            index, shown = row * wide + place, min(height * wide, len(groups[name]))
-            if index < shown:
-                rows[row].append(_tile(groups[name][index * len(groups[name]) // shown]))
-            else:
-                rows[row].append(np.full((TILE_PX, TILE_PX), 24, np.uint8))
-    return sheet(rows, columns, tile_px=TILE_PX)
-
-
-def _tile(case: Case) -> np.ndarray:
-    image = case.image()
-    mask = case.mask() if case.labelled else np.zeros(image.shape[:2], np.uint8)
-    tile = Image.fromarray(overlay(image, mask))
-    scale = TILE_PX / max(tile.size)
-    tile = tile.resize((max(1, round(tile.width * scale)), max(1, round(tile.height * scale))))
-    ImageDraw.Draw(tile).text(
-        (4, tile.height - 14), case.id, fill="white", stroke_width=1, stroke_fill="black"
-    )
-    return np.asarray(tile)
 
 
 def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
@@ -253,6 +230,19 @@ def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
 def _map(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(function, cases), total=len(cases), desc=label, disable=None, leave=False))
+
+
+def _scans(cases: Iterable[Case]) -> Counter[str]:
+    """Slices of each scan that has several."""
+    return Counter(case.volume for case in cases if case.volume is not None)
+
+
+def _spacings(cases: Sequence[Case]) -> str:
+    known = [case.spacing_mm for case in cases if case.spacing_mm is not None]
+    across = [side for spacing in known for side in spacing]
+    between = [case.slice_spacing_mm for case in cases if case.slice_spacing_mm is not None]
+    text = f"known for {len(known)}" + (f", {min(across):.3g} to {max(across):.3g} mm" if known else "")
+    return text + (f"; slices {min(between):.3g} to {max(between):.3g} mm apart" if between else "")
 
 
 def _empty_masks(facts: dict[str, CaseFacts]) -> list[str]:

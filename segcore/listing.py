@@ -1,10 +1,10 @@
-"""Which cases a folder or an index.csv names, before any pixel is read."""
+"""Which cases a folder or an index.csv names, before any pixel is read; of scans the headers are."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from segcore.case import Case, FileSource
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.phantom import PHANTOM_CLASSES
+from segcore.scan_cases import is_mask_folder, is_scan, scan_cases, stem_of
 
 MAX_CLASSES = 32
 _INDEX_COLUMNS = {"case", "patient", "image", "mask", "split", "spacing_row_mm", "spacing_col_mm"}
@@ -50,11 +51,9 @@ def list_data(data: str) -> Listing:
             f"--data {data}: must be a folder, an index.csv or one of "
             f"{', '.join('phantom:' + k for k in PHANTOM_CLASSES)}; no such file or folder"
         )
-    for name, times in Counter(c.id for c in cases).items():
-        if times > 1:
-            problems.append(
-                (name, f"--data {data}: case names must differ, {name} comes {times} times; rename one")
-            )
+    times = Counter(c.id for c in cases)
+    for name, n in {c.volume or c.id: times[c.id] for c in cases if times[c.id] > 1}.items():
+        problems.append((name, f"--data {data}: case names must differ, {name} comes {n} times; rename one"))
     return Listing(tuple(cases), _class_names(folder / "classes.txt"), tuple(problems))
 
 
@@ -71,43 +70,86 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
 
 def _read_folder(folder: Path, data: str) -> tuple[list[Case], list[tuple[str, str]]]:
     if not (folder / "images").is_dir():
-        found = _image_files(folder)
+        found = _inputs(folder)
         if found:  # a plain folder of images: nothing labelled
-            return [_file_case(p, None) for p in found], []
+            return _all_cases([(p, None) for p in found])
         raise InputError(f"--data {data}: must have images/ and masks/, or an index.csv; got neither")
-    images = _image_files(folder / "images")
-    masks = {p.stem: p for p in _image_files(folder / "masks")} if (folder / "masks").is_dir() else None
+    images = _inputs(folder / "images")
     if not images:
-        raise InputError(f"--data {data}: images/ must hold {', '.join(IMAGE_SUFFIXES)} files, got none")
-    extra = _image_files(folder / "unlabelled") if (folder / "unlabelled").is_dir() else []
-    unlabelled = [_file_case(p, None) for p in extra]
-    if masks is None:
-        return [_file_case(p, None) for p in images] + unlabelled, []
-    cases = [_file_case(p, masks[p.stem]) for p in images if p.stem in masks]
-    return cases + unlabelled, _unpaired(images, masks, folder)
+        raise InputError(
+            f"--data {data}: images/ must hold {', '.join(IMAGE_SUFFIXES)} files, DICOM or NIfTI, got none"
+        )
+    extra = _inputs(folder / "unlabelled") if (folder / "unlabelled").is_dir() else []
+    if not (folder / "masks").is_dir():
+        return _all_cases([(p, None) for p in images + extra])
+    files = _inputs(folder / "masks", folders=is_mask_folder)
+    masks = {stem_of(p): p for p in files}
+    times = Counter(stem_of(p) for p in files)
+    pairs = [(p, masks[stem_of(p)]) for p in images if times[stem_of(p)] == 1]  # the others are told below
+    cases, problems = _all_cases([*pairs, *((p, None) for p in extra)])
+    return cases, problems + _unpaired(images, files, folder)
 
 
-def _unpaired(images: list[Path], masks: Mapping[str, Path], folder: Path) -> list[tuple[str, str]]:
+def _unpaired(images: list[Path], masks: list[Path], folder: Path) -> list[tuple[str, str]]:
+    named = {stem_of(p): p for p in masks}
     lonely_images = [
-        (p.stem, f"image {p}: must have a mask of the same name in {folder / 'masks'}, got none; "
-                 "add it, or move the image to unlabelled/")
-        for p in images if p.stem not in masks
+        (stem_of(p), f"image {p}: must have a mask of the same name in {folder / 'masks'}, got none; "
+                     "add it, or move the image to unlabelled/")
+        for p in images if stem_of(p) not in named
     ]  # fmt: skip
-    stems = {p.stem for p in images}
+    stems = {stem_of(p) for p in images}
     lonely_masks = [
         (stem, f"mask {p}: must have an image of the same name in {folder / 'images'}, got none; add it")
-        for stem, p in masks.items() if stem not in stems
+        for stem, p in named.items() if stem not in stems
     ]  # fmt: skip
-    return lonely_images + lonely_masks
+    rivals = [
+        (stem_of(p), f"mask {p}: must be the only mask of its image, {named[stem_of(p)].name} is another; keep one")
+        for p in masks if named[stem_of(p)] != p
+    ]  # fmt: skip
+    return lonely_images + lonely_masks + rivals
 
 
-def _file_case(image: Path, mask: Path | None) -> Case:
-    return Case(image.stem, image.stem, FileSource(image, mask), "")
+def _all_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case], list[tuple[str, str]]]:
+    cases: list[Case] = []
+    problems: list[tuple[str, str]] = []
+    for image, mask in pairs:
+        try:
+            cases += cases_of(stem_of(image), image, mask)
+        except InputError as error:
+            problems.append((stem_of(image), str(error)))
+    return cases, problems
 
 
-def _image_files(folder: Path) -> list[Path]:
+def cases_of(
+    name: str,
+    image: Path,
+    mask: Path | None,
+    *,
+    patient: str | None = None,
+    split: str = "",
+    spacing_mm: tuple[float, float] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Case]:
+    """The case of a picture, or those of a scan's slices; the arguments are those of `scan_cases`.
+
+    Raises:
+        InputError: a scan that cannot be opened; a picture is not looked at.
+    """
+    if is_scan(image) or (mask is not None and (mask.is_dir() or is_scan(mask))):
+        return scan_cases(
+            name, image, mask, patient=patient, split=split, spacing_mm=spacing_mm, metadata=metadata
+        )
+    source = FileSource(image, mask)
+    return [Case(name, patient or name, source, split, spacing_mm=spacing_mm, metadata=metadata or {})]
+
+
+def _inputs(folder: Path, *, folders: Callable[[Path], bool] = is_scan) -> list[Path]:
+    """Pictures, NIfTI and DICOM files, and the folders that stand for one input."""
     return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        p
+        for p in folder.iterdir()
+        if not p.name.startswith(".")
+        and (folders(p) if p.is_dir() else p.suffix.lower() in IMAGE_SUFFIXES or is_scan(p))
     )
 
 
@@ -124,7 +166,7 @@ def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]
                 )
             for row in reader:
                 try:
-                    cases.append(_index_case(row, path.parent, data, reader.line_num))
+                    cases += _index_cases(row, path.parent, data, reader.line_num)
                 except InputError as error:
                     problems.append((row["case"] or f"line {reader.line_num}", str(error)))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -136,14 +178,15 @@ def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]
     return cases, problems
 
 
-def _index_case(row: Mapping[str, str], folder: Path, data: str, line: int) -> Case:
+def _index_cases(row: Mapping[str, str], folder: Path, data: str, line: int) -> list[Case]:
     if not row["case"] or not row["image"]:
         raise InputError(f"--data {data}: line {line} of the index must name a case and an image, got "
                          f"{row['case']!r} and {row['image']!r}; fill them in")  # fmt: skip
-    return Case(
-        id=row["case"],
-        patient=row.get("patient") or row["case"],
-        source=FileSource(folder / row["image"], folder / row["mask"] if row.get("mask") else None),
+    return cases_of(
+        row["case"],
+        folder / row["image"],
+        folder / row["mask"] if row.get("mask") else None,
+        patient=row.get("patient"),
         split=row.get("split") or "",
         spacing_mm=_spacing(row, data),
         metadata={k: v for k, v in row.items() if k not in _INDEX_COLUMNS and isinstance(k, str) and v},

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segcore.parts import connected_parts
+
 
 def dice_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     """Dice of each foreground class, 2|A∩B| / (|A|+|B|); both empty 1, one empty 0.
@@ -130,39 +132,6 @@ def small_parts_found(
         small = area < below_px
         total[k - 1], found[k - 1] = small.sum(), (2 * hit >= area)[small].sum()
     return found, total
-
-
-def connected_parts(mask: np.ndarray) -> np.ndarray:
-    """Numbers the 8-connected parts of a mask from 1, H×W; 0 outside.
-
-    Runs of pixels within a row are joined with the runs they touch in the row above (union-find).
-    Source: Rosenfeld and Pfaltz, Sequential operations in digital picture processing, J. ACM 13(4), 1966.
-    """
-    padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
-    rows, start = np.nonzero(np.diff(padded, axis=1) == 1)
-    end = np.nonzero(np.diff(padded, axis=1) == -1)[1]  # one past the last pixel
-    root = list(range(len(rows)))
-
-    def find(run: int) -> int:
-        while root[run] != run:
-            root[run] = root[root[run]]
-            run = root[run]
-        return run
-
-    first = np.searchsorted(rows, np.arange(mask.shape[0] + 1))  # of each row, its first run
-    for row in range(1, mask.shape[0]):
-        above, here = int(first[row - 1]), int(first[row])
-        while above < first[row] and here < first[row + 1]:
-            if start[above] <= end[here] and start[here] <= end[above]:  # equality touches at a corner
-                root[find(here)] = find(above)
-            if end[above] < end[here]:
-                above += 1
-            else:
-                here += 1
-    numbers = np.unique([find(run) for run in range(len(root))], return_inverse=True)[1] + 1
-    parts = np.zeros(mask.shape, int)
-    parts[mask.astype(bool)] = np.repeat(numbers, end - start)  # both in reading order
-    return parts
 
 
 def _check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:

@@ -49,7 +49,8 @@ def out_folder(
     try:
         yield partial
     except BaseException:
-        if not keep_on_error:
+        # Where nothing was made yet, a wrong setting was: it must not stand in the way of the right one.
+        if not keep_on_error or [path.name for path in partial.glob("*")] == [_SETTINGS]:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if out.exists():

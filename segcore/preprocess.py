@@ -9,13 +9,14 @@ Training, calibration, runtime, demo and benchmarks all call these functions: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from segcore.errors import InputError
+from segcore.windows import CT_WINDOWS, Window
 
 Activation = Literal["sigmoid", "softmax"]
 Depth = Literal["uint8", "uint16", "float32"]
@@ -26,7 +27,9 @@ class InputSpec(BaseModel):
     """What a model takes. Travels in the manifest.
 
     `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
-    applied inside the graph, and are recorded here for a reader.
+    applied inside the graph, and are recorded here for a reader. `window` is in the picture's own values, Hounsfield
+    units in CT; `window_name` is what `segcore.windows.CT_WINDOWS` calls it, "" where it was measured or given as
+    numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +39,7 @@ class InputSpec(BaseModel):
     channels: Literal[1, 3]
     depth: Depth = "uint8"
     window: tuple[float, float] = (0.0, 255.0)
+    window_name: str = ""
     resize_filter: Literal["bilinear", "area"] = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,6 +47,14 @@ class InputSpec(BaseModel):
     @property
     def size_px(self) -> tuple[int, int]:
         return self.height_px, self.width_px
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A manifest without a named window stays byte for byte what versions before the name wrote and can read."""
+        fields: dict[str, Any] = write(self)
+        if not self.window_name:
+            fields.pop("window_name", None)
+        return fields
 
 
 class OutputSpec(BaseModel):
@@ -97,6 +109,21 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
         [_resize(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1
     )
     return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+
+
+def through_window(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """A picture as `spec`'s model sees its values, at the picture's own size: uint8, to look at.
+
+    Args:
+        image: as for `prepare`; one of 8 bits under the full window comes back as it is.
+        spec: the model's input.
+    """
+    if image.dtype == np.uint8 and spec.window == (0.0, 255.0):
+        return image
+    channels = 3 if image.ndim == 3 else 1
+    own = {"height_px": image.shape[0], "width_px": image.shape[1], "channels": channels}
+    seen = prepare(image, spec.model_copy(update=own))
+    return seen if channels == 3 else seen[..., 0]
 
 
 def _channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -157,22 +184,43 @@ def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int
     return decide(probabilities(logits, spec, size_px), spec)
 
 
-def training_window(images: Iterable[np.ndarray]) -> tuple[Depth, tuple[float, float]]:
-    """Depth and window of training images: all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
+def training_window(
+    images: Iterable[tuple[str, np.ndarray]], window: Window | None = None
+) -> tuple[Depth, tuple[float, float], str]:
+    """Depth, window and the window's name, from named training images.
+
+    Without `window` it is all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
+
+    Args:
+        images: (name, H×W or H×W×3).
+        window: what the user asked for; one with a name is in Hounsfield units.
 
     Raises:
-        InputError: the images do not share one depth.
+        InputError: the images do not share one depth, or cannot hold Hounsfield units where a window is in them.
     """
-    depths, samples = set(), []
-    for image in images:
-        depths.add(image.dtype.name)
+    first: dict[str, str] = {}  # depth → an image of it
+    samples = []
+    for name, image in images:
+        first.setdefault(image.dtype.name, name)
         samples.append(np.percentile(image, (0.5, 99.5)))
-    if len(depths) != 1:
-        raise InputError(
-            f"--data: images must share one depth, got {', '.join(sorted(depths))}; convert them to one"
-        )
-    depth = cast(Depth, depths.pop())
+    if len(first) != 1:
+        found = ", ".join(f"{depth} ({name})" for depth, name in sorted(first.items()))
+        raise InputError(f"--data: images must share one depth, got {found}; convert them to one")
+    ((text, name),) = first.items()
+    depth = cast(Depth, text)
+    if window is not None:
+        _check_hounsfield(window, depth, name)
+        return depth, (window.low, window.high), window.name if window in CT_WINDOWS else ""
     if depth == "uint8":
-        return depth, (0.0, 255.0)
+        return depth, (0.0, 255.0), ""
     low, high = float(np.min([s[0] for s in samples])), float(np.max([s[1] for s in samples]))
-    return depth, (low, max(high, low + 1.0))
+    return depth, (low, max(high, low + 1.0)), ""
+
+
+def _check_hounsfield(window: Window, depth: Depth, name: str) -> None:
+    """Grey values that were stored as they are have no unit: a window in Hounsfield units means nothing on them."""
+    if window in CT_WINDOWS and depth != "float32":
+        raise InputError(
+            f"--window {window.name}: must be used on Hounsfield units, got {depth} images ({name}), whose grey "
+            "values have no unit; leave --window away, or give LOW,HIGH in their own values"
+        )

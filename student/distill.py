@@ -100,7 +100,9 @@ def _train(
         cases = tuple(c for c in cases if c.labelled)
     held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
-    spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD})
+    spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
+    if teacher:
+        _check_window(spec, teacher, settings.window)
     output = output_spec(dataset.classes, stride=design.logits_stride)
     augment = Augmentation(size, with_soft=soft is not None, flip=settings.flip)
     data = TrainingSet(
@@ -218,6 +220,20 @@ def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | No
             data_sha256=teacher.manifest.data.sha256,
             split_sha256=teacher.manifest.data.split_sha256,
             dataset=dataset,
+        )
+
+
+def _check_window(spec: InputSpec, teacher: Bundle, window: str | None) -> None:
+    """A live teacher sees the student's pictures, so both must have been windowed alike.
+
+    Two measured windows may differ a little: each comes from its own training's images.
+    """
+    given, theirs = window is not None, teacher.manifest.settings.get("window") is not None
+    if (given or theirs) and spec.window != teacher.manifest.input.window:
+        low, high = teacher.manifest.input.window
+        raise InputError(
+            f"--window: must be the teacher's, {low:g},{high:g}, with --teacher, who sees the student's pictures, got "
+            f"{spec.window[0]:g},{spec.window[1]:g}; give that window, or use --soft"
         )
 
 

@@ -77,7 +77,8 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[f
     cases = [case for case in split if case.labelled]
     held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
-    spec = training_input(cases, size, {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD})
+    mean_std = {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD}
+    spec = training_input(cases, size, mean_std, window=settings.window)
     output = output_spec(dataset.classes, stride=STRIDE)
     torch.manual_seed(settings.seed)
     network, pretrained = build_teacher(settings, output.channels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from segcore.bundle import Manifest
     from student.design import Design
 
 # Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
@@ -103,12 +104,62 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
 def fragile_student() -> ModuleType:
     """tests/fragile_student.py, which is a script too: students that INT8 breaks."""
     pytest.importorskip("torch")
-    spec = spec_from_file_location("fragile_student", Path(__file__).with_name("fragile_student.py"))
+    return beside("fragile_student")
+
+
+@pytest.fixture(scope="session")
+def dicom_files() -> ModuleType:
+    """tests/dicom_files.py: writes DICOM files of a test's own pixels, tags and transfer syntax."""
+    pytest.importorskip("pydicom")
+    return beside("dicom_files")
+
+
+def beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec
     assert spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def manifest() -> "Manifest":
+    """Of a model of one class that has no files: what is written beside a mask comes from it."""
+    from segcore.bundle import DataRecord, FileEntry, Manifest
+    from segcore.host import made_now
+    from segcore.preprocess import InputSpec, output_spec
+
+    classes = ("lung",)
+    return Manifest(
+        name="Small, INT8",
+        kind="student",
+        format="openvino",
+        precision="int8",
+        architecture="student",
+        architecture_settings={},
+        classes=classes,
+        input=InputSpec(height_px=64, width_px=64, channels=1, mean=(0.5,), std=(0.25,)),
+        output=output_spec(classes, 4),
+        parameters=1,
+        trained_parameters=1,
+        macs=1,
+        pretrained="no pretrained weights",
+        data=DataRecord(name="phantom:cxr", sha256="0" * 64, split_sha256="1" * 64),
+        made=made_now(),
+        model_file="model.xml",
+        files={"model.xml": FileEntry(sha256="ab" * 32, bytes=1)},
+    )
+
+
+@pytest.fixture(scope="session")
+def three(manifest: "Manifest") -> "Manifest":
+    """Of a model of three classes, one of them not in ASCII."""
+    from segcore.preprocess import output_spec
+
+    classes = ("left lung", "lesion", "Zähne")
+    return manifest.model_copy(update={"classes": classes, "output": output_spec(classes, 4)})
 
 
 @pytest.fixture(scope="session")

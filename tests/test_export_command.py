@@ -22,7 +22,7 @@ def test_int8_bundle_holds_what_its_user_must_know(exported, torch_bundle):
     assert manifest.parent == parent.sha256
     assert manifest.lineage == (parent.manifest.made,)
     assert (manifest.settings, manifest.parameters) == (parent.manifest.settings, parent.manifest.parameters)
-    assert set(manifest.files) == {"model.xml", "model.bin", "golden.npz"}
+    assert set(manifest.files) == {"model.xml", "model.bin", "golden.npz", "MODEL_CARD.md"}
     assert manifest.metrics == ()
     assert len(manifest.data.calibration_cases) == 8
     assert all(case.startswith("cxr-") for case in manifest.data.calibration_cases)

@@ -183,7 +183,11 @@ def test_what_is_sealed(tmp_path):
         ("model-512x512.plan", "golden-512x512.npz", (512, 512), 1),
         ("model-b4.plan", "golden.npz", (256, 256), 4),
     ]
-    assert set(manifest.files) == {p.plan for p in plans} | {"golden.npz", "golden-512x512.npz"}  # no graphs
+    assert set(manifest.files) == {p.plan for p in plans} | {
+        "golden.npz",
+        "golden-512x512.npz",
+        "MODEL_CARD.md",
+    }  # no graphs
 
 
 # --- the target ---

@@ -501,7 +501,7 @@ def test_a_bundle_is_built_in_a_child_sealed_and_verified(tmp_path):
     bundle = open_bundle(tmp_path / "out")
     manifest = bundle.manifest
     assert (tmp_path / "timings").read_bytes() == b"timings"
-    assert set(manifest.files) == {"model.plan", "golden.npz"}
+    assert set(manifest.files) == {"model.plan", "golden.npz", "MODEL_CARD.md"}
     assert manifest.engine_target.gpu == "Orin, 8 multiprocessors"
     assert manifest.engine_target.flags[:3] == ("FP16", "OBEY_PRECISION_CONSTRAINTS", "INT8")
     assert (

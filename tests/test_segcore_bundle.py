@@ -119,7 +119,7 @@ def test_seal_then_open(tmp_path):
     fields = {k: v for k, v in FIELDS.items() if k != "files"}
     fields["metrics"] = (Metric(name="dice_mean", split="test", value=0.5, cases=3),)
     sealed = seal_bundle(tmp_path, **fields)
-    assert set(sealed.files) == {"model.xml", "sub/x.bin"}
+    assert set(sealed.files) == {"model.xml", "sub/x.bin", "MODEL_CARD.md"}
     opened = open_bundle(tmp_path)
     assert isinstance(opened, Bundle)
     assert opened.manifest == sealed

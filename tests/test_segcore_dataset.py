@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from segcore.dataset import open_dataset, split_counts
+from segcore.dataset_check import find_problems
 from segcore.errors import InputError
 from segcore.listing import list_data
 from segcore.phantom import PHANTOM_CLASSES, phantom_case, phantom_patient
@@ -170,7 +171,8 @@ def test_no_such_phantom(name):
 def test_neither_folder_nor_index(tmp_path):
     assert message(tmp_path) == "--data D: must have images/ and masks/, or an index.csv; got neither"
     (tmp_path / "images").mkdir()
-    assert message(tmp_path) == "--data D: images/ must hold .png, .jpg, .jpeg, .tif, .tiff files, got none"
+    expected = "--data D: images/ must hold .png, .jpg, .jpeg, .tif, .tiff files, DICOM or NIfTI, got none"
+    assert message(tmp_path) == expected
 
 
 def test_images_alone(tmp_path):
@@ -335,3 +337,31 @@ def test_listing_reads_no_pixels(tmp_path):
     make_folder(tmp_path, [mask(255)] * 3)
     (tmp_path / "images" / "c1.png").write_bytes(b"")
     assert [case.id for case in list_data(str(tmp_path)).cases] == ["c0", "c1", "c2"]
+
+
+def test_16_bit_pictures_are_read_as_stored_whatever_wraps_them(tmp_path):
+    for i in range(3):
+        deep = np.random.default_rng(i).integers(0, 65535, SIZE, np.uint16)
+        for suffix in ("png", "tif"):
+            save(tmp_path / suffix / "images" / f"c{i}.{suffix}", deep)
+            save(tmp_path / suffix / "masks" / f"c{i}.png", mask(255))
+    pngs, tiffs = (open_dataset(str(tmp_path / suffix)).cases for suffix in ("png", "tif"))
+    for one, other in zip(pngs, tiffs, strict=True):
+        assert one.image().dtype == np.uint16
+        np.testing.assert_array_equal(one.image(), other.image())
+
+
+def test_a_tiff_of_several_pages_a_palette_and_an_alpha_channel_are_told_by_the_check(tmp_path):
+    make_folder(tmp_path, [mask(255)] * 6)
+    pages = [Image.fromarray(picture(i)) for i in range(3)]
+    (tmp_path / "images" / "c0.png").unlink()
+    pages[0].save(tmp_path / "images" / "c0.tif", save_all=True, append_images=pages[1:])
+    pages[0].convert("P").save(tmp_path / "images" / "c1.png")
+    pages[0].convert("LA").save(tmp_path / "images" / "c2.png")
+    problems, cases = find_problems(str(tmp_path))
+    assert cases == 6
+    assert [text.replace(str(tmp_path), "D") for _, text in problems] == [
+        "image D/images/c0.tif: must hold one picture, got 3 pages; save the page you mean",
+        "image D/images/c1.png: must be grey or RGB, got a palette; convert it to grey or RGB first",
+        "image D/images/c2.png: must be grey or RGB, got grey with alpha; convert it to grey or RGB first",
+    ]

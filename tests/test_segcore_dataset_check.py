@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from segcore.case import Case, FileSource
+from segcore.contact_sheet import contact_sheet
 from segcore.dataset import open_dataset
 from segcore.dataset_check import (
     CheckSettings,
     case_facts,
     check,
     class_shares,
-    contact_sheet,
+    copies_across_splits,
     find_problems,
     patient_hints,
 )
@@ -118,6 +119,14 @@ def test_same_pixels_in_another_format_are_a_copy(folder):
     Image.fromarray(case.image()).save(folder / "x.tif")
     copy = Case("x", "x", FileSource(folder / "x.tif", None), "test")
     assert case_facts(case).pixel_sha256 == case_facts(copy).pixel_sha256
+
+
+def test_pictures_of_one_value_are_no_copies_of_each_other(folder):
+    """Slices of air above the patient are equal in every scan."""
+    for i in range(10):
+        save(folder / "images" / f"c{i}.png", np.full((8, 10), 7, np.uint8))
+    cases = open_dataset(str(folder)).cases
+    assert copies_across_splits(cases, {case.id: case_facts(case) for case in cases}) == []
 
 
 @pytest.mark.parametrize(

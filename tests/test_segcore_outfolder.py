@@ -35,6 +35,12 @@ def test_the_folder_appears_at_the_end(tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["O"]
 
 
+def test_nothing_made_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InputError, match="wrong window"), out_folder(tmp_path / "O", {"window": "wrong"}):
+        raise InputError("wrong window")
+    make(tmp_path / "O", {"window": "right"})
+
+
 def test_out_that_exists(tmp_path):
     make(tmp_path / "O", {})
     assert (

@@ -16,8 +16,10 @@ from segcore.preprocess import (
     probabilities,
     resize_logits,
     resize_mask,
+    through_window,
     training_window,
 )
+from segcore.windows import window_named
 
 
 def spec(size: tuple[int, int] = (8, 8), channels: int = 1, **fields) -> InputSpec:
@@ -161,11 +163,54 @@ def test_mask_resize_invents_no_class():
     np.testing.assert_array_equal(resize_mask(resize_mask(mask, (8, 8)), (2, 2)), mask)
 
 
+RAMP = np.arange(1001, dtype=np.uint16)[None]
+HOUNSFIELD = np.linspace(-1000, 400, 99, dtype=np.float32)[None]
+GREY = np.zeros((2, 2), np.uint8)
+
+
 def test_training_window():
-    assert training_window([np.zeros((2, 2), np.uint8)]) == ("uint8", (0.0, 255.0))
-    ramp = np.arange(1001, dtype=np.uint16)[None]
-    assert training_window([ramp, ramp + 100]) == ("uint16", (5.0, 1095.0))
-    assert training_window([np.full((2, 2), 3, np.float32)]) == ("float32", (3.0, 4.0))
+    assert training_window([("a", GREY)]) == ("uint8", (0.0, 255.0), "")
+    assert training_window([("a", RAMP), ("b", RAMP + 100)]) == ("uint16", (5.0, 1095.0), "")
+    assert training_window([("a", np.full((2, 2), 3, np.float32))]) == ("float32", (3.0, 4.0), "")
+
+
+def test_images_of_two_depths_are_an_error_with_an_example_of_each():
     with pytest.raises(InputError) as caught:
-        training_window([np.zeros((2, 2), np.uint8), ramp])
-    assert str(caught.value) == "--data: images must share one depth, got uint16, uint8; convert them to one"
+        training_window([("c0", GREY), ("c1", GREY), ("ct-s001", HOUNSFIELD), ("c2", RAMP)])
+    assert str(caught.value) == (
+        "--data: images must share one depth, got float32 (ct-s001), uint16 (c2), uint8 (c0); convert them to one"
+    )
+
+
+def test_a_window_that_the_user_names_is_taken_with_its_name():
+    lung = training_window([("a", HOUNSFIELD)], window_named("lung"))
+    assert lung == ("float32", (-1350.0, 150.0), "lung")
+    own = training_window([("a", HOUNSFIELD)], window_named("-1000,0"))
+    assert own == ("float32", (-1000.0, 0.0), "")
+    assert training_window([("a", GREY)], window_named("10,90")) == ("uint8", (10.0, 90.0), "")
+
+
+@pytest.mark.parametrize(("image", "depth"), [(GREY, "uint8"), (RAMP, "uint16")])
+def test_a_window_in_hounsfield_units_means_nothing_on_stored_grey_values(image, depth):
+    with pytest.raises(InputError) as caught:
+        training_window([("c0", image)], window_named("lung"))
+    assert str(caught.value) == (
+        f"--window lung: must be used on Hounsfield units, got {depth} images (c0), whose grey values have no unit; "
+        "leave --window away, or give LOW,HIGH in their own values"
+    )
+
+
+def test_a_window_without_a_name_leaves_no_trace_in_a_manifest():
+    """Versions before the name refuse fields they do not know, and must still read what needs none."""
+    assert "window_name" not in spec().model_dump_json()
+    named = spec(depth="float32", window=(-1350, 150), window_name="lung")
+    assert InputSpec.model_validate_json(named.model_dump_json()) == named
+    assert named.model_dump()["window_name"] == "lung"
+
+
+def test_a_picture_through_the_models_window_is_to_be_looked_at():
+    lung = spec(depth="float32", window=(-1350, 150), window_name="lung")
+    seen = through_window(np.array([[-2000, -1350, -600, 150, 900]], np.float32), lung)
+    assert seen.dtype == np.uint8
+    assert seen.tolist() == [[0, 0, 128, 255, 255]]
+    assert through_window(GREY, spec()) is GREY

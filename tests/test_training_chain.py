@@ -60,6 +60,7 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
     assert manifest.trained_parameters == manifest.parameters == 34_176_630
     assert 0 <= manifest.metric("dice_mean", "val") <= 1
     assert set(manifest.files) == {
+        "MODEL_CARD.md",
         "curves.png",
         "examples.png",
         "history.csv",

@@ -14,7 +14,7 @@ from segcore.case import Case
 from segcore.learn.deploy import DeployGraph
 from segcore.metrics import dice_per_class
 from segcore.overlay import error_map, overlay, sheet
-from segcore.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
+from segcore.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare, through_window
 
 _EXAMPLES = 6
 
@@ -64,7 +64,7 @@ def draw_examples(validator: Validator, network: nn.Module, path: Path) -> None:
     rows = []
     for i in picks:
         _, case, prediction, truth = scored[i]
-        image = case.image()
+        image = through_window(case.image(), validator.spec)
         rows.append(
             [image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)]
         )

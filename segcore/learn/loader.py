@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -18,6 +18,7 @@ from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
 from segcore.preprocess import InputSpec, prepare, resize_mask, training_window
 from segcore.soft_labels import SoftLabels
+from segcore.windows import window_named
 
 _WINDOW_CASES = 64
 
@@ -25,7 +26,9 @@ _WINDOW_CASES = 64
 def training_input(
     cases: Sequence[Case],
     size_px: tuple[int, int],
-    mean_std: dict[int, tuple[tuple[float, ...], tuple[float, ...]]],
+    mean_std: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]],
+    *,
+    window: str | None = None,
 ) -> InputSpec:
     """The input a network will be trained on: channels, depth and window are read off some training images.
 
@@ -33,21 +36,26 @@ def training_input(
         cases: the training cases.
         size_px: height and width of the network's input.
         mean_std: normalisation for 1 and for 3 channels.
+        window: `TrainSettings.window`; read off the images where it is None.
+
+    Raises:
+        InputError: the images differ in depth, or the window is none for them.
     """
     picked = [
         cases[i]
         for i in np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _WINDOW_CASES)).astype(int))
     ]
-    images = [case.image() for case in picked]
-    depth, window = training_window(images)
-    channels: Literal[1, 3] = 3 if any(image.ndim == 3 for image in images) else 1
+    images = [(case.id, case.image()) for case in picked]
+    depth, values, name = training_window(images, window_named(window) if window else None)
+    channels: Literal[1, 3] = 3 if any(image.ndim == 3 for _, image in images) else 1
     mean, std = mean_std[channels]
     return InputSpec(
         height_px=size_px[0],
         width_px=size_px[1],
         channels=channels,
         depth=depth,
-        window=window,
+        window=values,
+        window_name=name,
         mean=mean,
         std=std,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from segcore.command import Settings
+from segcore.windows import window_named
 
 
 class TrainSettings(Settings):
@@ -19,6 +20,11 @@ class TrainSettings(Settings):
     """The bundle to write; OUT.partial while it is not finished, and the place to resume from."""
     size: int = Field(256, ge=32, multiple_of=32)
     """Height and width of the network's input, in pixels."""
+    window: str | None = None
+    """Values from black to white: lung, soft-tissue or bone (CT in Hounsfield units), or LOW,HIGH in the images' own
+    values (write --window=-1350,150); by default what the training images span. It travels in the bundle. A student
+    has its own window, whatever its teacher's is; only under --teacher, who sees the student's pictures, both must be
+    the same."""
     epochs: int = Field(50, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(8, ge=1)
@@ -53,6 +59,13 @@ class TrainSettings(Settings):
     """Where to train; auto is what Accelerate finds."""
     overwrite: bool = False
     """Replace a complete --out."""
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_one(cls, value: str | None) -> str | None:
+        if value is not None:
+            window_named(value)
+        return value
 
     @property
     def label_note(self) -> str:

@@ -1,0 +1,289 @@
+"""What a mask measures: areas, diameters, border, ellipse and parts of a picture, volumes of a series; in words, too.
+
+Lengths are in millimetres where the spacing of rows and columns is known, else in pixels, and every measurement says
+which. Nothing here corrects what the model drew: the mask is measured as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from segcore.contour import longest_of_parts, perimeter
+from segcore.ellipse import Ellipse, fit_ellipse
+from segcore.errors import InputError
+from segcore.parts import Runs, filled, find_parts
+
+LEAST_PART = 10
+"""Pixels (in a series: voxels) below which a part is a speck and is not counted, unless told otherwise."""
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassMeasurements(_Measured):
+    """One class in one picture. What cannot be measured is None; of an empty class that is all but area, parts, share.
+
+    Attributes:
+        name: of the class.
+        unit: of lengths; areas are in its square, where "px" counts pixels as squares of side 1.
+        area: of all its pixels, specks too.
+        pixels: how many.
+        longest_diameter: the largest caliper diameter of any of its parts (not from one part to another).
+        short_diameter: of the same part, its extent at a right angle to that.
+        perimeter: length of all its borders, those of holes too.
+        ellipse: of its largest part, holes filled.
+        parts: sets of touching pixels (diagonally, too) of at least `least_part_px` pixels.
+        specks: smaller ones.
+        least_part_px: what was counted as a part.
+        centroid_px: row and column of the mean of its pixels, 0 at the centre of the first.
+        touches_border: a pixel lies at the picture's edge: what continues beyond it is not measured.
+        reference: the class that `share_of_reference` is of.
+        share_of_reference: area of this class / (area of this class + area of the reference), 0–1; see `measure`.
+    """
+
+    name: str
+    unit: Literal["mm", "px"]
+    area: float
+    pixels: int
+    longest_diameter: float | None = None
+    short_diameter: float | None = None
+    perimeter: float | None = None
+    ellipse: Ellipse | None = None
+    parts: int = 0
+    specks: int = 0
+    least_part_px: int
+    centroid_px: tuple[float, float] | None = None
+    touches_border: bool = False
+    reference: str | None = None
+    share_of_reference: float | None = None
+
+
+class VolumeMeasurements(_Measured):
+    """One class in a series of slices.
+
+    Attributes:
+        name: of the class.
+        unit: of `volume`: millilitres, or voxels where a spacing is unknown.
+        length_unit: of `longest_diameter`, which lies within a slice.
+        volume: of all its voxels, specks too.
+        voxels: how many.
+        slices: how many show it.
+        slices_in_all: of the series.
+        longest_diameter: the largest of a part in any slice.
+        longest_slice: where that is, from 0.
+        parts: sets of touching voxels (at edges and corners, too) of at least `least_part_voxels`.
+        specks: smaller ones.
+        least_part_voxels: what was counted as a part.
+        touches_border: a pixel lies at a slice's edge: what continues beyond it is not measured.
+        touches_ends: the first or last slice shows it: it may go on beyond the series.
+        reference: the class that `share_of_reference` is of.
+        share_of_reference: as in a picture, by volume.
+    """
+
+    name: str
+    unit: Literal["ml", "voxel"]
+    length_unit: Literal["mm", "px"]
+    volume: float
+    voxels: int
+    slices: int
+    slices_in_all: int
+    longest_diameter: float | None = None
+    longest_slice: int | None = None
+    parts: int = 0
+    specks: int = 0
+    least_part_voxels: int
+    touches_border: bool = False
+    touches_ends: bool = False
+    reference: str | None = None
+    share_of_reference: float | None = None
+
+
+def measure(
+    mask: np.ndarray,
+    classes: Sequence[str],
+    *,
+    spacing_mm: tuple[float, float] | None,
+    reference: str | None = None,
+    least_part_px: int = LEAST_PART,
+) -> tuple[ClassMeasurements, ...]:
+    """Measures every class of a mask.
+
+    The share of a reference takes the class to lie within it, as a lesion lies in the lung: a pixel has one class, so
+    the pixels drawn as lesion are missing in the lung's own, and the whole organ is both together. A lesion outside
+    the organ counts as if it were inside; of several classes within one organ each is taken without the others.
+
+    Args:
+        mask: class indices, H×W: 0 background, 1…K the classes.
+        classes: names of the K classes.
+        spacing_mm: distance of neighbouring rows and columns, None where unknown.
+        reference: the class that shares are of.
+        least_part_px: pixels below which a part is a speck.
+
+    Returns:
+        One for each class, in their order.
+
+    Raises:
+        InputError: the reference is none of the classes.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be H×W, got {mask.shape}")
+    shares = _shares(_pixels(mask, classes), classes, reference)
+    return tuple(
+        _measure_class(mask == k, name, spacing_mm, least_part_px, *shares[k - 1])
+        for k, name in enumerate(classes, start=1)
+    )
+
+
+def _pixels(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    counts = np.bincount(mask.ravel(), minlength=len(classes) + 1)
+    if len(counts) > len(classes) + 1:
+        raise ValueError(f"mask must hold class indices up to {len(classes)}, got {len(counts) - 1}")
+    return counts[1:]
+
+
+def _measure_class(
+    mask: np.ndarray,
+    name: str,
+    spacing_mm: tuple[float, float] | None,
+    least_part_px: int,
+    reference: str | None,
+    share: float | None,
+) -> ClassMeasurements:
+    spacing = spacing_mm or (1.0, 1.0)
+    found = find_parts([mask])
+    if not found.count:
+        return ClassMeasurements(
+            name=name,
+            unit="mm" if spacing_mm else "px",
+            area=0.0,
+            pixels=0,
+            least_part_px=least_part_px,
+            reference=reference,
+            share_of_reference=share,
+        )
+    sizes, length = found.sizes, found.length
+    pixels = int(length.sum())
+    longest, short = longest_of_parts(found, spacing)
+    return ClassMeasurements(
+        name=name,
+        unit="mm" if spacing_mm else "px",
+        area=float(pixels * spacing[0] * spacing[1]),
+        pixels=pixels,
+        longest_diameter=longest,
+        short_diameter=short,
+        perimeter=perimeter(mask, spacing),
+        ellipse=_ellipse(found, int(sizes.argmax()), spacing),
+        parts=int((sizes >= least_part_px).sum()),
+        specks=int((sizes < least_part_px).sum()),
+        least_part_px=least_part_px,
+        centroid_px=(
+            float(found.row @ length) / pixels,
+            float((found.start + found.end - 1) @ length) / (2 * pixels),
+        ),
+        touches_border=_at_edge(mask),
+        reference=reference,
+        share_of_reference=share,
+    )
+
+
+def _ellipse(found: Runs, part: int, spacing: tuple[float, float]) -> Ellipse | None:
+    picture, (top, left) = found.picture(part)
+    fitted = fit_ellipse(filled(picture), spacing)
+    if fitted is None:
+        return None
+    row, column = fitted.centre_px
+    return fitted.model_copy(update={"centre_px": (row + top, column + left)})
+
+
+def _at_edge(mask: np.ndarray) -> bool:
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+def _shares(
+    pixels: np.ndarray, classes: Sequence[str], reference: str | None
+) -> list[tuple[str | None, float | None]]:
+    """For each class, what its share is of and the share; none for the reference itself."""
+    if reference is None:
+        return [(None, None)] * len(classes)
+    if reference not in classes:
+        raise InputError(f"reference: must be one of {', '.join(classes)}, got {reference}")
+    whole = pixels + pixels[classes.index(reference)]
+    return [
+        (None, None) if name == reference else (reference, float(own / both) if both else None)
+        for name, own, both in zip(classes, pixels, whole, strict=True)
+    ]
+
+
+def measure_volume(
+    masks: np.ndarray,
+    classes: Sequence[str],
+    *,
+    spacing_mm: tuple[float, float] | None,
+    slice_spacing_mm: float | None,
+    reference: str | None = None,
+    least_part_voxels: int = LEAST_PART,
+) -> tuple[VolumeMeasurements, ...]:
+    """Measures every class of a series, each voxel as a box of the three spacings.
+
+    Args:
+        masks: class indices, N×H×W, in order of position.
+        classes: names of the K classes.
+        spacing_mm: distance of neighbouring rows and columns, None where unknown.
+        slice_spacing_mm: distance of neighbouring slices, None where unknown.
+        reference: the class that shares are of, as in `measure`.
+        least_part_voxels: voxels below which a part is a speck.
+
+    Returns:
+        One for each class, in their order.
+
+    Raises:
+        InputError: the reference is none of the classes.
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be N×H×W, got {masks.shape}")
+    counts = np.stack([_pixels(mask, classes) for mask in masks])
+    voxels = counts.sum(axis=0)
+    shares = _shares(voxels, classes, reference)
+    voxel_ml = np.prod([*spacing_mm, slice_spacing_mm]) / 1000 if spacing_mm and slice_spacing_mm else None
+    found = []
+    for k, name in enumerate(classes, start=1):
+        shown = np.flatnonzero(counts[:, k - 1])
+        sizes = find_parts(mask == k for mask in masks).sizes
+        length, where = _longest_slice(masks, shown, k, spacing_mm or (1.0, 1.0))
+        found.append(
+            VolumeMeasurements(
+                name=name,
+                unit="ml" if voxel_ml else "voxel",
+                length_unit="mm" if spacing_mm else "px",
+                volume=float(voxels[k - 1] * (voxel_ml or 1.0)),
+                voxels=int(voxels[k - 1]),
+                slices=len(shown),
+                slices_in_all=len(masks),
+                longest_diameter=length,
+                longest_slice=where,
+                parts=int((sizes >= least_part_voxels).sum()),
+                specks=int((sizes < least_part_voxels).sum()),
+                least_part_voxels=least_part_voxels,
+                touches_border=any(_at_edge(masks[i] == k) for i in shown),
+                touches_ends=bool({0, len(masks) - 1} & set(shown.tolist())),
+                reference=shares[k - 1][0],
+                share_of_reference=shares[k - 1][1],
+            )
+        )
+    return tuple(found)
+
+
+def _longest_slice(
+    masks: np.ndarray, shown: np.ndarray, k: int, spacing: tuple[float, float]
+) -> tuple[float | None, int | None]:
+    best: tuple[float, int | None] = 0.0, None
+    for index in shown:
+        length, _ = longest_of_parts(find_parts([masks[index] == k]), spacing, above=best[0])
+        if length > best[0]:
+            best = length, int(index)
+    return (None, None) if best[1] is None else best

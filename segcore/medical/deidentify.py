@@ -1,0 +1,178 @@
+"""A DICOM header without the patient: only what geometry, pixels and modality need is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from segcore.errors import InputError
+from segcore.medical.dicom import load_pydicom
+from segcore.medical.dicom_values import text_of
+from segcore.medical.pseudonym import KEY_VARIABLE, pseudonym
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Everything else goes: an allow-list cannot forget a tag that the next scanner invents.
+_KEPT = {
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "Modality",
+    "PresentationIntentType",
+    "BodyPartExamined",
+    "PatientPosition",
+    "PatientOrientation",
+    "ViewPosition",
+    "Laterality",
+    "ImageLaterality",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagerPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceLocation",
+    "SeriesNumber",
+    "InstanceNumber",
+    "NumberOfFrames",
+    "PresentationLUTShape",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelAspectRatio",
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+}
+# Kept with those of their own elements that are kept, or named here.
+_KEPT_SEQUENCES = {
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "SequenceOfUltrasoundRegions",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "PixelMeasuresSequence",
+    "PlaneOrientationSequence",
+    "PlanePositionSequence",
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+}
+_KEPT_INSIDE = {
+    "LUTDescriptor",
+    "LUTData",
+    "ModalityLUTType",
+    "RegionSpatialFormat",
+    "RegionDataType",
+    "RegionFlags",
+    "RegionLocationMinX0",
+    "RegionLocationMinY0",
+    "RegionLocationMaxX1",
+    "RegionLocationMaxY1",
+    "ReferencePixelX0",
+    "ReferencePixelY0",
+    "PhysicalUnitsXDirection",
+    "PhysicalUnitsYDirection",
+    "PhysicalDeltaX",
+    "PhysicalDeltaY",
+}
+_UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+def deidentified(dataset: Dataset, *, name: str = "DICOM") -> Dataset:
+    """A copy that no longer says who, when or where.
+
+    PatientName and PatientID become the pseudonym, which also covers the birth date. The four UIDs that hold a study
+    together are hashed: the same UID always gives the same new one, so that a series stays a series, and nobody who
+    does not have the old one can find it. Dates, free text, private elements, overlays and all that is not on the
+    list are dropped. Pixels are not looked at.
+
+    Args:
+        dataset: a header; it is not changed.
+        name: what an error calls it.
+
+    Raises:
+        InputError: the header says that the pixels themselves show text.
+    """
+    load_pydicom()
+    from pydicom.dataset import FileMetaDataset
+
+    if text_of(dataset, "BurnedInAnnotation").upper() == "YES":
+        raise InputError(
+            f"{name}: must hold no text in its pixels to be de-identified, got BurnedInAnnotation YES; "
+            "cover the text first"
+        )
+    clean = _kept(dataset, _KEPT)
+    for keyword in _UIDS:
+        if dataset.get(keyword):
+            setattr(clean, keyword, _new_uid(str(dataset[keyword].value)))
+    patient = patient_of(dataset)
+    clean.PatientName = clean.PatientID = patient or ""
+    # Type 2: present and empty. Source: DICOM PS3.3, C.7.1.1 and C.7.2.1.
+    for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+        setattr(clean, keyword, "")
+    clean.ReferringPhysicianName = ""
+    clean.PatientIdentityRemoved = "YES"
+    clean.DeidentificationMethod = "sam2edge: elements kept by list, UIDs hashed, pixels unchanged"
+    meta = FileMetaDataset()
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax:
+        meta.TransferSyntaxUID = syntax
+    clean.file_meta = meta
+    return clean
+
+
+def patient_of(dataset: Dataset) -> str | None:
+    """The pseudonym of the header's patient; None without a PatientID."""
+    patient_id = text_of(dataset, "PatientID")
+    if not patient_id:
+        return None
+    return pseudonym(patient_id, text_of(dataset, "PatientBirthDate"), text_of(dataset, "IssuerOfPatientID"))
+
+
+def _kept(dataset: Dataset, keywords: set[str]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    clean = Dataset()
+    for element in dataset:
+        if element.keyword in _KEPT_SEQUENCES:
+            items = [_kept(item, _KEPT | _KEPT_INSIDE) for item in element.value]
+            setattr(clean, element.keyword, items)
+        elif element.keyword in keywords:
+            clean.add(deepcopy(element))
+    return clean
+
+
+def _new_uid(old: str) -> str:
+    """A UID from a hash of the old one, keyed as pseudonyms are. Source: DICOM PS3.5, B.2 (2.25 and 128 bits)."""
+    key = hashlib.sha256(os.environ.get(KEY_VARIABLE, "").encode()).digest()
+    digest = hashlib.blake2b(old.encode(), key=key, digest_size=16).digest()
+    return f"2.25.{int.from_bytes(digest, 'big')}"

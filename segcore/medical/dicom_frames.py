@@ -1,0 +1,154 @@
+"""Decodes one frame's stored values, with the decoder chosen here for each transfer syntax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from segcore.errors import InputError
+from segcore.medical.codestream import jpeg_2000_picture, jpeg_picture
+from segcore.medical.dicom import DEFLATED, DicomFile
+from segcore.medical.dicom_values import whole_number
+from segcore.medical.gdcm_process import decode_by_gdcm
+
+# pydicom's names of decoders, the first that is installed. Never "pylibjpeg" for the JPEGs: its decoder of them is GPL.
+_JPEG, _JPEG_LOSSLESS = ("pillow",), ("gdcm",)
+_JPEG_LS, _JPEG_2000 = ("pyjpegls",), ("pylibjpeg",)
+# pydicom's own: pylibjpeg-rle 2.2.0 is faster, but on damaged data it panics with a backtrace on the terminal.
+_RLE = ("pydicom",)
+_DECODERS = {
+    "1.2.840.10008.1.2": (),
+    "1.2.840.10008.1.2.1": (),
+    "1.2.840.10008.1.2.1.98": (),
+    DEFLATED: (),
+    "1.2.840.10008.1.2.2": (),
+    "1.2.840.10008.1.2.4.50": _JPEG,
+    "1.2.840.10008.1.2.4.51": _JPEG,
+    "1.2.840.10008.1.2.4.57": _JPEG_LOSSLESS,
+    "1.2.840.10008.1.2.4.70": _JPEG_LOSSLESS,
+    "1.2.840.10008.1.2.4.80": _JPEG_LS,
+    "1.2.840.10008.1.2.4.81": _JPEG_LS,
+    "1.2.840.10008.1.2.4.90": _JPEG_2000,
+    "1.2.840.10008.1.2.4.91": _JPEG_2000,
+    "1.2.840.10008.1.2.4.201": _JPEG_2000,
+    "1.2.840.10008.1.2.4.202": _JPEG_2000,
+    "1.2.840.10008.1.2.4.203": _JPEG_2000,
+    "1.2.840.10008.1.2.5": _RLE,
+}
+_STORE_UNCOMPRESSED = "store it uncompressed first (a JPEG by dcmtk's dcmdjpeg)"
+
+
+def check_syntax(file: DicomFile) -> None:
+    """Refuses what could not be decoded, before anything is.
+
+    Raises:
+        InputError: naming the transfer syntax, and the extra that reads it or what to do.
+    """
+    _decoder_name(file)
+    # Source: DICOM PS3.5, 8.2.1; pydicom 3.0.2 refuses it with Pillow and with GDCM.
+    if file.syntax == "1.2.840.10008.1.2.4.51" and whole_number(file.header, "BitsStored") != 8:
+        raise InputError(
+            f"DICOM {file.path}: must be 8 bit where it is {_named(file)}, got 12 bit, which no decoder of the extra "
+            f"medical reads; {_STORE_UNCOMPRESSED}"
+        )
+
+
+def stored_frame(file: DicomFile, index: int) -> np.ndarray:
+    """One frame as it is stored, before any rescale: H×W, or H×W×3 with YBR turned to RGB.
+
+    Raises:
+        InputError: its pixels cannot be decoded, or are of another size than the header says.
+    """
+    from pydicom.pixels import get_decoder
+    from pydicom.pixels.utils import as_pixel_options
+
+    name = _decoder_name(file)
+    syntax = "1.2.840.10008.1.2.1" if file.syntax == DEFLATED else file.syntax
+    options = as_pixel_options(file.header, number_of_frames=file.frames)
+    options |= {"pixel_keyword": "PixelData", "pixel_vr": file.pixel_vr}
+    try:
+        with file.stream() as stream:
+            if file.syntax.is_encapsulated:
+                codestream = _checked_codestream(stream, file, index)
+            if name == "gdcm":
+                options = {**options, "number_of_frames": 1}
+                options.pop("extended_offsets", None)
+                return decode_by_gdcm(codestream, file.syntax, options)
+            # Not validated: it would read the whole of a large file to count its bytes, which open_dicom has done.
+            frame, _ = get_decoder(syntax).as_array(
+                stream, index=index, decoding_plugin=name, validate=False, **options
+            )
+    except InputError:
+        raise
+    except Exception:
+        # The decoders raise anything; what they say may quote the header, so it is not repeated.
+        raise InputError(
+            f"DICOM {file.path}: must hold pixels that decode as {_named(file)}, got damaged ones; copy it again"
+        ) from None
+    return np.asarray(frame)
+
+
+def _decoder_name(file: DicomFile) -> str:
+    from pydicom.pixels import get_decoder
+
+    names = _DECODERS.get(file.syntax)
+    if names is None:
+        raise InputError(
+            f"DICOM {file.path}: must be in a transfer syntax that the extra medical reads, got {_named(file)}; "
+            f"{_STORE_UNCOMPRESSED}"
+        )
+    if not names:
+        return ""
+    installed = get_decoder(file.syntax).available_plugins
+    for name in names:
+        if name in installed:
+            return name
+    raise InputError(
+        f"DICOM {file.path}: is in the transfer syntax {_named(file)}, whose decoder must be installed, is not; "
+        "run: pip install 'sam2edge[medical]'"
+    )
+
+
+def _named(file: DicomFile) -> str:
+    name = file.syntax.name
+    return str(file.syntax) if name == file.syntax else f"{name} ({file.syntax})"
+
+
+def _checked_codestream(stream: BinaryIO, file: DicomFile, index: int) -> bytes:
+    """One frame's bytes; refuses a picture that is not what the header says before a decoder makes room for it."""
+    from pydicom.encaps import get_frame
+
+    names = _DECODERS[file.syntax]
+    start = stream.tell()
+    frame = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=_extended_offsets(file))
+    stream.seek(start)
+    if names == _RLE:
+        return frame
+    found = jpeg_2000_picture(frame) if names == _JPEG_2000 else jpeg_picture(frame)
+    if found is None or (names == _JPEG_LOSSLESS and not found.lossless):
+        raise InputError(
+            f"DICOM {file.path}: must hold pixels that decode as {_named(file)}, got damaged ones; copy it again"
+        )
+    if found.size_px != file.size_px:
+        (height, width), (own_height, own_width) = file.size_px, found.size_px
+        raise InputError(
+            f"DICOM {file.path}: must hold a picture of {height}×{width} as its header says, "
+            f"got one of {own_height}×{own_width}; export it again"
+        )
+    samples, bits = (whole_number(file.header, key) or 1 for key in ("SamplesPerPixel", "BitsAllocated"))
+    stored = 8 * math.ceil(found.bits / 8)
+    if found.samples != samples or stored > bits or (names == _JPEG_LOSSLESS and stored != bits):
+        raise InputError(
+            f"DICOM {file.path}: must hold {samples} samples of {bits} bit a pixel as its header says, "
+            f"got {found.samples} of {stored} bit; export it again"
+        )
+    return frame
+
+
+def _extended_offsets(file: DicomFile) -> tuple[Any, Any] | None:
+    """The table of frames in files of over 4 GiB."""
+    if "ExtendedOffsetTable" in file.header:
+        return file.header.ExtendedOffsetTable, file.header.ExtendedOffsetTableLengths
+    return None

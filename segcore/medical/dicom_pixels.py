@@ -1,0 +1,188 @@
+"""From a file's stored integers to the scan's values: rescale, MONOCHROME1, palette and YBR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segcore.errors import InputError
+from segcore.medical.dicom import DicomFile
+from segcore.medical.dicom_frames import check_syntax, stored_frame
+from segcore.medical.dicom_values import frame_group, numbers_of, text_of, whole_number
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_PALETTE = "PALETTE COLOR"
+# Refused by name; anything else might be a patient's, written into the wrong element.
+_REFUSED = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a file's stored integers are to be understood.
+
+    Attributes:
+        photometric: one of DICOM's own terms; "" for any other word.
+        allocated: bits a sample takes in the file.
+        stored: bits of them that count.
+        signed: in two's complement.
+    """
+
+    photometric: str
+    allocated: int
+    stored: int
+    signed: bool
+
+    @property
+    def grey(self) -> bool:
+        return self.photometric in _GREY
+
+    @property
+    def inverted(self) -> bool:
+        return self.photometric == "MONOCHROME1"
+
+    @property
+    def ends_sum(self) -> int:
+        """Smallest and largest number that the stored bits can hold, added: turning over is this minus the value."""
+        return -1 if self.signed else 2**self.stored - 1
+
+
+def pixels_of(file: DicomFile) -> Pixels:
+    """The header's word on the pixels, unchecked."""
+    allocated = whole_number(file.header, "BitsAllocated") or 0
+    photometric = text_of(file.header, "PhotometricInterpretation")
+    return Pixels(
+        photometric=photometric if photometric in (*_GREY, *_COLOUR, _PALETTE, *_REFUSED) else "",
+        allocated=allocated,
+        stored=whole_number(file.header, "BitsStored") or allocated,
+        signed=whole_number(file.header, "PixelRepresentation") == 1,
+    )
+
+
+def check_pixels(file: DicomFile) -> None:
+    """Refuses what `frame_values` could not turn into grey or RGB, before anything is decoded.
+
+    Raises:
+        InputError: naming what it is.
+    """
+    pixels = pixels_of(file)
+    samples = whole_number(file.header, "SamplesPerPixel") or 1
+    expected = 3 if pixels.photometric in _COLOUR else 1
+    if pixels.photometric not in (*_GREY, *_COLOUR, _PALETTE):
+        raise InputError(
+            f"DICOM {file.path}: must be grey, RGB, YBR or palette colours, "
+            f"got {pixels.photometric or 'none of these'}; convert it first"
+        )
+    if samples != expected:
+        raise InputError(
+            f"DICOM {file.path}: must have {expected} samples a pixel where it is {pixels.photometric}, got {samples}; "
+            "export it again"
+        )
+    if pixels.allocated not in (1, 8, 16) or (expected == 3 and pixels.allocated != 8):
+        depths = "8 bit where it is colour" if expected == 3 else "1, 8 or 16 bit"
+        raise InputError(f"DICOM {file.path}: must be {depths}, got {pixels.allocated} bit; convert it first")
+    high = whole_number(file.header, "HighBit")
+    if not 1 <= pixels.stored <= pixels.allocated or high not in (None, pixels.stored - 1):
+        raise InputError(
+            f"DICOM {file.path}: must use the lowest bits of a pixel, got {pixels.stored} of {pixels.allocated} bits "
+            f"with the highest at {high}; export it again"
+        )
+    check_syntax(file)
+
+
+def gives_float(file: DicomFile) -> bool:
+    """Whether some frame's values are not its stored integers: they are rescaled, or may be negative."""
+    pixels = pixels_of(file)
+    if not pixels.grey:
+        return False
+    table = "ModalityLUTSequence" in file.header
+    return pixels.signed or table or any(rescale(file, i) != (1.0, 0.0) for i in range(file.frames))
+
+
+def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
+    """One frame, higher is brighter: H×W or H×W×3 (RGB) of uint8 or uint16, or with `as_float` a grey one's float32.
+
+    MONOCHROME1, whose lowest value is white, is turned over within the range of its stored bits.
+    """
+    pixels = pixels_of(file)
+    if not pixels.grey:
+        return _rgb(stored_frame(file, index), file)
+    values: np.ndarray = measured(file, index)
+    if pixels.inverted:
+        values = np.asarray(ends_sum(file, index) - values)
+    if as_float:
+        return values.astype(np.float32)
+    if pixels.allocated == 1:
+        return np.asarray(values * 255, np.uint8)
+    return np.asarray(values, np.uint8 if pixels.stored <= 8 else np.uint16)
+
+
+def measured(file: DicomFile, index: int) -> np.ndarray:
+    """A grey frame after the modality's rescale, MONOCHROME1 as it is: H×W, float64, or int32 where none applies."""
+    pixels = pixels_of(file)
+    values: np.ndarray = stored_frame(file, index).astype(np.int32)
+    if not pixels.signed:
+        values &= 2**pixels.stored - 1  # an overlay may lie in the bits above. Source: DICOM PS3.5, 8.1.1
+    if "ModalityLUTSequence" in file.header:
+        return through_table(values, file.header, "ModalityLUTSequence", file)[0]
+    slope, intercept = rescale(file, index)
+    return values if (slope, intercept) == (1.0, 0.0) else values * slope + intercept
+
+
+def rescale(file: DicomFile, index: int) -> tuple[float, float]:
+    """One frame's slope and intercept."""
+    group = frame_group(file.header, "PixelValueTransformationSequence", index)
+    slope, intercept = numbers_of(group, "RescaleSlope"), numbers_of(group, "RescaleIntercept")
+    # A slope of 0 would wipe the picture; writers leave it where they mean none.
+    return (slope[0] if slope and slope[0] else 1.0), (intercept[0] if intercept else 0.0)
+
+
+def ends_sum(file: DicomFile, index: int) -> float:
+    """The smallest and the largest value that can occur, added: MONOCHROME1 is turned over by this minus a value."""
+    if "ModalityLUTSequence" in file.header:
+        return through_table(np.zeros(1, np.int32), file.header, "ModalityLUTSequence", file)[1]
+    slope, intercept = rescale(file, index)
+    return slope * pixels_of(file).ends_sum + 2 * intercept
+
+
+def through_table(
+    values: np.ndarray, group: Dataset, sequence: str, file: DicomFile
+) -> tuple[np.ndarray, float]:
+    """Integers through a modality's or a display's lookup table: int32, and the largest number it can give.
+
+    Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1.
+    """
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    apply = apply_modality_lut if sequence == "ModalityLUTSequence" else apply_voi
+    try:
+        bits = int(group[sequence].value[0].LUTDescriptor[2])
+        if not 1 <= bits <= 16:
+            raise ValueError
+        return np.asarray(apply(values, group)).astype(np.int32), 2.0**bits - 1
+    except Exception:  # pydicom raises several types on a damaged table
+        raise InputError(
+            f"DICOM {file.path}: must hold a whole lookup table, got a damaged one; export it again"
+        ) from None
+
+
+def _rgb(stored: np.ndarray, file: DicomFile) -> np.ndarray:
+    if stored.ndim == 2:
+        from pydicom.pixels import apply_color_lut
+
+        try:
+            stored = np.asarray(apply_color_lut(stored, file.header))
+        except Exception:  # pydicom raises several types on a damaged palette
+            raise InputError(
+                f"DICOM {file.path}: must hold the palette of its colours, got none or a damaged one; export it again"
+            ) from None
+        if stored.dtype == np.uint16:
+            stored = (stored >> 8).astype(np.uint8)
+    grey = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
+    # Grey pictures saved as RGB are common; one channel is what they hold, as in segcore.image.
+    return np.ascontiguousarray(stored[..., 0] if grey else stored)

@@ -1,0 +1,213 @@
+"""DICOM files as one scan: a file of one or many frames, or a folder that is one series."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segcore.errors import InputError
+from segcore.medical.deidentify import deidentified, patient_of
+from segcore.medical.dicom import DicomFile, is_dicom, open_dicom
+from segcore.medical.dicom_display import frame_display, windows_of
+from segcore.medical.dicom_geometry import affine_of, directions, pixel_spacing_mm, position_mm
+from segcore.medical.dicom_pixels import check_pixels, frame_values, gives_float, pixels_of
+from segcore.medical.dicom_values import text_of, whole_number
+from segcore.scan import Scan
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Of the usual distance of slices: positions are rounded, but a slice that is missing is a whole distance.
+_TOLERANCE = 0.1
+_SAME_PLACE_MM = 1e-3
+_IGNORED = ("dicomdir", "thumbs.db", "desktop.ini")
+
+
+def read_dicom(path: Path, *, deidentify: bool = False) -> Scan:
+    """One file as a scan of its frames, in the file's own order.
+
+    Raises:
+        InputError: see `segcore.medical.read.read_scan`.
+    """
+    file = open_dicom(path)
+    check_pixels(file)
+    return _scan(path.name, [(file, frame) for frame in range(file.frames)], deidentify)
+
+
+def read_series(folder: Path, *, deidentify: bool = False) -> Scan:
+    """A folder that holds one series, its slices sorted by position along their normal.
+
+    Raises:
+        InputError: see `segcore.medical.read.read_scan`.
+    """
+    paths = _series_files(folder)
+    if len(paths) == 1:
+        return replace(read_dicom(paths[0], deidentify=deidentify), name=folder.resolve().name)
+    files = [open_dicom(path) for path in paths]
+    _check_one_series(folder, files)
+    for file in files:
+        check_pixels(file)
+    return _scan(folder.resolve().name, [(file, 0) for file in _sorted(folder, files)], deidentify)
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file beside images is none of them by its name: hidden, a DICOMDIR, a file manager's."""
+    return path.name.startswith(".") or path.name.lower().startswith(_IGNORED)
+
+
+def _series_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not is_clutter(path))
+    if not paths:
+        raise InputError(
+            f"folder {folder}: must hold the files of a DICOM series, got none; give the folder they are in"
+        )
+    for path in paths:
+        with path.open("rb") as stream:
+            if not is_dicom(stream.read(132)):
+                raise InputError(
+                    f"folder {folder}: must hold DICOM files only to be a series, got {path.name}; move it away"
+                )
+    return paths
+
+
+def _check_one_series(folder: Path, files: Sequence[DicomFile]) -> None:
+    series = Counter(text_of(file.header, "SeriesInstanceUID") for file in files)
+    if len(series) > 1:
+        counts = [str(count) for count in series.values()]
+        raise InputError(
+            f"folder {folder}: must hold one series, got {len(series)}, of {', '.join(counts[:-1])} and {counts[-1]} "
+            "files; give each its own folder"
+        )
+    for file in files:
+        if file.frames > 1:
+            raise InputError(
+                f"folder {folder}: must hold files of one slice to be a series, got {file.path.name} "
+                f"with {file.frames} frames; give that file by itself"
+            )
+    properties: dict[str, Callable[[DicomFile], Hashable]] = {
+        "size": lambda file: "×".join(map(str, file.size_px)),
+        "pixel spacing": lambda file: _rounded(pixel_spacing_mm(file.header)),
+        "orientation": lambda file: _rounded(directions(file.header)),
+        "kind of colours": lambda file: pixels_of(file).photometric or "unknown",
+    }
+    for what, get in properties.items():
+        first = get(files[0])
+        other = next((file for file in files if get(file) != first), None)
+        if other is not None:
+            raise InputError(
+                f"folder {folder}: must hold slices of one {what}, got {first} in {files[0].path.name} "
+                f"and {get(other)} in {other.path.name}; give each kind its own folder"
+            )
+
+
+def _rounded(numbers: Sequence[float] | np.ndarray | None) -> str:
+    """Numbers that differ by a writer's rounding only become the same text."""
+    if numbers is None:
+        return "none"
+    return ", ".join(f"{round(float(n), 3) + 0.0:g}" for n in np.ravel(numbers))
+
+
+def _sorted(folder: Path, files: list[DicomFile]) -> list[DicomFile]:
+    plane = directions(files[0].header)
+    positions = [position_mm(file.header) for file in files]
+    known = [p for p in positions if p is not None]
+    if plane is None or not known:
+        return _sorted_by_number(folder, files)
+    if len(known) < len(files):
+        missing = files[next(i for i, p in enumerate(positions) if p is None)]
+        raise InputError(
+            f"folder {folder}: must hold slices that all tell their position, got {missing.path.name} without; "
+            "export the series again"
+        )
+    normal = np.cross(plane[0], plane[1])
+    depths_mm = np.array([float(p @ normal) for p in known])
+    order = np.argsort(depths_mm, kind="stable")
+    _check_spacing(folder, [files[i] for i in order], np.diff(depths_mm[order]))
+    return [files[i] for i in order]
+
+
+def _check_spacing(folder: Path, files: Sequence[DicomFile], steps_mm: np.ndarray) -> None:
+    for i in map(int, np.flatnonzero(steps_mm < _SAME_PLACE_MM)):
+        raise InputError(
+            f"folder {folder}: must hold every slice once, got {files[i].path.name} and {files[i + 1].path.name} "
+            "at the same position; remove one"
+        )
+    usual = float(np.median(steps_mm))
+    for i in map(int, np.flatnonzero(np.abs(steps_mm - usual) > _TOLERANCE * usual)):
+        missing = round(float(steps_mm[i]) / usual) - 1
+        raise InputError(
+            f"folder {folder}: must hold evenly spaced slices, got {steps_mm[i]:.4g} mm instead of {usual:.4g} mm "
+            f"between {files[i].path.name} and {files[i + 1].path.name}; "
+            + (
+                f"add the {missing} that {'is' if missing == 1 else 'are'} missing"
+                if missing > 0
+                else "split it"
+            )
+        )
+
+
+def _sorted_by_number(folder: Path, files: Sequence[DicomFile]) -> list[DicomFile]:
+    numbers = [whole_number(file.header, "InstanceNumber") for file in files]
+    by_number: dict[int, DicomFile] = {}
+    for number, file in zip(numbers, files, strict=True):
+        if number is None:
+            raise InputError(
+                f"folder {folder}: must hold slices with a position or an InstanceNumber, "
+                f"got {file.path.name} with neither; give each file by itself"
+            )
+        if number in by_number:
+            raise InputError(
+                f"folder {folder}: must hold every slice once, got InstanceNumber {number} in "
+                f"{by_number[number].path.name} and {file.path.name}; remove one"
+            )
+        by_number[number] = file
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _modality(header: Dataset) -> str:
+    """CT, DX, …: a picture's has two or three letters; what is longer might be a patient's name, and counts as none."""
+    text = text_of(header, "Modality")
+    return text if re.fullmatch("[A-Z]{2,3}", text) else ""
+
+
+def _scan(name: str, frames: Sequence[tuple[DicomFile, int]], deidentify: bool) -> Scan:
+    first = frames[0][0]
+    files = list({id(file): file for file, _ in frames}.values())
+    spacing_mm = pixel_spacing_mm(first.header, frames[0][1])
+    for file, frame in frames:
+        if _rounded(pixel_spacing_mm(file.header, frame)) != _rounded(spacing_mm):
+            raise InputError(
+                f"DICOM {file.path}: must have one pixel spacing in all frames, got several; split it"
+            )
+    planes = {_rounded(directions(file.header, frame)) for file, frame in frames}
+    positions = [position_mm(file.header, frame) for file, frame in frames]
+    affine, slice_spacing_mm = affine_of(
+        spacing_mm,
+        directions(first.header) if len(planes) == 1 else None,
+        [p for p in positions if p is not None] if all(p is not None for p in positions) else [],
+    )
+    as_float = any(gives_float(file) for file in files)  # one depth for all slices
+    return Scan(
+        name=name,
+        kind="dicom",
+        slices=len(frames),
+        size_px=first.size_px,
+        values=lambda index: frame_values(*frames[index], as_float=as_float),
+        display=lambda index: frame_display(*frames[index]),
+        spacing_mm=spacing_mm,
+        slice_spacing_mm=slice_spacing_mm,
+        windows=windows_of(*frames[0]),
+        modality=_modality(first.header),
+        patient=patient_of(first.header),
+        affine=affine,
+        header=tuple(
+            deidentified(file.header, name=f"DICOM {file.path}") if deidentify else file.header
+            for file in files
+        ),
+    )

@@ -1,0 +1,174 @@
+"""Masks in the files that others read: PNG, NIfTI, DICOM-SEG, and a JSON record; and back onto the scan's grid.
+
+png        STEM.png, or STEM/0001.png … for several slices; 0/255 for one class, class indices for several
+nifti      STEM.nii.gz on the source's own grid
+dicom-seg  STEM.dcm, a DICOM segmentation that refers to its source series; for a DICOM source
+json       STEM.json: the scan, the model, what was measured, the files above (`segcore.medical.case_json`)
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from segcore.bundle import Manifest
+from segcore.errors import InputError
+from segcore.image import read_mask
+from segcore.medical.case_json import case_json
+from segcore.medical.dicom import is_dicom
+from segcore.medical.dicom_seg import encode_seg
+from segcore.medical.nifti import nifti_version
+from segcore.medical.nifti_mask import encode_nifti, read_nifti_mask
+from segcore.medical.seg_read import read_seg
+from segcore.outfolder import write_bytes, write_text
+from segcore.scan import Scan
+
+MaskFormat = Literal["png", "nifti", "dicom-seg", "json"]
+MASK_FORMATS: tuple[MaskFormat, ...] = get_args(MaskFormat)
+_NUMBERED = re.compile(r"\d{4,}\.png")
+
+
+def write_masks(
+    folder: Path,
+    stem: str,
+    scan: Scan,
+    masks: np.ndarray,
+    manifest: Manifest,
+    formats: Collection[MaskFormat],
+    *,
+    details: Mapping[str, Any] | None = None,
+    bundle_sha256: str | None = None,
+) -> dict[MaskFormat, list[str]]:
+    """Writes the masks of one scan in the formats asked for; each file appears whole or not at all.
+
+    Args:
+        folder: there already; files of the same names are replaced.
+        stem: what the files are called, without a suffix.
+        scan: what was segmented.
+        masks: N×H×W uint8, one mask a slice; 0 background, k the manifest's k-th class.
+        manifest: of the model.
+        formats: of `MASK_FORMATS`; json lists the others, whatever the order.
+        details: for json: measurements, quality, timings; JSON values.
+        bundle_sha256: of the model's bundle, for json and the segmentation's algorithm version.
+
+    Returns:
+        What was written, as paths relative to `folder`.
+
+    Raises:
+        InputError: dicom-seg of a scan that is no DICOM or whose header cannot be referred to.
+    """
+    if masks.dtype != np.uint8 or masks.shape != (scan.slices, *scan.size_px):
+        raise ValueError(
+            f"masks must be uint8 {(scan.slices, *scan.size_px)}, got {masks.dtype} {masks.shape}"
+        )
+    if unknown := sorted(set(formats) - set(MASK_FORMATS)):
+        raise InputError(f"--format: must be of {', '.join(MASK_FORMATS)}, got {unknown[0]}")
+    # First, because a source may not do for one: then nothing is written.
+    seg = encode_seg(scan, masks, manifest, bundle_sha256) if "dicom-seg" in formats else b""
+    written: dict[MaskFormat, list[str]] = {}
+    if "png" in formats:
+        written["png"] = _write_png(folder, stem, masks * np.uint8(255 if len(manifest.classes) == 1 else 1))
+    if "nifti" in formats:
+        written["nifti"] = [f"{stem}.nii.gz"]
+        words = f"sam2edge {manifest.name}, research use only"
+        write_bytes(folder / f"{stem}.nii.gz", encode_nifti(scan, masks, description=words))
+    if "dicom-seg" in formats:
+        written["dicom-seg"] = [f"{stem}.dcm"]
+        write_bytes(folder / f"{stem}.dcm", seg)
+    if "json" in formats:
+        text = case_json(
+            scan, masks, manifest, details=details or {}, files=written, bundle_sha256=bundle_sha256
+        )
+        written["json"] = [f"{stem}.json"]
+        write_text(folder / f"{stem}.json", text)
+    return written
+
+
+def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
+    if len(masks) == 1:
+        write_bytes(folder / f"{stem}.png", _png(masks[0]))
+        return [f"{stem}.png"]
+    digits = max(4, len(str(len(masks))))
+    names = [f"{n:0{digits}d}.png" for n in range(1, len(masks) + 1)]
+    target, partial = folder / stem, folder / f"{stem}.partial"
+    if target.exists() and not _is_ours(target):
+        raise InputError(
+            f"{target}: must be free for the masks, is there and holds other files; move it away"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, mask in zip(names, masks, strict=True):
+        (partial / name).write_bytes(_png(mask))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    return [f"{stem}/{name}" for name in names]
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and all(_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _png(mask: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def read_mask_file(path: Path, scan: Scan) -> np.ndarray:
+    """Reads a mask onto the grid of its scan; the format is decided by the content.
+
+    Args:
+        path: a PNG of one slice, a folder of numbered PNGs, a NIfTI, or a DICOM segmentation.
+        scan: what the mask is of.
+
+    Returns:
+        N×H×W uint8: values as stored in a PNG or NIfTI (0/255, 0/1 or class indices), class indices in segment order
+        of a DICOM segmentation.
+
+    Raises:
+        InputError: no mask, of another size, another number of slices, another place, or another series.
+    """
+    if path.is_dir():
+        found = [read_mask(file) for file in _numbered(path, scan)]
+        return np.stack([_sized(mask, path, scan) for mask in found])
+    if not path.is_file():
+        raise InputError(f"mask {path}: must be a file or a folder of PNG masks, no such file")
+    with path.open("rb") as file:
+        head = file.read(132)
+    if is_dicom(head):
+        return read_seg(path, scan)
+    if nifti_version(path):
+        return read_nifti_mask(path, scan)
+    mask = _sized(read_mask(path), path, scan)
+    if scan.slices > 1:
+        raise InputError(
+            f"mask {path}: must have the slices of its image, {scan.slices}, got 1; give a folder of PNG masks, "
+            "a NIfTI or a DICOM segmentation"
+        )
+    return mask[None]
+
+
+def _numbered(folder: Path, scan: Scan) -> list[Path]:
+    files = sorted((p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name)), key=lambda p: int(p.stem))
+    if [int(p.stem) for p in files] != list(range(1, scan.slices + 1)):
+        raise InputError(
+            f"mask {folder}: must hold 0001.png to {scan.slices:04d}.png, one a slice of {scan.name}, "
+            f"got {len(files)} such files"
+        )
+    return files
+
+
+def _sized(mask: np.ndarray, path: Path, scan: Scan) -> np.ndarray:
+    if mask.shape != scan.size_px:
+        raise InputError(
+            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
+            f"got {mask.shape[0]}×{mask.shape[1]}"
+        )
+    return mask

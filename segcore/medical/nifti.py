@@ -1,0 +1,283 @@
+"""NIfTI as a scan of axial slices shown the radiological way, and the exact way back to the file's own axes."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segcore.errors import InputError, need
+from segcore.image import MAX_PIXELS, MAX_SIDE_PX
+from segcore.medical.dicom import MAX_VOXELS
+from segcore.scan import Scan
+
+_MAX_UNPACKED_BYTES = 2**31
+_GZIP = b"\x1f\x8b"
+# Length of a header, and where its magic stands. Source: NIfTI-1.1 (nifti1.h) and NIfTI-2 (nifti2.h).
+_HEADERS = {1: (348, 344, b"n+1\0"), 2: (540, 4, b"n+2\0")}
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
+_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Where columns, rows and slices run to, by the patient axis nearest a single slice's normal; volumes are axial.
+_SHOWN = {"S": ("L", "P", "S"), "A": ("L", "I", "A"), "R": ("P", "I", "R")}
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a NIfTI file needs to lie over its source: nothing in it names a patient.
+
+    Attributes:
+        affine: 4×4, from the file's own voxel indices to millimetres (right, anterior, superior).
+        shape: of the file's own array, 2 to 4 axes, the fourth of length 1.
+        oriented: False where the file says nothing of the patient's axes; it is shown as stored then.
+        axes: which of the file's axes run along the scan's columns, rows and slices.
+        flips: whether each of those three runs backwards in the file.
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    oriented: bool
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    def to_stored(self, masks: np.ndarray) -> np.ndarray:
+        """Masks N×H×W on the scan's grid as an array of `shape`, to be saved with `affine`."""
+        columns_rows_slices = masks.transpose(2, 1, 0)[self._backwards()]
+        return np.ascontiguousarray(columns_rows_slices.transpose(np.argsort(self.axes)).reshape(self.shape))
+
+    def from_stored(self, array: np.ndarray) -> np.ndarray:
+        """The way of `to_stored` backwards, without a copy: an array of `shape` as N×H×W."""
+        volume: np.ndarray = array.reshape((*self.shape, 1)[:3])
+        return np.asarray(volume.transpose(self.axes)[self._backwards()].transpose(2, 1, 0))
+
+    def _backwards(self) -> tuple[slice, ...]:
+        return tuple(slice(None, None, -1 if flip else None) for flip in self.flips)
+
+
+def nifti_version(path: Path) -> int | None:
+    """1 or 2 where the file's content is NIfTI in one file, packed by gzip or not; None otherwise."""
+    try:
+        with _open(path) as stream:
+            head = stream.read(348)
+    except (OSError, EOFError, zlib.error):
+        return None
+    for version, (_, at, magic) in _HEADERS.items():
+        if head[at : at + 4] == magic:
+            return version
+    return None
+
+
+def read_nifti(path: Path) -> Scan:
+    """A file's slices, inferior to superior, rows anterior to posterior, columns right to left of the patient.
+
+    A single slice keeps its plane; a coronal or sagittal one has its rows from superior to inferior.
+
+    Raises:
+        InputError: damaged, cut off, too large, more than three axes, or of numbers that are no picture.
+    """
+    raw = _header(path)
+    shape, dtype = tuple(int(n) for n in raw.get_data_shape()), raw.get_data_dtype()
+    _check(path, shape, dtype)
+    header = _oriented(path, raw, shape)
+    slope, intercept = _scaling(path, raw)
+    volume = _stored(path, _offset(path, raw), shape, dtype)
+    as_stored = dtype.name in ("uint8", "uint16") and (slope, intercept) == (1.0, 0.0)
+    columns, rows, slices = (int((*shape, 1)[axis]) for axis in header.axes)
+    affine = _TO_LPS @ header.affine @ _from_scan(header) if header.oriented else None
+    spacing_mm = np.linalg.norm(header.affine[:3, list(header.axes)], axis=0)
+
+    def values(index: int) -> np.ndarray:
+        stored: np.ndarray = header.from_stored(volume())[index]
+        if stored.dtype.fields:
+            return np.stack([stored[channel] for channel in "RGB"], axis=-1)
+        if as_stored:
+            return np.ascontiguousarray(stored.astype(dtype.newbyteorder("=")))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and refused
+            scaled = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+        if bad := int((~np.isfinite(scaled)).sum()):
+            raise InputError(
+                f"NIfTI {path}: must hold finite numbers, got {bad} NaN or infinite voxels in slice {index + 1}; "
+                "replace them"
+            )
+        return np.asarray(scaled)
+
+    return Scan(
+        name=path.name,
+        kind="nifti",
+        slices=slices,
+        size_px=(rows, columns),
+        values=values,
+        display=lambda index: full_range(values(index)),
+        spacing_mm=(float(spacing_mm[1]), float(spacing_mm[0])),
+        slice_spacing_mm=float(spacing_mm[2]) if slices > 1 else None,
+        affine=affine,
+        header=header,
+    )
+
+
+def full_range(values: np.ndarray) -> np.ndarray:
+    """Values as 8 bits, their smallest black and their largest white; 8-bit values as they are."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = float(values.min()), float(values.max())
+    return np.round((values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _open(path: Path) -> Any:
+    with path.open("rb") as stream:
+        packed = stream.read(2) == _GZIP
+    return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"NIfTI {path}: must be a whole file, got a damaged or truncated one; copy it again")
+
+
+def _header(path: Path) -> Any:
+    try:
+        import nibabel as library
+    except ImportError:
+        raise need("nibabel", "medical") from None
+    nibabel: Any = library  # its functions have no types
+    version = nifti_version(path)
+    if version is None:
+        raise InputError(
+            f"NIfTI {path}: must be NIfTI-1 or -2 in one file, got something else; save it as .nii.gz"
+        )
+    kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header
+    length = _HEADERS[version][0]
+    try:
+        with _open(path) as stream:
+            raw = kind(stream.read(length), check=False)
+            raw.get_data_shape(), raw.get_data_dtype(), raw.get_data_offset(), raw.get_best_affine()
+            return raw
+    except Exception:  # nibabel raises its own types and numpy's on a damaged header
+        raise _damaged(path) from None
+
+
+def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    size = "×".join(map(str, shape))
+    if not 2 <= len(shape) <= 4 or (len(shape) == 4 and shape[3] != 1):
+        raise InputError(
+            f"NIfTI {path}: must be 2-D or 3-D, got {len(shape)}-D of {size}; save the volume you mean by itself"
+        )
+    if min(shape) < 1:
+        raise InputError(f"NIfTI {path}: must have voxels, got {size}; copy it again")
+    sides = sorted(shape)
+    if (
+        sides[-1] > MAX_SIDE_PX
+        or sides[-1] * sides[-2] > MAX_PIXELS
+        or np.prod(shape, dtype=float) > MAX_VOXELS
+    ):
+        raise InputError(
+            f"NIfTI {path}: must be at most {MAX_SIDE_PX} voxels a side, {MAX_PIXELS} a slice and {MAX_VOXELS} in all, "
+            f"got {size}; crop or shrink it"
+        )
+    rgb = dtype.fields is not None and set(dtype.fields) == set("RGB")
+    if not rgb and dtype.kind not in "iuf":
+        raise InputError(
+            f"NIfTI {path}: must hold numbers or RGB, got the data type {_type_name(dtype)}; convert it first"
+        )
+
+
+def _offset(path: Path, raw: Any) -> int:
+    length = int(raw.sizeof_hdr)  # as the class says it; the file may lie
+    offset = int(raw.get_data_offset()) or length + 4  # some writers leave 0
+    if not length <= offset <= _MAX_UNPACKED_BYTES:
+        raise _damaged(path)
+    return offset
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    return "RGBA" if dtype.fields else dtype.name
+
+
+def _scaling(path: Path, raw: Any) -> tuple[float, float]:
+    try:
+        slope, intercept = raw.get_slope_inter()
+    except Exception:  # nibabel's own type: a finite slope with an intercept that is not
+        raise _damaged(path) from None
+    return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
+
+
+def _oriented(path: Path, raw: Any, shape: tuple[int, ...]) -> NiftiHeader:
+    import nibabel.orientations as library
+
+    unit = _MM_PER_UNIT.get(int(raw["xyzt_units"]) & 7, 1.0)
+    affine = np.array(raw.get_best_affine(), np.float64)
+    affine[:3] *= unit
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        not np.isfinite(affine).all()
+        or lengths.min() <= 0
+        or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3
+    ):
+        raise InputError(
+            f"NIfTI {path}: must have an affine of three different directions, got another; save it with a right one"
+        )
+    oriented = bool(int(raw["qform_code"]) > 0 or int(raw["sform_code"]) > 0)
+    if not oriented:  # as ITK reads it: columns along the first axis, rows along the second
+        return NiftiHeader(affine, shape, False, (0, 1, 2), (False, False, False))
+    orientations: Any = library  # its functions have no types
+    own = orientations.io_orientation(affine)
+    normal = "RAS"[int(own[2, 0])] if (*shape, 1)[2] == 1 else "S"
+    change = orientations.ornt_transform(own, orientations.axcodes2ornt(_SHOWN[normal]))
+    order = [int(i) for i in np.argsort(change[:, 0])]
+    columns, rows, slices = order
+    flips = [bool(change[axis, 1] < 0) for axis in order]
+    return NiftiHeader(affine, shape, True, (columns, rows, slices), (flips[0], flips[1], flips[2]))
+
+
+def _from_scan(header: NiftiHeader) -> np.ndarray:
+    """4×4 from the scan's (column, row, slice, 1) to the file's own voxel indices."""
+    back = np.zeros((4, 4))
+    back[3, 3] = 1.0
+    for along, (axis, flip) in enumerate(zip(header.axes, header.flips, strict=True)):
+        back[axis, along] = -1.0 if flip else 1.0
+        back[axis, 3] = (*header.shape, 1)[axis] - 1 if flip else 0.0
+    return back
+
+
+def _stored(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Callable[[], np.ndarray]:
+    """Gives the file's own array: mapped from a plain file at every call, unpacked once from a packed one."""
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with path.open("rb") as stream:
+        packed = stream.read(2) == _GZIP
+    if not packed:
+        if path.stat().st_size < offset + size_bytes:
+            raise _damaged(path)
+        return lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
+    if size_bytes > _MAX_UNPACKED_BYTES:
+        raise InputError(
+            f"NIfTI {path}: must be at most {_MAX_UNPACKED_BYTES} bytes unpacked, got {size_bytes}; "
+            "unpack it with gunzip first"
+        )
+    lock = threading.Lock()
+    kept: list[bytes] = []
+
+    def unpacked() -> np.ndarray:
+        with lock:
+            if not kept:
+                kept.append(_unpack(path, offset, size_bytes))
+        return np.frombuffer(kept[0], dtype).reshape(shape, order="F")
+
+    return unpacked
+
+
+def _unpack(path: Path, offset: int, size_bytes: int) -> bytes:
+    try:
+        with gzip.open(path, "rb") as stream:
+            stream.seek(offset)
+            data = stream.read(size_bytes)
+    except (OSError, EOFError, zlib.error):
+        raise _damaged(path) from None
+    if len(data) < size_bytes:
+        raise _damaged(path)
+    return data

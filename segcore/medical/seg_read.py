@@ -1,0 +1,141 @@
+"""Reads a DICOM segmentation back as class indices on the grid of the scan that it was made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segcore.errors import InputError
+from segcore.medical.dicom import MAX_VOXELS, read_header, whole_number
+from segcore.medical.seg_source import Reference, load_highdicom, references
+from segcore.scan import Scan
+
+# Segmentation Storage, Label Map Segmentation Storage.
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+MOST_SEGMENTS = 254
+
+
+def read_seg(path: Path, scan: Scan) -> np.ndarray:
+    """Frames on the scan's slices by the instance, or instance and frame, that each refers to.
+
+    Returns:
+        N×H×W uint8; 0 background, k the k-th segment in order of segment number.
+
+    Raises:
+        InputError: no segmentation, fractional, overlapping, of another size, or of another series.
+    """
+    if scan.kind != "dicom":
+        raise InputError(
+            f"mask {path}: must be PNG or NIfTI for a picture that is no DICOM, got a DICOM segmentation"
+        )
+    seg = _open(path)
+    size = int(seg.Rows), int(seg.Columns)
+    if size != scan.size_px:
+        raise InputError(
+            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
+            f"got {size[0]}×{size[1]}"
+        )
+    refs = references(scan)
+    _check_sources(seg, refs, path, scan)
+    numbers = list(seg.segment_numbers)
+    if len(numbers) > MOST_SEGMENTS:
+        raise InputError(f"mask {path}: must have at most {MOST_SEGMENTS} segments, got {len(numbers)}")
+    instances = [ref.instance for ref in refs]
+    how = {
+        "segment_numbers": numbers,
+        "combine_segments": True,
+        "relabel": True,
+        "assert_missing_frames_are_empty": True,
+        "ignore_spatial_locations": True,  # looked at in `_check_sources`, where saying nothing counts as kept
+        "dtype": np.uint8,
+    }
+    try:
+        if refs[0].frame is None:
+            found = seg.get_pixels_by_source_instance(instances, **how)
+        else:
+            frames = [ref.frame for ref in refs]
+            found = seg.get_pixels_by_source_frame(instances[0], frames, **how)
+    except RuntimeError as error:
+        if "overlap" not in str(error):
+            raise
+        raise InputError(
+            f"mask {path}: must have segments that do not overlap, two share pixels; keep one of them"
+        ) from None
+    return np.asarray(found, np.uint8)
+
+
+def _open(path: Path) -> Any:
+    load_highdicom()
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+    from pydicom import dcmread
+
+    # Bounded even where the file is deflated, as reading the whole is then not.
+    header = read_header(path, ["SOPClassUID", "Rows", "Columns", "NumberOfFrames"])
+    if str(header.get("SOPClassUID")) not in _SEGMENTATIONS:
+        raise InputError(
+            f"mask {path}: must be a DICOM segmentation, got another kind of DICOM; export the mask as DICOM-SEG"
+        )
+    damaged = InputError(f"mask {path}: must be a whole DICOM segmentation, got a damaged one; copy it again")
+    sides = [whole_number(header, keyword) or 0 for keyword in ("Rows", "Columns", "NumberOfFrames")]
+    if min(sides) < 1:
+        raise damaged
+    if math.prod(sides) > MAX_VOXELS:
+        raise InputError(
+            f"mask {path}: must be at most {MAX_VOXELS} pixels in all frames, "
+            f"got {sides[2]} of {sides[0]}×{sides[1]}; crop it"
+        )
+    try:
+        dataset = dcmread(path)
+        _fill_thickness(dataset)
+        seg = Segmentation.from_dataset(dataset, copy=False)
+        frames = seg.pixel_array  # decoded now, so that a truncated file is told here
+    except Exception:  # highdicom and pydicom raise what they like on a damaged file
+        raise damaged from None
+    del frames
+    if seg.segmentation_type == SegmentationTypeValues.FRACTIONAL:
+        raise InputError(
+            f"mask {path}: must be a binary segmentation, got a fractional one; export it as binary"
+        )
+    return seg
+
+
+def _fill_thickness(dataset: Any) -> None:
+    """A pixel spacing may stand without a slice thickness, and highdicom itself writes it so, but does not read it."""
+    shared = dataset.get("SharedFunctionalGroupsSequence", [])
+    for group in (*shared, *dataset.get("PerFrameFunctionalGroupsSequence", [])):
+        for measures in group.get("PixelMeasuresSequence", []):
+            if "SliceThickness" not in measures:
+                measures.SliceThickness = None
+
+
+def _check_sources(seg: Any, refs: Sequence[Reference], path: Path, scan: Scan) -> None:
+    known = {(ref.instance, ref.frame) for ref in refs}
+    instances = {ref.instance for ref in refs}
+    of_frames = [_sources_of(group) for group in seg.get("PerFrameFunctionalGroupsSequence", [])]
+    if not of_frames or not all(of_frames):
+        raise InputError(f"mask {path}: must say which slice each of its frames is of, does not")
+    for source in (source for sources in of_frames for source in sources):
+        frames = source.get("ReferencedFrameNumber")
+        numbers = [None] if frames is None else [int(n) for n in np.atleast_1d(frames)]
+        instance = str(source.get("ReferencedSOPInstanceUID"))
+        if instance not in instances:
+            raise InputError(
+                f"mask {path}: must refer to {scan.name}, refers to another picture or series; "
+                "give the mask that was made of it"
+            )
+        if refs[0].frame is not None and not all((instance, number) in known for number in numbers):
+            raise InputError(f"mask {path}: must refer to frames of {scan.name}, refers to others")
+        if source.get("SpatialLocationsPreserved") == "NO":
+            raise InputError(f"mask {path}: must have the pixels of {scan.name}, says that they were moved")
+
+
+def _sources_of(group: Any) -> list[Any]:
+    return [
+        s
+        for derived in group.get("DerivationImageSequence", [])
+        for s in derived.get("SourceImageSequence", [])
+    ]

@@ -1,0 +1,268 @@
+"""The model card of a bundle: its manifest in plain words, for whoever is asked to trust it.
+
+Source: Mitchell et al., Model Cards for Model Reporting, FAT* 2019 (the sections).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from segcore.guard_record import points_text
+from segcore.host import Made
+from segcore.model_limits import limits
+from segcore.windows import CT_WINDOWS
+
+if TYPE_CHECKING:
+    from segcore.bundle import Manifest, Metric
+
+MODEL_CARD = "MODEL_CARD.md"
+_FORMATS = {
+    "torch": "PyTorch weights (safetensors), to be exported before use",
+    "onnx": "ONNX, for onnxruntime or OpenVINO",
+    "openvino": "OpenVINO IR",
+    "tensorrt-onnx": "ONNX that TensorRT builds an engine from, on the device itself",
+    "tensorrt": "a TensorRT engine, for one device only",
+}
+_PRECISIONS = {
+    "fp32": "32-bit floating point",
+    "fp16": "16-bit floating point",
+    "int8": "8-bit integers (INT8)",
+}
+_METRICS = {
+    "dice_mean": "Dice, mean over cases",
+    "dice_p05": "Dice, 5th percentile (one case in twenty is worse)",
+}
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card in Markdown, without the bundle's folder or its hash: equal manifests give equal bytes.
+
+    Args:
+        manifest: of a bundle; whether its files list the card itself changes nothing.
+    """
+    sections = (
+        ("What it is", _what(manifest)),
+        ("What it is for", _purpose(manifest)),
+        ("What it takes and gives", _input_output(manifest)),
+        ("What it was trained on", _data(manifest)),
+        ("What was measured", _measured(manifest)),
+        ("What INT8 was allowed to lose", _guard(manifest)),
+        ("Its own estimate of its masks", _quality(manifest)),
+        ("Known limits", [f"* {limit}" for limit in limits(manifest)]),
+        ("How to use it", _use(manifest)),
+        ("How it was made", _lineage(manifest)),
+        ("Licence", _licence()),
+    )
+    lines = [f"# {_plain(manifest.name)}", "", "**Research use only. Not a medical device.**"]
+    for title, text in sections:
+        if text:
+            lines += ["", f"## {title}", "", *text]
+    return "\n".join(lines) + "\n"
+
+
+def _what(m: Manifest) -> list[str]:
+    share = "" if m.trained_parameters == m.parameters else f", {m.trained_parameters:,} of them trained"
+    files = [entry for name, entry in m.files.items() if name != MODEL_CARD]
+    many = f"{len(files)} files" if len(files) > 1 else "1 file"
+    size = f"{sum(entry.bytes for entry in files):,}"
+    facts = {
+        "Task": f"marks {_listed(m.classes)} in a picture",
+        "Kind": f"{m.kind} ({_plain(m.architecture)})",
+        "Numbers": f"{m.parameters:,} parameters{share}; {m.macs:,} multiply-accumulates a picture",
+        "Format": f"{_FORMATS[m.format]}; {_PRECISIONS[m.precision]}",
+        "Model file": f"`{m.model_file}`, of {many} and {size} bytes in all, without this card",
+        "Starting weights": _plain(m.pretrained),
+        "Parent": f"bundle {_short(m.parent)}" if m.parent else None,
+        "Teacher": f"bundle {_short(m.teacher)}" if m.teacher else None,
+        "Made": f"{m.made.time[:10]} with sam2edge {_plain(m.made.commit)}",
+    }
+    return _facts(facts.items())
+
+
+def _purpose(m: Manifest) -> list[str]:
+    return [
+        "* For research: to study how well, how fast and on how small a machine such pictures can be segmented, by "
+        "people who check its masks.",
+        "* Not for diagnosis, treatment, triage or any other decision about a patient. No authority has cleared it.",
+        f"* Not for pictures of another kind than it was trained on. It gives a mask for every picture, also for one "
+        f"without any {_listed(m.classes, 'or')}.",
+    ]  # fmt: skip
+
+
+def _input_output(m: Manifest) -> list[str]:
+    taken, given = m.input, m.output
+    sizes = [m.main.size_px, *(v.size_px for v in m.variants)]
+    colour = "grey" if taken.channels == 1 else "RGB"
+    if given.activation == "sigmoid":
+        decision = f"a pixel is marked from a probability of {given.threshold:g} on"
+    else:
+        decision = "a pixel gets the most probable class; 0 is background"
+    facts = {
+        "Takes": f"one picture, {colour}, {taken.depth}, of any size",
+        "Window": _window(m),
+        "Works at": " or ".join(f"{h}×{w} px" for h, w in dict.fromkeys(sizes)) + " (height×width)",
+        "Gives": f"a mask and probabilities at the picture's own size; {decision}",
+        "Classes": ", ".join(f"{i} {_plain(name)}" for i, name in enumerate(m.classes, start=1)),
+    }
+    return _facts(facts.items())
+
+
+def _window(m: Manifest) -> str:
+    low, high = m.input.window
+    same = (w.name for w in CT_WINDOWS if (w.low, w.high) == (low, high))
+    name = m.input.window_name or next(same, "")
+    if m.input.depth == "uint8" and (low, high) == (0.0, 255.0):
+        return "none: 0 is black, 255 white"
+    named = f" (the CT window “{name}”, in Hounsfield units)" if name else ""
+    return f"{low:g} and below is black, {high:g} and above white{named}"
+
+
+def _data(m: Manifest) -> list[str]:
+    data, counts = m.data, m.data.counts
+    facts = {
+        "Name": _plain(data.name),
+        "Cases": ", ".join(f"{number} {_plain(split)}" for split, number in counts.items()) or "not recorded",
+        "Split": f"by patient, seed {data.split_seed}; test cases were kept out of training",
+        "Calibration of INT8": f"{len(data.calibration_cases)} train cases"
+        if data.calibration_cases
+        else None,
+        "sha256 of the data": f"`{data.sha256}`",
+        "sha256 of the split": f"`{data.split_sha256}`",
+    }
+    told = "The card knows the data by name, number and hash. Whom they show and how they were chosen must be asked of "
+    return [*_facts(facts.items()), "", told + "whoever holds them."]
+
+
+def _measured(m: Manifest) -> list[str]:
+    if not m.metrics:
+        lines = [
+            "The accuracy of this bundle on test cases is not in its manifest. `python -m benchmarks` measures it."
+        ]
+    else:
+        lines = ["| what | value | on |", "| --- | ---: | --- |", *map(_metric_row, m.metrics), ""]
+        lines += ["Dice says how far two masks overlap, from 0 (nowhere) to 1 (everywhere)."]
+        if {metric.split for metric in m.metrics} <= {"val"}:
+            lines += [
+                "Training was steered by the validation cases, so these figures flatter; `python -m benchmarks` "
+                "measures on test cases."
+            ]  # fmt: skip
+    if m.gate:
+        lines += ["", "When it was exported, its masks were compared with its parent's:", ""]
+        lines += [f"* {_gate_words(name)}: {value:.4g}" for name, value in m.gate.items()]
+        lines += ["", "Shares are 0 to 1. Golden cases are procedural pictures, real ones validation cases."]
+    return lines
+
+
+def _gate_words(name: str) -> str:
+    """ "openvino_real_mean_share" → "share of pixels that differ, mean over real cases, in openvino"."""
+    if share := re.fullmatch(r"(\w+)_(golden|real)_(mean|worst)_share", name):
+        engine, cases, which = share.groups()
+        over = f"mean over {cases} cases" if which == "mean" else f"worst of the {cases} cases"
+        return f"share of pixels that differ, {over}, in {engine}"
+    if name == "dice_change_points":
+        return "change of Dice in points of 0.01"
+    return f"Dice in {name.removeprefix('dice_')}" if name.startswith("dice_") else name.replace("_", " ")
+
+
+def _metric_row(metric: Metric) -> str:
+    name = _METRICS.get(metric.name, _plain(metric.name.replace("_", " ")))
+    return f"| {name} | {metric.value:.4f} | {metric.cases} cases, {_plain(metric.split)} split |"
+
+
+def _guard(m: Manifest) -> list[str]:
+    if (guard := m.guard) is None:
+        return []
+    speeds = "; ".join(
+        f"{s.speedup:.2f} times as fast as {s.against.upper()} ({s.low:.2f}–{s.high:.2f}) in {s.engine} "
+        f"{s.engine_version}, {s.threads} threads"
+        for s in guard.speeds
+    )
+    floats = len(guard.float_layers)
+    layers = f"{guard.layers - floats} of {guard.layers}" + (f", {floats} stayed in float" if floats else "")
+    facts = {
+        "Dice, mean": _loss(guard.fp32.mean, guard.int8.mean, guard.max_drop_points),
+        "Dice, 5th percentile": _loss(guard.fp32.p05, guard.int8.p05, guard.max_p05_drop_points),
+        "Measured": f"on {guard.cases} validation cases, in {guard.engine} {guard.engine_version}",
+        "Speed": speeds or "not measured; the engine that will run it is on another device",
+        "Layers in INT8": layers,
+        "Fine-tuned in 8 bits": f"{guard.qat_epochs} epochs" if guard.qat_epochs else None,
+    }
+    return _facts(facts.items())
+
+
+def _loss(before: float, after: float, allowed: float) -> str:
+    lost = points_text(100 * (before - after))
+    return f"{before:.4f} in FP32, {after:.4f} in INT8: {lost} points lost, {allowed:g} allowed (a point is 0.01)"
+
+
+def _quality(m: Manifest) -> list[str]:
+    if (quality := m.quality) is None:
+        return ["It has none: it does not say when a mask is doubtful."]
+    return [
+        "With each mask it estimates the Dice that the mask would reach, from its own logits.",
+        "",
+        f"* Fitted on {quality.cases} validation cases. On cases left out of the fit it was wrong by "
+        f"{quality.error:.3f} on average, and by {quality.error_degraded:.3f} on degraded pictures.",
+        "* It knows only what such pictures look like. On another kind of picture it may be high where the mask is "
+        "wrong.",
+    ]  # fmt: skip
+
+
+def _use(m: Manifest) -> list[str]:
+    commands = {
+        "torch": ("python -m export --bundle THIS_FOLDER --to openvino --precision fp32 --out EXPORTED",),
+        "tensorrt-onnx": ("python -m export.kit --bundle THIS_FOLDER --out KIT",),
+    }.get(m.format) or (
+        "python -m runtime.verify --bundle THIS_FOLDER",
+        "python -m runtime.predict --bundle THIS_FOLDER --image PICTURES --out MASKS",
+        "python -m demo --bundle THIS_FOLDER",
+    )
+    measure = "python -m benchmarks --bundle THIS_FOLDER --data DATASET --out REPORT"
+    return ["```bash", *commands, *([] if m.format == "tensorrt" else [measure]), "```"]
+
+
+def _lineage(m: Manifest) -> list[str]:
+    lines: list[str] = []
+    for number, step in enumerate((*m.lineage, m.made), start=1):
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(step.versions.items()))
+        lines += [*([""] if lines else []), f"{number}. {_step(step)}", "", f"   {_code(step.command)}"]
+        lines += ["", f"   {_plain(versions)}"] if versions else []
+    return lines
+
+
+def _step(step: Made) -> str:
+    return _plain(f"{step.time[:10]}, sam2edge {step.commit}, Python {step.python}, {step.host}")
+
+
+def _licence() -> list[str]:
+    return [
+        "The licence of the weights is what the training data and the pretrained weights allow; state it before you "
+        "pass them on. sam2edge, which made them, is under the Apache License 2.0; that says nothing of the weights."
+    ]  # fmt: skip
+
+
+def _facts(facts: Iterable[tuple[str, str | None]]) -> list[str]:
+    return [f"* **{what}:** {text}" for what, text in facts if text is not None]
+
+
+def _listed(names: Iterable[str], word: str = "and") -> str:
+    found = [_plain(name) for name in names]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} {word} {found[-1]}"
+
+
+def _plain(text: str) -> str:
+    """Words of a user or of a machine, so that Markdown and HTML take nothing in them for markup."""
+    return re.sub(r"([\\`*_<>\[\]|#&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """One line of code, whatever backticks are in it."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
+
+
+def _short(sha256: str) -> str:
+    return f"`{sha256[:12]}…`"

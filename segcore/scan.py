@@ -1,0 +1,76 @@
+"""What a hospital's file holds: one picture or many slices, with their geometry and how they are meant to be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from segcore.errors import InputError
+from segcore.preprocess import Depth
+from segcore.windows import Window
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Slices of one acquisition, read when asked for; a single picture is a scan of one slice.
+
+    Attributes:
+        name: the user's own word for it, a file's or folder's name; never from a header.
+        kind: the file format.
+        slices: how many; in order of position where the file knows it.
+        size_px: height and width of every slice.
+        values: slice index → H×W, or H×W×3 (RGB); uint8 or uint16 as stored, float32 where a rescale applies
+            (Hounsfield units in CT) or values are negative. Higher is always brighter.
+        display: slice index → the same slice as H×W or H×W×3 uint8, through the file's own window.
+        spacing_mm: distance of neighbouring rows and columns; None where the file does not say.
+        slice_spacing_mm: distance of neighbouring slices; None for one slice, or where the file does not say.
+        windows: the file's own display windows, the default first; empty where it has none.
+        modality: DICOM's "CT", "DX", "US"; "" where unknown.
+        patient: a pseudonym that is the same for one patient's files, never a name or a hospital's number; None where
+            unknown.
+        affine: 4×4, from (column, row, slice, 1) to millimetres in DICOM's patient axes (left, posterior, superior);
+            None where unknown.
+        header: what an output file needs of the source (see segcore.medical). It may hold a patient's name: no log,
+            report, record or picture takes anything from it.
+    """
+
+    name: str
+    kind: Literal["image", "dicom", "nifti"]
+    slices: int
+    size_px: tuple[int, int]
+    values: Callable[[int], np.ndarray]
+    display: Callable[[int], np.ndarray]
+    spacing_mm: tuple[float, float] | None = None
+    slice_spacing_mm: float | None = None
+    windows: tuple[Window, ...] = ()
+    modality: str = ""
+    patient: str | None = None
+    affine: np.ndarray | None = None
+    header: Any = field(default=None, repr=False, compare=False)
+
+    def slice_name(self, index: int) -> str:
+        """What an error or a table calls one slice: "ct.dcm", or "ct, slice 12" of several, counted from 1."""
+        return self.name if self.slices == 1 else f"{self.name}, slice {index + 1}"
+
+    def picture(self, index: int, depth: Depth) -> np.ndarray:
+        """One slice of the depth that a model was trained on.
+
+        A model of 8-bit pictures sees a deeper file as a screen would show it, through the file's own window; a model
+        of Hounsfield units gets them. A PNG or JPEG keeps its own depth, whose window `prepare` checks.
+
+        Raises:
+            InputError: the file's values cannot be had at that depth.
+        """
+        values = self.values(index)
+        if values.dtype.name == depth or self.kind == "image":
+            return values
+        if depth == "uint8":
+            return self.display(index)
+        if depth == "float32" and values.ndim == 2:
+            return values.astype(np.float32)
+        raise InputError(
+            f"{self.slice_name(index)}: must hold {depth} values as the model was trained on, got {values.dtype.name}"
+        )
