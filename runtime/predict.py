@@ -1,167 +1,269 @@
 """Segments pictures with an exported bundle: `python -m runtime.predict --bundle B --image I --out O`.
 
-O/masks/CASE.png       0/255 for a model of one class, class indices (0 background) for several
-O/overlays/CASE.png    the picture with the mask drawn over it
-O/predictions.jsonl    a line a picture: sizes, areas, expected quality, timings
+O/masks/…              as --to says; png: 0/255 for a model of one class, class indices (0 background) for several
+O/overlays/…           the pictures with the mask drawn over them
+O/predictions.jsonl    a line an input: files, sizes, measurements, expected quality, timings; or {"case", "error"}
 
-Pictures of a folder overlap: while the engine works on some, others are prepared, finished and written. `engine_ms`
-then runs from when a picture was handed to the engine until its logits were taken, waits included; for the latency of a
-picture give one file. With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of, one by one.
+Names under masks/ and overlays/ are those under I: I/sub/dir/NAME.dcm gives masks/sub/dir/NAME.png. A scan of several
+slices gives a folder with a picture a slice.
+
+Inputs overlap: while the engine works on some, others are prepared, finished and written. `engine_ms` then runs from
+when a picture was handed to the engine until its logits were taken, waits included; for the latency of a picture give
+one file. With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of, one by one.
+
+What is killed or interrupted goes on when the same command is given again.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from tqdm import tqdm
 
 from runtime.apart import check_apart
-from runtime.deferral import BELOW, DeferringPredictor
+from runtime.deferral import BELOW
+from runtime.engine import available_threads
 from runtime.predict_files import predict_files
-from runtime.predictor import Predictor
+from runtime.predict_inputs import Input, inputs_sha256, list_inputs
+from runtime.predict_open import Opening, open_predictor
+from runtime.predict_ray import predict_with_ray
+from runtime.predict_record import Records, open_records, read_records
+from runtime.predict_workers import predict_in_processes
+from runtime.predict_write import Outputs
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
-from segcore.image import IMAGE_SUFFIXES
+from segcore.medical.mask_files import MaskFormat
 from segcore.outfolder import out_folder
 
-PREDICTIONS_FILE = "predictions.jsonl"
+_WORTH_WORKERS = 100
+"""Inputs from which on workers are worth their start, a second each."""
+_MOST_WORKERS = 4
+"""More are the user's choice: each holds the model once more."""
 
 
 class PredictSettings(Settings):
-    """Segments pictures. Masks are PNG: 0/255 for a model of one class, class indices for one of several.
+    """Segments pictures, DICOM series and NIfTI volumes, and goes on where it was interrupted.
 
-    Files that cannot be used are named on stderr and the others go on; the exit status is then 2. stdout has
-    one JSON line a picture.
+    Inputs that cannot be used are named on stderr and have a line in predictions.jsonl; the others go on, and the exit
+    status is then 2. stdout has one JSON line for each that was segmented.
     """
 
     bundle: Path
     """Folder of an exported bundle."""
     image: Path
-    """A PNG, JPEG or TIFF file, or a folder of them (not of folders)."""
+    """A PNG, JPEG, TIFF, DICOM or NIfTI file; a folder of them, with its folders; a folder with a DICOM series; or a
+    list: a .txt with a path a line, or a .csv with a column image and perhaps case, relative to the list's folder."""
     out: Path
     """Folder to write: masks/, overlays/ and predictions.jsonl."""
+    to: tuple[MaskFormat, ...] = ("png",)
+    """Format of the masks; repeat for several. dicom-seg is for DICOM only."""
+    overlays: bool = True
+    """Draw the masks over the pictures, too."""
+    measurements: bool = True
+    """Measure the masks: areas, diameters, volumes. Without it a small student's folder is done much sooner."""
+    reference_class: str | None = None
+    """Class that the measurements give the others' areas as a share of."""
+    deidentify: bool = False
+    """Read DICOM headers without what identifies a patient, and call outputs case-000001 and so on, in the order of
+    the inputs' paths (of the lines of a list). Which is which is written nowhere."""
     defer_to: Path | None = None
     """Folder of a better, slower exported bundle: it segments the pictures whose quality is below --below."""
     below: float = Field(BELOW, ge=0, le=1)
     """Expected Dice below which a picture goes to --defer-to."""
     engine: str | None = None
     """openvino, onnxruntime or tensorrt; by default openvino where it is installed and can open the bundle."""
-    threads: int | None = None
-    """CPU threads of the engine; by default all that this process may use."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads, of all workers together; by default all that this process may use. With --ray those of each worker,
+    by default 1."""
     streams: int = Field(1, ge=1)
     """Pictures that the engine works on at once, sharing --threads: more a second, each later."""
     batch: int = Field(1, ge=1)
     """Pictures a call of the engine; the bundle must hold a file for so many."""
+    workers: int | None = Field(None, ge=1)
+    """Processes, each with its own engine; by default 1 for fewer than 100 inputs, else up to 4; with --ray as
+    many as the cluster has room for."""
+    ray: bool = False
+    """Work through Ray Data, which needs the extra ray. OUT, --image and --bundle must be on storage that all hosts
+    see under the same path."""
+    ray_address: str | None = None
+    """A running Ray cluster, HOST:6379 or auto; without it --ray starts one on this machine."""
     cache: Path | None = None
     """Folder where OpenVINO keeps what it compiled, to open faster the next time."""
     overwrite: bool = False
     """Replace OUT if it is there."""
 
 
-def list_images(path: Path) -> list[Path]:
-    """The image files that `--image` names, sorted.
-
-    Raises:
-        InputError: no such file or folder, no image in it, or two whose masks would have one name.
-    """
-    if not path.exists():
-        raise InputError(f"--image {path}: must be an image or a folder of images, no such file or folder")
-    if path.is_file():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise InputError(f"--image {path}: must hold {', '.join(IMAGE_SUFFIXES)} files, got none")
-    by_stem: dict[str, Path] = {}
-    for image in found:
-        if by_stem.setdefault(image.stem, image) != image:
-            raise InputError(
-                f"--image {path}: {by_stem[image.stem].name} and {image.name} must differ in more than the "
-                f"suffix, both would be {image.stem}.png; rename one"
-            )
-    return found
-
-
-def _open(settings: PredictSettings, bundle: Bundle) -> Predictor | DeferringPredictor:
-    if settings.defer_to is None:
-        return Predictor.open(
-            bundle,
-            engine=settings.engine,
-            threads=settings.threads,
-            streams=settings.streams,
-            batch=settings.batch,
-            cache=settings.cache,
-        )
-    for name, number in (("streams", settings.streams), ("batch", settings.batch)):
-        if number > 1:
-            raise InputError(
-                f"--{name}: must be 1 with --defer-to, got {number}; it takes pictures one by one"
-            )
-    return DeferringPredictor.open(
-        bundle,
-        settings.defer_to,
-        below=settings.below,
-        engine=settings.engine,
-        threads=settings.threads,
-        cache=settings.cache,
-    )
-
-
 def main(settings: PredictSettings) -> None:
-    """Writes OUT, then prints a JSON line a picture.
+    """Writes OUT, then prints a JSON line for each input that was segmented.
 
     Raises:
-        InputError: a file could not be used; the results of the others are in OUT. Or the bundles do not go together.
+        InputError: an input could not be used; the results of the others are in OUT. Or the bundles do not go together.
     """
+    bundle, inputs = _checked(settings)
+    # Not how many work at it, which does not change the result.
+    made_from = {
+        "bundle": bundle.sha256,
+        "defer_to": settings.defer_to and open_bundle(settings.defer_to).sha256,
+        "below": settings.defer_to and settings.below,
+        "engine": settings.engine,
+        "to": list(settings.to),
+        "overlays": settings.overlays,
+        "measurements": settings.measurements,
+        "reference_class": settings.reference_class,
+        "deidentify": settings.deidentify,
+        "the files of --image": inputs_sha256(inputs),
+    }
+    with out_folder(settings.out, made_from, overwrite=settings.overwrite) as folder:
+        failed = _segment_all(settings, bundle, inputs, folder)
+    for record in read_records(settings.out):
+        if "error" not in record:
+            print(json.dumps(_placed(record, settings.out)), flush=True)
+    if failed:
+        raise InputError(_summary(settings, failed, len(inputs)))
+
+
+def _checked(settings: PredictSettings) -> tuple[Bundle, tuple[Input, ...]]:
     check_apart(settings.out, settings.image, "--image")
     check_apart(settings.out, settings.bundle, "--bundle")
     if settings.defer_to is not None:
         check_apart(settings.out, settings.defer_to, "--defer-to")
     bundle = open_bundle(settings.bundle)
-    images = list_images(settings.image)
-    failed: list[str] = []
-    made_from = {
-        "bundle": bundle.sha256,
-        "defer_to": str(settings.defer_to),
-        "image": str(settings.image),
-        "names": [path.name for path in images],
-    }
+    classes = bundle.manifest.classes
+    if settings.reference_class is not None and settings.reference_class not in classes:
+        raise InputError(
+            f"--reference-class: must be one of {', '.join(classes)}, got {settings.reference_class}"
+        )
+    inputs = list_inputs(settings.image, deidentify=settings.deidentify)
+    if settings.image.is_file():  # a list may name files in OUT, which --overwrite would delete
+        out = settings.out.resolve()
+        for one in inputs:
+            if out in one.path.resolve().parents:
+                raise InputError(
+                    f"--out {settings.out}: must be apart from the files of --image, holds {one.path}; choose another"
+                )
+    return bundle, inputs
+
+
+def _segment_all(settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path) -> int:
+    """Segments what has no line yet, and says how many inputs have failed in all.
+
+    Raises:
+        InputError: all have; then nothing is kept.
+    """
+    with open_records(folder) as records:
+        left = [one for one in inputs if one.case not in records.done]
+        failed_before, begin = records.failed, time.perf_counter()
+        try:
+            for name in ("masks", "overlays") if settings.overlays else ("masks",):
+                (folder / name).mkdir(exist_ok=True)
+            error = _record_all(settings, bundle, left, folder, records, total=len(inputs)) if left else ""
+            if records.failed == len(inputs):
+                raise InputError(
+                    error if len(inputs) == 1 else _summary(settings, records.failed, len(inputs))
+                )
+        except BaseException:
+            if not records.done or records.failed == len(inputs):
+                shutil.rmtree(folder)  # there is nothing to go on with
+            raise
+        seconds, done = time.perf_counter() - begin, len(left) - (records.failed - failed_before)
+        if len(left) > 1:
+            log(f"{done} images in {seconds:.1f} s, {done / seconds:.1f} images/s with reading and writing")
+        return records.failed
+
+
+def _record_all(
+    settings: PredictSettings,
+    bundle: Bundle,
+    left: Sequence[Input],
+    folder: Path,
+    records: Records,
+    *,
+    total: int,
+) -> str:
+    """Appends a line for each input; gives the last one's error, or an empty string."""
+    error = ""
     with (
-        _open(settings, bundle) as predictor,
-        out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
+        closing(_segment(settings, bundle, left, folder)) as segmented,
+        tqdm(total=total, initial=total - len(left), unit="image", disable=None) as bar,
     ):
-        for name in ("masks", "overlays"):
-            (folder / name).mkdir(exist_ok=True)
-        with (folder / PREDICTIONS_FILE).open("w") as file:
-            begin = time.perf_counter()
-            for record in tqdm(
-                predict_files(predictor, images, folder, failed),
-                total=len(images),
-                unit="image",
-                disable=None,
-            ):
-                file.write(json.dumps(record) + "\n")
-            seconds = time.perf_counter() - begin
-        if len(failed) == len(images):
-            raise InputError(failed[0] if len(images) == 1 else _summary(settings, failed, len(images)))
-    if len(images) > 1:
-        done = len(images) - len(failed)
-        log(f"{done} images in {seconds:.1f} s, {done / seconds:.1f} images/s with reading and writing")
-    for line in (settings.out / PREDICTIONS_FILE).read_text().splitlines():
-        record = json.loads(line)
-        paths = {name: str(settings.out / record[name]) for name in ("mask", "overlay")}
-        print(json.dumps({**record, **paths}), flush=True)
-    if failed:
-        raise InputError(_summary(settings, failed, len(images)))
+        for record in segmented:
+            records.add(record)
+            bar.update()
+            error = record.get("error", "")
+            if error and total > 1:
+                bar.write(f"error: {error}", file=sys.stderr)
+                bar.set_postfix(failed=records.failed)
+    return error
 
 
-def _summary(settings: PredictSettings, failed: list[str], total: int) -> str:
-    kept = f"the masks of the others are in {settings.out}" if len(failed) < total else "nothing was written"
-    counts = f"{len(failed)} of {total} images could not be used"
-    return f"--image {settings.image}: {counts}, each is named above; {kept}"
+def _segment(
+    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path
+) -> Generator[dict[str, Any], None, None]:
+    outputs = Outputs(
+        tuple(dict.fromkeys(settings.to)),
+        overlays=settings.overlays,
+        measurements=settings.measurements,
+        reference_class=settings.reference_class,
+        deidentify=settings.deidentify,
+    )
+    workers = settings.workers or _default_workers(settings, bundle, len(inputs))
+    opening = Opening(
+        settings.bundle,
+        settings.defer_to,
+        settings.below,
+        engine=settings.engine,
+        threads=settings.threads,
+        streams=settings.streams,
+        batch=settings.batch,
+        cache=settings.cache,
+    )
+    if settings.ray or settings.ray_address is not None:
+        yield from predict_with_ray(
+            opening, inputs, folder, outputs, workers=settings.workers, address=settings.ray_address
+        )
+    elif workers > 1:
+        each = max(1, (settings.threads or available_threads()) // workers)
+        yield from predict_in_processes(
+            replace(opening, threads=each), inputs, folder, outputs, workers=workers
+        )
+    else:
+        with open_predictor(opening) as predictor:
+            yield from predict_files(predictor, inputs, folder, outputs)
+
+
+def _default_workers(settings: PredictSettings, bundle: Bundle, count: int) -> int:
+    """Several pay from some hundred pictures on; one where pictures go to the engine together, or to a second model."""
+    on_gpu = "tensorrt" in (settings.engine, bundle.manifest.format)
+    if count < _WORTH_WORKERS or settings.streams > 1 or settings.batch > 1 or settings.defer_to or on_gpu:
+        return 1
+    return min(settings.threads or available_threads(), _MOST_WORKERS)
+
+
+def _placed(record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """With the paths of files as they are from the working directory."""
+    files = {form: str(out / name) for form, name in record["files"].items()}
+    drawn = record["overlay"] and str(out / record["overlay"])
+    return {**record, "mask": str(out / record["mask"]), "overlay": drawn, "files": files}
+
+
+def _summary(settings: PredictSettings, failed: int, total: int) -> str:
+    counts = f"{failed} of {total} images could not be used"
+    if failed == total:
+        return f"--image {settings.image}: {counts}, each is named above; nothing was written"
+    return (
+        f"--image {settings.image}: {counts}, each is named in predictions.jsonl; "
+        f"the masks of the others are in {settings.out}"
+    )
 
 
 if __name__ == "__main__":

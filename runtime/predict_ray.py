@@ -1,0 +1,162 @@
+"""Ray Data over several hosts: actors segment inputs with `predict_one`; the driver gets the records as they come.
+
+Every host must see the inputs, the bundle and the output folder under the same paths, and have this package installed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.engine import available_threads
+from runtime.predict_files import predict_one
+from runtime.predict_inputs import Input
+from runtime.predict_open import Opening, open_predictor
+from runtime.predict_write import Outputs
+from segcore.errors import InputError, need
+
+_BLOCK = 8
+"""Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
+_FATAL, _UNOPENED = "fatal", "unopened"
+
+
+def predict_with_ray(
+    opening: Opening,
+    inputs: Sequence[Input],
+    folder: Path,
+    outputs: Outputs,
+    *,
+    workers: int | None,
+    address: str | None,
+) -> Generator[dict[str, Any], None, None]:
+    """The records of inputs, in the order in which they are completed; as `runtime.predict_files` otherwise.
+
+    An actor that dies is replaced by Ray; inputs that got no record are tried once more, each alone.
+
+    Args:
+        opening: of every actor's model; its threads are each one's own, and so many CPUs are asked of Ray for it.
+        inputs: with different cases.
+        folder: gets masks/ and overlays/; on storage that all hosts see.
+        outputs: which files are written.
+        workers: actors; by default as many as the cluster's CPUs allow.
+        address: of a running cluster, as `ray.init` takes it; None starts one here, and ends it.
+
+    Raises:
+        InputError: ray is not installed, there is no such cluster, or the model cannot be opened.
+        OSError: the folder cannot be written to.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import: a hospital's machines must not call out
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
+    try:
+        import ray
+    except ImportError:
+        raise need("ray", "ray") from None
+    threads = opening.threads or 1
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    try:
+        if address is None:
+            cpus = max(available_threads(), (workers or 1) * threads)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--ray-address {address}: must be that of a running cluster, got {str(error).splitlines()[0]}"
+        ) from None
+    try:
+        actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)  # type: ignore[no-untyped-call]
+        # Another host has another working directory.
+        here = Path.cwd()
+        sent = [replace(one, path=here / one.path, name=one.shown) for one in inputs]
+        opened = replace(
+            opening,
+            bundle=here / opening.bundle,
+            defer_to=opening.defer_to and here / opening.defer_to,
+            cache=opening.cache and here / opening.cache,
+            threads=threads,
+        )
+        left = {one.case: one for one in sent}
+        for size in (_BLOCK, 1):
+            for record in _stream(opened, list(left.values()), here / folder, outputs, actors, size):
+                if _FATAL in record:
+                    raise OSError(*record[_FATAL])
+                if _UNOPENED in record:
+                    raise InputError(record[_UNOPENED])
+                del left[record["case"]]
+                yield record
+            if not left:
+                return
+        for one in left.values():
+            yield {
+                "case": one.case,
+                "error": f"image {one.shown}: must be read and segmented, Ray's actors died at it twice; "
+                "it may need more memory: look at this file alone",
+            }
+    except ray.exceptions.RayError as error:
+        raise InputError(
+            f"--ray: the cluster must stay up, did not ({type(error).__name__}); run the same command again to go on"
+        ) from error
+    finally:
+        ray.shutdown()
+
+
+def _stream(
+    opening: Opening, inputs: Sequence[Input], folder: Path, outputs: Outputs, actors: int, block: int
+) -> Generator[dict[str, Any], None, None]:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # after the import, which sets it
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # what an actor dies at is missing, and is noticed by the caller
+    rows = [{"input": json.dumps([str(one.path), one.case, one.name])} for one in inputs]
+    blocks = -(-len(rows) // block)
+    actors = min(actors, blocks)
+    items = ray.data.from_items(rows, override_num_blocks=blocks)
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say max_task_retries, whose default is to try for ever; 2.64 takes this one away.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args")
+        records = items.map_batches(
+            _Segmenter,
+            fn_constructor_args=(opening, folder, outputs),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=opening.threads,
+            batch_size=1,
+            max_task_retries=0,
+        )
+    for row in records.iter_rows():
+        yield json.loads(row["record"])
+
+
+class _Segmenter:
+    """Ray's actor: opens the model once, then takes inputs."""
+
+    def __init__(self, opening: Opening, folder: Path, outputs: Outputs) -> None:
+        self._unopened: str | None = None
+        try:
+            self._predictor = open_predictor(opening)
+        except InputError as error:  # raised here it would reach the driver inside several of Ray's
+            self._unopened = str(error)
+        self._folder = folder
+        self._outputs = outputs
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """`input` → `record`, both JSON."""
+        return {"record": [json.dumps(self._one(text)) for text in batch["input"]]}
+
+    def _one(self, text: str) -> dict[str, Any]:
+        if self._unopened is not None:
+            return {_UNOPENED: self._unopened}
+        path, case, name = json.loads(text)
+        try:
+            return predict_one(self._predictor, Input(Path(path), case, name), self._folder, self._outputs)
+        except OSError as error:
+            return {_FATAL: [error.errno, error.strerror, str(error.filename or self._folder)]}
