@@ -43,6 +43,7 @@ def score_case(
     spacing = (case.spacing_mm if unit == "mm" else None) or (1.0, 1.0)
     hd95 = hd95_per_class(prediction, truth, len(classes), spacing=spacing)
     found, parts = small_parts_found(prediction, truth, len(classes), below_px=small_px)
+    areas, true_areas = (_areas(mask, classes, spacing) for mask in (prediction, truth))
     return CaseRecord(
         name=name,
         engine=engine,
@@ -57,7 +58,16 @@ def score_case(
         hd95_by_class=dict(zip(classes, hd95.tolist(), strict=True)),
         small_found=dict(zip(classes, found.tolist(), strict=True)),
         small_parts=dict(zip(classes, parts.tolist(), strict=True)),
+        area_unit="mm²" if unit == "mm" else "px",
+        area_by_class=areas,
+        true_area_by_class=true_areas,
     )
+
+
+def _areas(mask: np.ndarray, classes: Sequence[str], spacing: tuple[float, float]) -> dict[str, float]:
+    """Area of each foreground class: pixels times the square of the spacing's unit."""
+    pixels = np.bincount(mask.ravel(), minlength=len(classes) + 1)[1 : len(classes) + 1]
+    return {k: float(f"{n * spacing[0] * spacing[1]:.6g}") for k, n in zip(classes, pixels, strict=True)}
 
 
 def summarise(scores: Sequence[CaseRecord], *, small_px: int = SMALL_PX) -> Accuracy:

@@ -54,9 +54,10 @@ class Table:
 
 
 def accuracy_columns(records: Sequence[Record]) -> tuple[Column, ...]:
-    """Dice, HD95 and, where these cases have small parts, how many of them are found."""
+    """Dice, HD95, the calibration error and, where these cases have small parts, how many of them are found."""
     small = (SMALL, SMALL_DIFFERENCE) if records[0].small_parts else ()
-    return (*ACCURACY, HD95, *small)
+    calibration = (ECE,) if all(record.reliability for record in records) else ()
+    return (*ACCURACY, HD95, *calibration, *small)
 
 
 def _or_dash(value: float | None, show: Callable[[float], str] = wording.figures) -> str:
@@ -93,6 +94,9 @@ ACCURACY = (
 )
 HD95 = Column(
     "HD95", "mean, 95 %", lambda r: wording.distance(r.hd95_mean, r.hd95_low, r.hd95_high, r.hd95_unit)
+)
+ECE = Column(
+    "ECE", "of pixels", lambda r: _or_dash(r.reliability and r.reliability.ece, lambda v: f"{v:.4f}")
 )
 SMALL = Column(
     "small parts found",

@@ -1,4 +1,4 @@
-"""Other devices' reports beside what was measured here: a table of their own, never in this machine's ratios."""
+"""Other devices' reports beside what was measured here: tables of their own, never in this machine's ratios."""
 
 from __future__ import annotations
 
@@ -64,11 +64,14 @@ def read_reports(paths: Sequence[Path]) -> list[DeviceReport]:
 
 
 def device_tables(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[Table]:
-    """The devices' rows under this machine's; nothing where no report was given."""
+    """Times, then all else; the devices' rows under this machine's. Nothing where no report was given."""
     if not devices:
         return []
-    rows = [*(_here(r) for r in records if r.latency_ms_p50 is not None), *_there(records, devices)]
-    return [Table("On devices, each measured by itself, beside this machine", _COLUMNS, tuple(rows))]
+    rows = (*(_here(r) for r in records if r.latency_ms_p50 is not None), *_there(records, devices))
+    return [
+        Table("On devices, each measured by itself, beside this machine", (*_WHERE, *_TIMES), rows),
+        Table("On devices: masks, memory and power", (*_WHERE, *_OTHERS), rows),
+    ]
 
 
 def device_remarks(devices: Sequence[DeviceReport]) -> list[str]:
@@ -212,21 +215,25 @@ def _or_dash(value: float | None) -> str:
     return "–" if value is None else wording.figures(value)
 
 
-_COLUMNS = (
+_WHERE = (
     Column("model", "", lambda r: r.model, words=True),
     Column("device", "", lambda r: r.device, words=True),
     Column("engine", "", lambda r: r.engine, words=True),
     Column("precision", "", lambda r: r.precision, words=True),
+)
+_TIMES = (
     Column("engine", "ms p50", lambda r: _or_dash(r.engine_ms[0])),
     Column("engine", "ms p90", lambda r: _or_dash(r.engine_ms[1])),
     Column("engine", "ms p99", lambda r: _or_dash(r.engine_ms[2])),
     Column("no copies", "ms p50", lambda r: _or_dash(r.no_copies_ms)),
     Column("end to end", "ms p50", lambda r: _or_dash(r.end_to_end_ms)),
     Column("throughput", "images/s", lambda r: _or_dash(r.throughput_images_s)),
-    Column("memory", "peak MiB", lambda r: "–" if r.memory_mib is None else f"{r.memory_mib:.0f}"),
-    Column("power mode", "", lambda r: r.power_mode, words=True),
     Column("speed", "against a higher precision", lambda r: r.speed),
+)
+_OTHERS = (
     Column("masks", "golden pixels that differ", lambda r: r.masks),
     Column("Dice", "the guard's cases", lambda r: "–" if r.dice is None else f"{r.dice.mean:.3f}"),
     Column("Dice p05", "the guard's cases", lambda r: "–" if r.dice is None else f"{r.dice.p05:.3f}"),
+    Column("memory", "peak MiB", lambda r: "–" if r.memory_mib is None else f"{r.memory_mib:.0f}"),
+    Column("power mode", "", lambda r: r.power_mode, words=True),
 )

@@ -7,6 +7,9 @@ import numpy as np
 from benchmarks.record import Speed
 from runtime.interleaved import Samples
 
+KEPT_CALLS = 200
+"""Most timed calls that a record keeps of a model."""
+
 
 def summarise_speed(samples: Samples, reference: Samples) -> Speed:
     """Percentiles over all rounds, and how many times faster than the reference (medians of the same run)."""
@@ -33,4 +36,15 @@ def summarise_speed(samples: Samples, reference: Samples) -> Speed:
         times_faster_low=min(by_round),
         times_faster_high=max(by_round),
         times_faster_engine=reference_engine / engine_p50,
+        end_to_end_ms_sorted=keep_calls(whole),
     )
+
+
+def keep_calls(times_ms: np.ndarray) -> tuple[float, ...]:
+    """Calls for a plot of their distribution: sorted, to four figures, `KEPT_CALLS` at most.
+
+    Of more, evenly spaced ones are kept, the fastest and the slowest among them.
+    """
+    ordered = np.sort(times_ms)
+    at = np.round(np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT_CALLS))).astype(int)
+    return tuple(float(f"{ms:.4g}") for ms in ordered[at])

@@ -18,7 +18,8 @@ from benchmarks.accuracy import (
 )
 from benchmarks.latency import summarise_speed
 from benchmarks.memory import measure_start
-from benchmarks.record import CaseRecord, Record, Speed, Start
+from benchmarks.record import CaseRecord, Record, Reliability, Speed, Start
+from benchmarks.reliability import PixelCounts
 from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
 from benchmarks.subject import TORCH, Opened, Subject, open_subject
 from runtime.interleaved import Timed, time_interleaved
@@ -34,11 +35,12 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Scored:
-    """A subject with its score of every case, in the order of the cases."""
+    """A subject with its score of every case, in the order of the cases, and how far its probabilities hold."""
 
     subject: Subject
     engine_version: str
     scores: tuple[CaseRecord, ...]
+    reliability: Reliability | None = None
 
 
 def probe(subjects: Sequence[Subject], *, wanted: bool) -> tuple[list[Subject], list[str]]:
@@ -81,12 +83,13 @@ def measure_accuracy(
     with tqdm(total=len(subjects) * len(cases), desc="accuracy", unit="case", mininterval=1.0) as bar:
         for subject in subjects:
             with closing(open_subject(subject.bundle, subject.engine, threads)) as opened:
-                scores = []
+                scores, counts = [], PixelCounts(subject.manifest.output)
                 for case in cases:
-                    mask = opened.predict(case.image(), name=f"case {case.id}").mask
+                    predicted = opened.predict(case.image(), name=f"case {case.id}")
+                    counts.add(predicted.probabilities, case.mask())
                     scores.append(
                         score_case(
-                            mask,
+                            predicted.mask,
                             case,
                             subject.manifest.classes,
                             name=subject.name,
@@ -96,7 +99,8 @@ def measure_accuracy(
                         )
                     )
                     bar.update()
-                scored.append(Scored(subject, str(opened.engine_version), tuple(scores)))
+                version = str(opened.engine_version)
+                scored.append(Scored(subject, version, tuple(scores), counts.reliability()))
     return scored
 
 
@@ -176,7 +180,7 @@ def make_records(
     counts: list[int | None] = [*speeds] or [None]
     for threads in counts:
         for i, one in enumerate(scored):
-            fields = _fixed_fields(one, base) | summaries[i].model_dump()
+            fields = _fixed_fields(one, base) | summaries[i].model_dump() | {"reliability": one.reliability}
             if i != reference:
                 fields |= _against(one, base, dice=(summaries[i].dice_mean, summaries[reference].dice_mean))
             if threads is not None:

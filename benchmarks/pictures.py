@@ -1,4 +1,4 @@
-"""Worst, median and best cases as pictures inside the page: image, truth, each model's mask and errors."""
+"""The worst, the median and the best cases as pictures inside the page: image, truth, each model's mask and errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.record import CaseRecord
 from segcore.case import Case
 from segcore.overlay import as_rgb, error_map, overlay
+from segcore.preprocess import InputSpec, through_window
 
 MODELS = 3
 TILE_PX = 288
@@ -20,10 +21,11 @@ TILE_PX = 288
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture: what it shows, and a data URI."""
+    """One picture: what it shows, in short for the eye and in full for a screen reader, and a data URI."""
 
     title: str
     detail: str
+    alt: str
     uri: str
 
 
@@ -37,17 +39,24 @@ class Example:
     tiles: tuple[Tile, ...]
 
 
+WORST = ("worst", "second worst", "third worst")
+
+
 def choose_cases(scores: Sequence[CaseRecord]) -> list[tuple[str, int]]:
-    """Why, and the index of, the worst, the median and the best case by Dice; each case once."""
+    """Why, and the index of, the three worst cases by Dice, the median and the best; each case once."""
     order = sorted(range(len(scores)), key=lambda i: (scores[i].dice_mean, scores[i].case))
     chosen: dict[int, str] = {}
-    for why, i in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+    worst = zip(WORST, order, strict=False)
+    for why, i in (*worst, ("median", order[len(order) // 2]), ("best", order[-1])):
         chosen.setdefault(i, why)
     return [(why, i) for i, why in chosen.items()]
 
 
 def draw_example(
-    why: str, case: Case, models: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray], float]]
+    why: str,
+    case: Case,
+    models: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray], float]],
+    spec: InputSpec,
 ) -> Example:
     """Draws one case.
 
@@ -55,13 +64,20 @@ def draw_example(
         why: what the case is an example of.
         case: labelled.
         models: name, picture → mask, and the Dice of this case, of each model to show.
+        spec: the input of the model that the case was chosen for: the picture is shown through its window.
     """
     image, truth = case.image(), case.mask()
-    tiles = [Tile("picture", "", data_uri(as_rgb(image))), Tile("truth", "", data_uri(overlay(image, truth)))]
+    seen = through_window(image, spec)
+    tiles = [
+        Tile("picture", "", f"the picture of {case.id}", data_uri(as_rgb(seen))),
+        Tile("truth", "", f"the true mask of {case.id}", data_uri(overlay(seen, truth))),
+    ]
     for name, predict, dice in models:
         mask = predict(image)
-        tiles.append(Tile(name, f"Dice {dice:.3f}", data_uri(overlay(image, mask))))
-        tiles.append(Tile("its errors", "", data_uri(error_map(image, mask, truth))))
+        said = f"Dice {dice:.3f}"
+        marked, wrong = data_uri(overlay(seen, mask)), data_uri(error_map(seen, mask, truth))
+        tiles.append(Tile(name, said, f"the mask of {name} on {case.id}, {said}", marked))
+        tiles.append(Tile("its errors", "", f"the errors of {name} on {case.id}", wrong))
     return Example(why, case.id, case.patient, tuple(tiles))
 
 

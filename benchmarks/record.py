@@ -20,6 +20,9 @@ class CaseRecord(_Line):
         hd95_mean: 95th percentile surface distance, at the picture's own size, in `hd95_unit`.
         small_found: parts of the truth below the report's `small_px` that were found, by class.
         small_parts: how many there are, by class.
+        area_unit: px where not every case knows its spacing; then areas are numbers of pixels.
+        area_by_class: of the predicted mask.
+        true_area_by_class: of the truth.
     """
 
     name: str
@@ -35,6 +38,28 @@ class CaseRecord(_Line):
     hd95_by_class: dict[str, float]
     small_found: dict[str, int]
     small_parts: dict[str, int]
+    area_unit: Literal["px", "mm²"] = "px"
+    area_by_class: dict[str, float] = {}
+    true_area_by_class: dict[str, float] = {}
+
+
+class Reliability(_Line):
+    """How often pixels were right that were given a probability, in bins of equal width from 0 to 1.
+
+    Attributes:
+        of: foreground: the probability of the one class, against how often it is there; decision: of the most probable
+            class, against how often it is the right one.
+        pixels: in each bin, over all cases.
+        confidence: their mean probability; 0 in an empty bin.
+        observed: how often it was so, 0–1; 0 in an empty bin.
+        ece: expected calibration error: |observed − confidence|, mean over pixels; 0–1.
+    """
+
+    of: Literal["foreground", "decision"]
+    pixels: tuple[int, ...]
+    confidence: tuple[float, ...]
+    observed: tuple[float, ...]
+    ece: float
 
 
 class Accuracy(_Line):
@@ -104,6 +129,7 @@ class Speed(_Line):
         times_faster_high: the largest.
         times_faster_engine: the ratio for the engine alone.
         other_load_share: share of the machine's processor time that other programs took meanwhile, 0–1.
+        end_to_end_ms_sorted: the timed calls, fastest first; of very many, so many evenly spaced ones.
     """
 
     latency_ms_p50: float
@@ -120,6 +146,7 @@ class Speed(_Line):
     times_faster_high: float
     times_faster_engine: float
     other_load_share: float | None = None
+    end_to_end_ms_sorted: tuple[float, ...] = ()
 
 
 class Start(_Line):
@@ -191,10 +218,12 @@ class Record(Accuracy):
     times_faster_high: float | None = None
     times_faster_engine: float | None = None
     other_load_share: float | None = None
+    end_to_end_ms_sorted: tuple[float, ...] = ()
     cold_start_ms: float | None = None
     peak_memory_mib: float | None = None
     peak_gmac_s: float | None = None
     share_of_peak: float | None = None
+    reliability: Reliability | None = None
 
     @property
     def is_reference(self) -> bool:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import plots, tables
+from benchmarks import plots, spread_plots, tables
 from benchmarks.answer import Answer, answer
+from benchmarks.areas import AreaPlot, plot_areas
 from benchmarks.columns import P99_SAMPLES
 from benchmarks.devices import device_remarks, device_tables
 from benchmarks.guard_tables import guard_html, guard_markdown
+from benchmarks.latency import KEPT_CALLS
 from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
+from benchmarks.reliability import ECE_IN_WORDS, plot_reliability
 from benchmarks.roofline import Roofline, describe_roofline
 from runtime.device_report import DeviceReport
 from segcore.bundle import Bundle
@@ -22,7 +25,7 @@ from segcore.overlay import COLOURS, EXTRA, MISSED
 PAIRED = 3
 """Models in the plot of case against case: the headline's and the next best by Dice."""
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,21 @@ class Report:
 
 def render_html(report: Report) -> str:
     """The page: one file, no address outside it, light and dark, fit to print."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     shown = for_threads(report.records)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string(TEMPLATE.read_text())
     classes = list(report.records[0].dice_by_class)
-    return template.render(
+    areas = draw_areas(report)
+    reliability = report.records[0].reliability
+    return environment.get_template("report.html.j2").render(
         answer=report.answer,
         report=report,
         records=report.records,
@@ -82,10 +90,15 @@ def render_html(report: Report) -> str:
         guard=Markup(guard_html(report.bundles)),
         peaks=[describe_roofline(one) for one in report.rooflines],
         charts={name: Markup(svg) for name, svg in draw_plots(report, shown).items()},
+        areas=[{"svg": Markup(area.svg), "caption": area.caption} for area in areas],
+        areas_left_out=classes[len({area.of for area in areas}) :] if areas else [],
+        reliability=reliability,
+        ece_in_words=ECE_IN_WORDS,
         class_colours=[(name, _css(COLOURS[k % len(COLOURS)])) for k, name in enumerate(classes)],
         missed=_css(MISSED),
         extra=_css(EXTRA),
         p99_samples=P99_SAMPLES,
+        kept_calls=KEPT_CALLS,
         device_remarks=device_remarks(report.devices),
     )
 
@@ -93,15 +106,32 @@ def render_html(report: Report) -> str:
 def draw_plots(report: Report, shown: Sequence[Record]) -> dict[str, str]:
     """The plots that these records allow, by name."""
     names = [record.name for record in shown]
-    charts = {"spread": plots.plot_distribution(report.scores, names)}
+    charts = {"spread": spread_plots.plot_distribution(report.scores, names)}
     if all(record.end_to_end_ms_p50 is not None for record in shown):
         charts["pareto"] = plots.plot_pareto(shown, names)
-    reference = next(s for s in report.scores if s[0].name == shown[0].reference)
+    if all(record.end_to_end_ms_sorted for record in shown):
+        charts["latency"] = spread_plots.plot_latency(shown, names)
+    if all(record.reliability for record in shown):
+        charts["reliability"] = plot_reliability(shown, names)
+    reference = _scores_of(report, shown[0].reference)
     others = [s for s in report.scores if s is not reference]
     if others:
         others.sort(key=lambda s: (s[0].name != report.answer.chosen, -sum(c.dice_mean for c in s)))
         charts["paired"] = plots.plot_paired(reference, others[:PAIRED], names)
     return charts
+
+
+def draw_areas(report: Report) -> list[AreaPlot]:
+    """Areas of the headline's model against the reference's and the truth's; none where there is no such model."""
+    if report.answer.chosen is None:
+        return []
+    return plot_areas(
+        _scores_of(report, report.answer.chosen), _scores_of(report, report.records[0].reference)
+    )
+
+
+def _scores_of(report: Report, name: str) -> Sequence[CaseRecord]:
+    return next(scores for scores in report.scores if scores[0].name == name)
 
 
 def render_markdown(report: Report) -> str:

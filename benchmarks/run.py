@@ -135,7 +135,7 @@ def measure(settings: BenchmarkSettings) -> Report:
 def draw_examples(
     scored: Sequence[Scored], cases: Sequence[Case], records: Sequence[Record], *, threads: int
 ) -> list[Example]:
-    """Worst, median and best case of the headline's model, with the reference and at most one more."""
+    """The worst, the median and the best cases of the headline's model, with the reference and at most one more."""
     headline = choose_headline(records)
     reference = next(record for record in records if record.is_reference)
     first = [reference.name] if headline is None else [reference.name, headline.name]
@@ -160,6 +160,7 @@ def draw_examples(
                     )
                     for one, model in zip(shown, opened, strict=True)
                 ],
+                lead.subject.bundle.manifest.input,
             )
             for why, i in choose_cases(lead.scores)
         ]

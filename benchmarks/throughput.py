@@ -45,7 +45,7 @@ class ThroughputSettings(Settings):
     threads: int | None = Field(None, gt=0)
     """CPU threads of each engine; by default all that this process may use."""
     streams: tuple[int, ...] = (1, 2)
-    """Numbers of streams to measure, as in `--streams 1 2`; those above --threads are left out."""
+    """Number of streams to measure, repeat for several; those above --threads are left out."""
     batch: int = Field(1, gt=0)
     """Pictures a call in map; the bundle must hold a file for so many."""
     pictures: int = Field(16, gt=0)

@@ -141,10 +141,10 @@ def report():
     return make_report([record("big"), record("small")], guard=hostile)
 
 
-def test_the_page_has_the_section_between_tables_and_cases(report):
+def test_the_page_has_the_section_between_tables_and_method(report):
     page = render_html(report)
     body = page[page.index("<body>") :]
-    assert body.index("<table>") < body.index(f"<h2>{TITLE}</h2>") < body.index("<h2>Cases</h2>")
+    assert body.index("<table>") < body.index(f"<h2>{TITLE}</h2>") < body.index('<h2 id="method">')
     assert body.count('<section class="guard">') == 2
     assert "0.9550 → 0.9547, −0.03 points" in body
     assert "&lt;i&gt;head&lt;/i&gt;" in body

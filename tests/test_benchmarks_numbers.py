@@ -16,7 +16,7 @@ from benchmarks.accuracy import (
     summarise,
 )
 from benchmarks.comparison import choose_headline, pareto_front
-from benchmarks.latency import summarise_speed
+from benchmarks.latency import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.record import CaseRecord, Record, read_lines, write_lines
 from runtime.interleaved import Samples, Timed, rotations, time_interleaved
 from runtime.load import Clock, others_share
@@ -111,6 +111,16 @@ def test_millimetres_only_where_every_case_knows_its_spacing():
     assert in_px > 0
 
 
+def test_areas_of_mask_and_truth():
+    case = Case("a", "p", PhantomSource("ct", 2, 0), "test", spacing_mm=(0.5, 0.25))
+    mask = np.zeros_like(case.mask())
+    mask[2:6, 3:13] = 1
+    in_mm, in_px = (score_case(mask, case, ["lesion"], name="x", engine="e", unit=u) for u in ("mm", "px"))
+    assert (in_mm.area_by_class, in_mm.area_unit) == ({"lesion": 40 * 0.125}, "mm²")
+    assert (in_px.area_by_class, in_px.area_unit) == ({"lesion": 40.0}, "px")
+    assert in_px.true_area_by_class == {"lesion": float((case.mask() == 1).sum())}
+
+
 def test_paired_difference_cancels_what_cases_share():
     reference = [score(f"c{i}", 0.5 + 0.01 * i) for i in range(20)]
     lower = [score(f"c{i}", 0.5 + 0.01 * i - 0.02) for i in range(20)]
@@ -170,6 +180,16 @@ def test_percentiles_of_latency():
     assert percentiles == pytest.approx((50, 90, 99))
 
 
+def test_kept_calls_are_sorted_and_few():
+    assert keep_calls(np.array([3.00049, 1.0, 2.0])) == (1.0, 2.0, 3.0)
+    many = keep_calls(np.random.default_rng(0).permutation(1000) + 1.0)
+    assert len(many) == KEPT_CALLS
+    assert (many[0], many[-1], list(many)) == (1.0, 1000.0, sorted(many))
+    assert np.median(many) == pytest.approx(500, abs=3)
+    samples = Samples(((1.0,),), ((4.0, 2.0), (3.0, 9.0)))
+    assert summarise_speed(samples, samples).end_to_end_ms_sorted == (2.0, 3.0, 4.0, 9.0)
+
+
 def test_models_take_turns_in_rotated_order():
     assert list(rotations(3, 4)) == [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
     calls: list[str] = []
@@ -202,12 +222,14 @@ def test_lines_round_trip(tmp_path):
     assert read_lines(tmp_path / "cases.jsonl", CaseRecord) == scores
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.01234, "0.0123"), (4.567, "4.57"), (78.91, "78.9"), (1234.5, "1230"), (9.999, "10.0"), (0, "0")],
-)
-def test_three_figures(value, text):
-    assert wording.figures(value) == text
+def test_lines_of_older_versions_can_be_read(tmp_path):
+    added = {"end_to_end_ms_sorted", "reliability"}
+    (tmp_path / "records.jsonl").write_text(record(**timed(9)).model_dump_json(exclude=added) + "\n")
+    (old,) = read_lines(tmp_path / "records.jsonl", Record)
+    assert (old.end_to_end_ms_sorted, old.reliability) == ((), None)
+    added = {"area_unit", "area_by_class", "true_area_by_class"}
+    (tmp_path / "cases.jsonl").write_text(score("a").model_dump_json(exclude=added) + "\n")
+    assert read_lines(tmp_path / "cases.jsonl", CaseRecord)[0].area_by_class == {}
 
 
 def test_words_for_numbers():

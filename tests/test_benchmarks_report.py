@@ -1,16 +1,24 @@
 """Benchmarks: what the report says and holds, from made-up measurements."""
 
+import base64
 import importlib.util
+import io
 import re
+import shutil
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import plots, tables
+from benchmarks import drawing, plots, tables
 from benchmarks.answer import answer
+from benchmarks.latency import KEPT_CALLS
 from benchmarks.networks import network_tables
 from benchmarks.pictures import choose_cases, draw_example
+from benchmarks.record import Reliability
 from benchmarks.report import Report, render_html, render_markdown
 from segcore.bundle import Bundle, DataRecord, FileEntry, Manifest
 from segcore.case import Case, PhantomSource
@@ -26,6 +34,7 @@ numbers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(numbers)
 record, score, timed = numbers.record, numbers.score, numbers.timed
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MADE = Made(
     command="python -m x", time="2026-01-02T03:04:05", commit="abc", python="3.11", host="a CPU", versions={}
 )
@@ -44,7 +53,11 @@ def manifest(name: str, **changes: object) -> Manifest:
     return Manifest.model_validate(fields | changes)
 
 
-def make_report(records, *, case_id: str = "cxr-0001", **manifest_changes) -> Report:
+def areas(lung: float, true_lung: float) -> dict[str, object]:
+    return {"area_by_class": {"lung": lung}, "true_area_by_class": {"lung": true_lung}, "area_unit": "mm²"}
+
+
+def make_report(records, *, case_id: str = "cxr-0001", measured: bool = False, **manifest_changes) -> Report:
     rng = np.random.default_rng(0)
     shown = {r.name: r for r in records}
     dice = rng.uniform(0.8, 0.95, 12)
@@ -52,10 +65,16 @@ def make_report(records, *, case_id: str = "cxr-0001", **manifest_changes) -> Re
         [score(case_id if i == 0 else f"c{i}", float(d), name=name) for i, d in enumerate(dice)]
         for name in shown
     ]
+    if measured:
+        drawn = {name: rng.uniform(900, 1100, (12, 2)) for name in shown}
+        scores = [
+            [s.model_copy(update=areas(*drawn[s.name][i])) for i, s in enumerate(cases)] for cases in scores
+        ]
     case = Case(case_id, "p1", PhantomSource("cxr", 0, 0), "test")
     example = draw_example(
-        "worst case of x", case, [("x", lambda image: np.zeros(image.shape, np.uint8), 0.5)]
-    )
+        "worst case of x", case, [("x", lambda image: np.zeros(image.shape, np.uint8), 0.5)],
+        InputSpec(height_px=64, width_px=64, channels=1, mean=(0.5,), std=(0.25,)),
+    )  # fmt: skip
     bundles = [
         Bundle(folder=Path("runs") / str(i), manifest=manifest(name, **manifest_changes), sha256="1" * 64)
         for i, name in enumerate(shown)
@@ -66,8 +85,17 @@ def make_report(records, *, case_id: str = "cxr-0001", **manifest_changes) -> Re
 @pytest.fixture(scope="module")
 def page() -> str:
     names = ["big", "a <i>model</i>", "b", "c"]
-    records = [record(n, **timed(40.0 / (i + 1), faster=i + 1.0)) for i, n in enumerate(names)]
-    return render_html(make_report(records, case_id="<b>bold</b>"))
+    records = [record(n, **measured(40.0 / (i + 1), faster=i + 1.0)) for i, n in enumerate(names)]
+    return render_html(make_report(records, case_id="<b>bold</b>", measured=True))
+
+
+def measured(ms: float, faster: float) -> dict[str, object]:
+    """Times with their single calls, and a reliability."""
+    found = Reliability(
+        of="foreground", pixels=(60, 0, 40), confidence=(0.1, 0, 0.9), observed=(0.2, 0, 0.8), ece=0.1
+    )
+    calls = tuple(ms * (1 + i / 20) for i in range(20))
+    return timed(ms, faster) | {"end_to_end_ms_sorted": calls, "reliability": found}
 
 
 def test_page_names_no_address_outside_itself(page):
@@ -90,7 +118,7 @@ def test_ids_of_plots_do_not_clash(page):
 
 
 def test_plots_take_the_pages_colour(page):
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 7
     assert "currentColor" in page
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
     assert "#010203" not in svgs
@@ -101,7 +129,7 @@ def test_plots_take_the_pages_colour(page):
 
 def test_page_answers_first(page):
     body = page[page.index("<body>") :]
-    assert body.index("<h1>") < body.index("Read this before") < body.index("<table>") < body.index("<svg")
+    assert body.index("<h1>") < body.index("Read this before") < body.index("<svg") < body.index("<table>")
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
 
@@ -176,7 +204,7 @@ def test_p99_is_shown_only_from_enough_calls():
 
 
 def test_labels_do_not_overlap():
-    figure, axes = plots._new("x", 9, 4.4)
+    figure, axes = drawing.new_axes("x", 9, 4.4)
     axes.set_xscale("log")
     axes.set_xlim(1, 100)
     axes.set_ylim(0.8, 1)
@@ -186,9 +214,12 @@ def test_labels_do_not_overlap():
     assert clashes == []
 
 
-def test_worst_median_and_best_case():
+def test_the_worst_the_median_and_the_best_case():
     scores = [score("a", 0.5), score("b", 0.9), score("c", 0.1), score("d", 0.7), score("e", 0.8)]
-    assert choose_cases(scores) == [("worst", 2), ("median", 3), ("best", 1)]
+    more = [*scores, score("f", 0.91), score("g", 0.92)]
+    worst = [("worst", 2), ("second worst", 0), ("third worst", 3)]
+    assert choose_cases(more) == [*worst, ("median", 4), ("best", 6)]
+    assert choose_cases(scores) == [*worst, ("best", 1)]  # the median is the third worst
     assert choose_cases(scores[:1]) == [("worst", 0)]
 
 
@@ -284,3 +315,121 @@ def test_every_class_has_its_columns():
         ("a", "Dice"), ("a", "HD95 px"), ("b", "Dice"), ("b", "HD95 px"), ("b", "small parts found"),
     ]  # fmt: skip
     assert table.rows == [["big", "openvino", "0.900", "1.50", "0.800", "2.50", "1.000"]]
+
+
+def test_headings_are_in_order_and_pictures_are_described(page):
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    assert all(re.search(r'role="img" aria-label="[^"]+"', svg) for svg in re.findall(r"<svg[^>]*>", page))
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', page)
+    assert alts[:2] == ["the picture of &lt;b&gt;bold&lt;/b&gt;", "the true mask of &lt;b&gt;bold&lt;/b&gt;"]
+    assert len(alts) == len(set(alts)) == 4
+
+
+def test_links_lead_somewhere(page):
+    targets = re.findall(r'href="#([^"]*)"', page)
+    assert {"plots", "areas", "cases", "figures", "method", "lineage"} <= set(targets)
+    assert set(targets) <= set(re.findall(r'\bid="([^"]*)"', page))
+
+
+def test_areas_are_compared_with_the_reference_and_the_truth(page):
+    assert page.count("Bland–Altman plot of area of lung, c minus ") == 2
+    assert "lung, c minus big: on average " in page
+    assert "lung, c minus the truth: on average " in page
+    assert "times a pixel's area in mm²" in page
+    without = render_html(make_report([record("big", **timed(9)), record(**timed(3))]))
+    assert "Bland" not in without
+
+
+def test_reliability_is_told_in_words_and_in_the_table(page):
+    assert "Probability given to pixels against how often it was right. big: ECE 0.10; " in page
+    assert "0 is perfect" in page
+    report = make_report([record("big", **measured(9, 1)), record(**measured(3, 3))])
+    assert "| ECE of pixels |" in render_markdown(report)
+    assert "| 0.1000 |" in render_markdown(report)
+    assert "ECE" not in render_markdown(make_report([record("big"), record()]))
+
+
+def test_single_calls_are_drawn_where_they_were_kept(page):
+    assert "Distribution of the time a call took. big: median 59.0 ms; " in page
+    assert f"at most {KEPT_CALLS} of each model" in page
+    old = render_html(make_report([record("big", **timed(9)), record(**timed(3))]))  # records without calls
+    assert "Distribution of the time" not in old
+
+
+def test_a_name_cannot_leave_a_plots_description():
+    figure, _ = drawing.new_axes("x", 2, 2)
+    assert 'aria-label="a &quot; onload=&quot;x\\1 &lt;b&gt;"' in drawing.to_svg(
+        figure, "x", 'a " onload="x\\1 <b>'
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the report is not driven")
+@pytest.mark.skipif(
+    find_spec("playwright") is None, reason="playwright is not installed: the report is not driven"
+)
+def test_report_is_accessible_and_no_wider_than_the_screen(page, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    requests: set[str] = set()
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        for width, scheme in ((1280, "light"), (1280, "dark"), (820, "light"), (390, "light")):
+            tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            tab.on("request", lambda r: requests.add(r.url.partition(":")[0]))
+            tab.goto(path.as_uri())
+            if (width, scheme) in ((1280, "dark"), (390, "light")):  # it takes seconds
+                response = axe.Axe().run(tab, options={}).response
+                found = [(v["id"], v["nodes"][0]["html"]) for v in response["violations"]]
+                assert found == [], (width, scheme)
+                assert {"color-contrast", "heading-order", "image-alt"} <= {
+                    p["id"] for p in response["passes"]
+                }
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            if width == 1280:
+                wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+                assert tab.evaluate(wide) == 0
+                assert tab.locator(".limits").bounding_box()["y"] < 800 / 2  # on the first screen
+            tab.close()
+        tab = browser.new_page()
+        tab.goto(path.as_uri())
+        pdf = tab.pdf(prefer_css_page_size=True, print_background=True)
+        browser.close()
+    assert requests <= {"file", "data"}
+    assert 3 < len(re.findall(rb"/Type\s*/Page\b", pdf)) < 20
+
+
+def test_a_picture_is_shown_through_the_window_of_its_model():
+    """Hounsfield units: -1000 is near black through the lung window and 0 nearly white, whatever else is there."""
+
+    class Source(PhantomSource):
+        def image(self) -> np.ndarray:
+            return np.float32([[-1350, -600], [150, 3000]])
+
+        def mask(self) -> np.ndarray:
+            return np.zeros((2, 2), np.uint8)
+
+    lung = InputSpec(
+        height_px=64, width_px=64, channels=1, depth="float32", window=(-1350, 150), mean=(0.5,), std=(0.25,)
+    )
+    seen = []
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        seen.append(image)
+        return np.zeros(image.shape, np.uint8)
+
+    example = draw_example("worst", Case("a", "p", Source("ct", 0, 0), "test"), [("x", predict, 0.5)], lung)
+    picture, truth, mask, _ = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.uri.partition(",")[2]))))
+        for tile in example.tiles
+    ]
+    for shown in (picture, truth, mask):
+        np.testing.assert_array_equal(shown[..., 0], [[0, 128], [255, 255]])
+    assert seen[0].dtype == np.float32  # the model still gets what it was trained on

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -79,9 +80,15 @@ def test_from_bundles_to_report(bundles, tmp_path, capsys):
     far = [c.hd95_mean for c in cases if c.name == "U-Net 2"]
     assert (small.hd95_mean, small.hd95_unit) == (pytest.approx(sum(far) / 2), "px")
     assert small.share_of_peak is None
+    assert len(small.end_to_end_ms_sorted) == small.samples > 1
+    assert small.end_to_end_ms_p50 == pytest.approx(np.median(small.end_to_end_ms_sorted), rel=1e-3)
+    assert small.reliability.of == "foreground"
+    assert sum(small.reliability.pixels) == 2 * open_dataset(DATA).split("test")[0].mask().size
+    assert all(c.true_area_by_class["lung"] > 0 and c.area_unit == "px" for c in cases)
 
     page = (tmp_path / "report/report.html").read_text()
     assert "No pretrained weights: all models here started" in page
+    assert "Bland–Altman plot of area of lung, U-Net 2 minus U-Net 4" in page
     assert (tmp_path / "report/report.md").read_text().startswith("# U-Net 2 has ")
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["reference"] == "U-Net 4"
