@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from pydantic import Field
@@ -18,18 +18,29 @@ HOST = "127.0.0.1"
 
 
 class DemoSettings(Settings):
-    """Serves a page, on this computer only, that shows what models mark and how long they take."""
+    """Serves a page, on this computer only: what models mark, how far to trust it, how long it takes.
+
+    The page takes PNG, JPEG, TIFF, DICOM, NIfTI, a series as a ZIP or a folder. It asks nothing of any other computer.
+    """
 
     bundle: list[Path] = Field(min_length=1)
     """exported bundle; give it again for each further model, the first is the one compared with"""
     engine: str | None = None
-    """openvino or onnxruntime (default: what the bundle and this computer allow)"""
+    """openvino, onnxruntime or tensorrt (default: what each bundle and this computer allow); the page can change it"""
     port: int = Field(7860, ge=1, le=65535)
     """port of the page"""
     data: str = "phantom:cxr"
     """dataset whose test cases are the examples"""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each model (default: all)"""
+    reference_class: str | None = None
+    """class that the others are measured as a share of: lung, for lesions in the lung"""
+    max_upload_mb: int = Field(500, ge=1)
+    """largest file that the page takes, in megabytes"""
+    user: str | None = None
+    """name that a reader must give; needs --password-file"""
+    password_file: Path | None = None
+    """file whose first line is the password (a password on the command line could be seen by others)"""
 
 
 def main(settings: DemoSettings) -> None:
@@ -38,30 +49,64 @@ def main(settings: DemoSettings) -> None:
     Raises:
         InputError: gradio is missing, a bundle or the dataset cannot be opened, or the port is taken.
     """
+    auth = _login(settings)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam2edge-demo-")))
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # so that uploads go when the page goes
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "web")  # so that uploads go when the page goes
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        try:
-            import gradio  # noqa: F401
-        except ModuleNotFoundError:
-            raise need("gradio", "demo") from None
-        from demo.page import build_page, look, make_examples
-        from runtime.predictor import Predictor
+        for package, extra in (("gradio", "demo"), ("pydicom", "medical"), ("nibabel", "medical")):
+            try:
+                __import__(package)
+            except ModuleNotFoundError:
+                raise need(package, extra) from None
+        from demo.examples import make_examples
+        from demo.models import Models
+        from demo.page import build_page, launch_options
+        from demo.sessions import Sessions
+        from segcore.bundle import open_bundle
 
         _check_port(settings.port)
-        predictors = [
-            stack.enter_context(Predictor.open(path, engine=settings.engine, threads=settings.threads))
-            for path in settings.bundle
-        ]
-        examples = make_examples(settings.data, folder)
-        page = build_page(predictors, examples)
+        bundles = [open_bundle(path) for path in settings.bundle]
+        models = stack.enter_context(
+            Models(
+                bundles, engine=settings.engine, threads=settings.threads, reference=settings.reference_class
+            )
+        )
+        for name in models.names:
+            models.predictor(name)  # so that a bundle or an engine that cannot be opened is told now
+        # Only the web server's folder is served; readers' uploads are not.
+        for name in ("web/examples", "readers"):
+            (folder / name).mkdir(parents=True)
+        examples = make_examples(settings.data, folder / "web" / "examples")
+        sessions = stack.enter_context(closing(Sessions(folder / "readers", folder / "web", models)))
+        page = build_page(models, sessions, examples)
         log(f"open http://{HOST}:{settings.port} in a browser; Ctrl-C ends it")
         # A service manager's stop is an end like Ctrl-C: the uploads are removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         page.launch(
-            server_name=HOST, server_port=settings.port, quiet=True, allowed_paths=[str(folder)], **look()
+            server_name=HOST,
+            server_port=settings.port,
+            auth=auth,
+            **launch_options(max_upload_mb=settings.max_upload_mb),
         )
+
+
+def _login(settings: DemoSettings) -> tuple[str, str] | None:
+    if (settings.user is None) != (settings.password_file is None):
+        raise InputError(
+            "--user: must come with --password-file, and the other way round; give both or neither"
+        )
+    if settings.user is None or settings.password_file is None:
+        return None
+    try:
+        password = settings.password_file.read_text().splitlines()[0].strip()
+    except (OSError, UnicodeDecodeError, IndexError):
+        password = ""
+    if not password:
+        raise InputError(
+            f"--password-file {settings.password_file}: must hold a password in its first line, does not"
+        )
+    return settings.user, password
 
 
 def _check_port(port: int) -> None:

@@ -1,179 +1,176 @@
-"""The page's pieces as HTML with their pictures inside: no file is fetched, no text is taken for markup."""
+"""The page's pieces as HTML: no file is fetched, no text is taken for markup."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
-from PIL import Image
 
-from demo.compare import Answer, apart_words, comparable, fit, heat, heat_map, summary, table, title
-from demo.traffic_light import light_card, limits
-from segcore.bundle import Manifest
-from segcore.host import Made
-from segcore.overlay import COLOURS, overlay
-from segcore.preprocess import resize_mask
+from demo.compare import apart_words, comparable, speed_rows, speed_words
+from demo.scores import HINT, against_truth
+from demo.sessions import Session
+from demo.traffic_light import light_card
+from demo.viewer import SHOWN_SIDE_PX
+from segcore.measurement_words import describe
+from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
+from segcore.scan import Scan
 
-NO_WEIGHTS = "no pretrained weights"
-WAITING = '<p class="hint">Working …</p>'
-EMPTY = '<p class="hint">Choose an example or upload a picture: what the models mark appears here.</p>'
+_UNKNOWN = " (spacing unknown)"
 BANNER = (
     '<p class="banner" role="note"><strong>Research use only.</strong> '
-    "Not a medical device: do not use it for diagnosis or treatment.</p>"
+    "Not a medical device: not for diagnosis or treatment.</p>"
 )
 INTRO = (
-    "<h1>sam2edge: what the models see</h1><p>The picture stays on this computer. "
-    "It is deleted when the program that shows this page ends.</p>"
+    "<h1>sam2edge: what the models see <span class='hint'>Pictures stay on this computer and are deleted when the "
+    "page is closed.</span></h1>"
 )
 
 
 def problem(text: str) -> str:
     """One line on why there is no answer, read out by screen readers."""
-    return f'<p class="problem" role="alert"><strong>This picture cannot be used.</strong> {escape(text)}</p>'
+    return f'<p class="problem" role="alert"><strong>This cannot be shown.</strong> {escape(text)}</p>'
 
 
-def results(
-    image: np.ndarray, answers: Sequence[Answer], *, name: str, truth: np.ndarray | None = None
-) -> str:
-    """Masks side by side, where they differ, and the table.
+def heading(scan: Scan) -> str:
+    """What is shown: name, size, spacing; nothing from a header that names a patient."""
+    height, width = scan.size_px
+    facts = [f"{width} × {height} pixels"]
+    if scan.slices > 1:
+        facts.append(f"{scan.slices} slices")
+    if scan.spacing_mm is None:
+        facts.append("spacing unknown, so sizes are in pixels")
+    else:
+        facts.append(f"{scan.spacing_mm[0]:.3g} × {scan.spacing_mm[1]:.3g} mm a pixel")
+    if scan.modality:
+        facts.append(scan.modality)
+    if max(scan.size_px) > SHOWN_SIDE_PX:
+        facts.append(f"shown reduced to {SHOWN_SIDE_PX} pixels, measured in full")
+    return f"<h2>{escape(scan.name)} <span class='hint'>{escape(', '.join(facts))}</span></h2>"
 
-    Args:
-        image: H×W or H×W×3.
-        answers: one or more; every other is compared with the first.
-        name: what the picture is called.
-        truth: the reference mask H×W of an example.
-    """
-    figures = [_answer_figure(image, answer, name) for answer in answers]
-    figures += [_difference_figure(image, answers[0], other, name) for other in answers[1:]]
-    heading = f'<h2>{escape(name)} <span class="hint">{image.shape[1]} × {image.shape[0]} pixels</span></h2>'
-    heading += "".join(f"<p>{escape(summary(answers[0], other))}</p>" for other in answers[1:])
+
+def trust(session: Session) -> str:
+    """Whether to trust the masks: each model's light, and how far the models agree."""
+    parts = []
+    for name, answer in zip(session.chosen, session.answers, strict=True):
+        quality = answer.manifest.quality
+        if quality is None or answer.quality is None:
+            said = (
+                '<p class="hint">This model does not judge its own mask. Look at the outline with care.</p>'
+            )
+        else:
+            said = light_card(answer.quality, quality)
+        parts.append(f"<h3>{escape(name)}</h3>{said}")
+    first, *others = session.shown
+    for other in others:
+        if comparable(first, other):
+            parts.append(f"<p>{escape(apart_words(first, other))}</p>")
+        else:
+            parts.append("<p>These models look for different things, so their masks are not compared.</p>")
+    if session.threshold is not None and any(a.quality is not None for a in session.answers):
+        parts.append('<p class="hint">The lights judge the masks at the models’ own thresholds.</p>')
+    return "".join(parts)
+
+
+def measured(session: Session) -> str:
+    """Measurements of each model's mask, and of the reference, side by side; of the volume where it was measured."""
+    scan = session.scan
+    assert scan is not None
+    names, classes = _short(session), [answer.manifest.classes for answer in session.answers]
+    masks = [answer.mask for answer in session.shown]
+    stacks = [session.volumes[name] for name in session.chosen if name in session.volumes]
+    scores = [_scores(mask, session, k) for mask, k in zip(masks, classes, strict=True)]
+    if session.truth is not None and session.truth_slice is not None:
+        names, classes = [*names, "Reference"], [*classes, classes[0]]
+        masks, scores = [*masks, session.truth_slice], [*scores, {}]
+        stacks = [*stacks, session.truth] if stacks else []
+    reference = session.models.reference_for
+    slices = [
+        measure(mask, k, spacing_mm=scan.spacing_mm, reference=reference(k))
+        for mask, k in zip(masks, classes, strict=True)
+    ]
+    text = _measurement_table(names, slices, "This slice" if scan.slices > 1 else "", scores)
+    if session.truth is not None:
+        text += f'<p class="hint">{escape(HINT)}</p>'
+    if stacks:
+        volumes = [
+            measure_volume(
+                stack,
+                k,
+                spacing_mm=scan.spacing_mm,
+                slice_spacing_mm=scan.slice_spacing_mm,
+                reference=reference(k),
+            )
+            for stack, k in zip(stacks, classes, strict=True)
+        ]
+        text += _measurement_table(names, volumes, "All slices")
+    return text
+
+
+def speed(session: Session) -> str:
+    """Time by stage, size, precision, against the first model."""
+    names, answers = _short(session), session.answers
+    text = ""
+    for name, answer in zip(names[1:], answers[1:], strict=True):
+        words = speed_words(answers[0].times.total_ms, answer.times.total_ms)
+        than = "as" if words == "as fast" else "than"
+        text += f"<p>{escape(name)} was <strong>{words}</strong> {than} {escape(names[0])}.</p>"
     runs = min(a.times.runs for a in answers)
     note = f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted."
-    numbers = _table(table(answers, truth))
-    return f'{heading}<div class="figures">{"".join(figures)}</div>{numbers}<p class="hint">{note}</p>'
+    return f'{text}{plain_table(speed_rows(names, answers))}<p class="hint">{note}</p>'
 
 
-def how_made(manifest: Manifest) -> str:
-    """Where a model comes from, in plain words, from its manifest."""
-    facts = [
-        ("Starting weights", _start_words(manifest)),
-        ("Trained on", f"{manifest.data.name} ({_counts(manifest.data.counts)})"),
-        ("Looks for", ", ".join(manifest.classes)),
-        ("Takes", f"{manifest.input.width_px} × {manifest.input.height_px} pixels, {manifest.input.depth}"),
-        ("Measured", _metrics(manifest)),
-        ("Judges its own mask", limits(manifest.quality) if manifest.quality else "no, it gives no estimate"),
-        (
-            "Checked after export",
-            _gate(manifest) or "not recorded",
-        ),
-        (
-            "Made from",
-            f"bundle {manifest.parent[:12]}" if manifest.parent else "training, not from another bundle",
-        ),
-        ("Learned from", f"teacher {manifest.teacher[:12]}" if manifest.teacher else "no teacher"),
-    ]
-    rows = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts)
-    steps = "".join(f"<li>{_step(made)}</li>" for made in (*manifest.lineage, manifest.made))
+def _short(session: Session) -> list[str]:
+    """ "Teacher" and "Student" where that tells them apart, else the models' names."""
+    kinds = [answer.manifest.kind.capitalize() for answer in session.answers]
+    return kinds if len(set(kinds)) == len(kinds) else list(session.chosen)
+
+
+def _scores(mask: np.ndarray, session: Session, classes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Class → score → text, against the reference; empty where there is none."""
+    if session.truth_slice is None or session.scan is None:
+        return {}
+    head, *rows = against_truth(mask, session.truth_slice, classes, session.scan.spacing_mm)
+    return {name: dict(zip(head[1:], values, strict=True)) for name, *values in rows}
+
+
+def _measurement_table(
+    names: Sequence[str],
+    measurements: Sequence[Sequence[ClassMeasurements | VolumeMeasurements]],
+    caption: str,
+    scores: Sequence[Mapping[str, Mapping[str, str]]] = (),
+) -> str:
+    """One section a class, one column a model; models of other classes have their own rows."""
+    sections: dict[str, dict[str, dict[int, str]]] = {}
+    for column, of_classes in enumerate(measurements):
+        for one in of_classes:
+            rows = sections.setdefault(one.name, {})
+            for label, text in describe(one):
+                rows.setdefault(label, {})[column] = text.replace(_UNKNOWN, "")  # the heading says it once
+    for column, of_scores in enumerate(scores):
+        for class_name, by_label in of_scores.items():
+            for label, text in by_label.items():
+                sections.setdefault(class_name, {}).setdefault(f"{label} to the reference", {})[column] = text
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
+    body = ""
+    for class_name, rows in sections.items():
+        wide = len(names) + 1
+        body += f"<tr class='class'><th scope='colgroup' colspan='{wide}'>{escape(class_name)}</th></tr>"
+        for label, cells in rows.items():
+            texts = "".join(f"<td>{escape(cells.get(column, '–'))}</td>" for column in range(len(names)))
+            body += f"<tr><th scope='row'>{escape(label)}</th>{texts}</tr>"
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f"<h3>{escape(title(manifest))}</h3><table>{rows}</table>"
-        f"<p>Steps, oldest first:</p><ol class='steps'>{steps}</ol>"
+        f'<table class="numbers">{said}<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
     )
 
 
-def _answer_figure(image: np.ndarray, answer: Answer, name: str) -> str:
-    classes = answer.manifest.classes
-    what = ", ".join(classes) if answer.mask.any() else "nothing"
-    caption = " ".join(_chip(k, class_name) for k, class_name in enumerate(classes))
-    if not answer.mask.any():
-        caption += " <strong>nothing found</strong>"
-    quality = answer.manifest.quality
-    if quality is not None and answer.quality is not None:
-        caption += light_card(answer.quality, quality)
-    shown = fit(image)  # before the outline is drawn, or shrinking would wash it out
-    return _figure(
-        overlay(shown, resize_mask(answer.mask, (shown.shape[0], shown.shape[1]))),
-        answer.manifest.kind.capitalize(),
-        answer.manifest.name,
-        caption,
-        f"{name}: {title(answer.manifest)} marks {what}",
-    )
-
-
-def _difference_figure(image: np.ndarray, first: Answer, other: Answer, name: str) -> str:
-    kinds = first.manifest.kind, other.manifest.kind
-    names = " and ".join(kinds if kinds[0] != kinds[1] else (first.manifest.name, other.manifest.name))
-    heading = "Where they differ"
-    if not comparable(first, other):
-        words = (
-            f"{', '.join(first.manifest.classes)} and {', '.join(other.manifest.classes)} "
-            "cannot be compared: the models look for different things."
-        )
-        return f'<figure><h3>{heading}</h3><p class="hint">{escape(words)}</p></figure>'
-    picture = heat_map(image, heat(first.foreground, other.foreground))
-    words = apart_words(first, other)
-    legend = 'agree <span class="scale" aria-hidden="true"></span> opposite'
-    return _figure(fit(picture), heading, names, legend, f"{name}: map of where the models differ. {words}")
-
-
-def _figure(picture: np.ndarray, heading: str, subheading: str, caption: str, alt: str) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return (
-        f"<figure><h3>{escape(heading)}</h3>"
-        f'<p class="hint name" title="{escape(subheading)}">{escape(subheading)}</p>'
-        f'<img src="{source}" alt="{escape(alt)}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _chip(k: int, name: str) -> str:
-    red, green, blue = COLOURS[k % len(COLOURS)]
-    return f'<span class="chip"><i style="background:rgb({red},{green},{blue})"></i>{escape(name)}</span>'
-
-
-def _table(rows: list[list[str]]) -> str:
-    head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in rows[0])
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table: the first row is the heading, a label with a leading space is part of the row above."""
+    head = "".join(f"<th scope='col'>{escape(cell)}</th>" if cell else "<td></td>" for cell in rows[0])
     body = ""
     for label, *cells in rows[1:]:
         part = ' class="part"' if label.startswith(" ") else ""
         body += f"<tr{part}><th scope='row'>{escape(label.strip())}</th>"
         body += "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     return f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _start_words(manifest: Manifest) -> str:
-    if manifest.pretrained == NO_WEIGHTS:
-        return "no pretrained weights: it learned from nothing but the data below"
-    return manifest.pretrained
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n} {split}" for split, n in counts.items()) or "case counts not recorded"
-
-
-def _metrics(manifest: Manifest) -> str:
-    shown = (
-        f"{m.name.replace('_', ' ')} {m.value:.4f} on {m.cases} {m.split} cases" for m in manifest.metrics
-    )
-    return ", ".join(shown) or "nothing, in this form of the model"
-
-
-def _gate(manifest: Manifest) -> str:
-    return ", ".join(
-        f"{name.removesuffix('_share').replace('_', ' ')} "
-        + (f"{100 * value:.3g} % of pixels" if name.endswith("_share") else f"{value:.4g}")
-        for name, value in manifest.gate.items()
-    )
-
-
-def _step(made: Made) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in made.versions.items())
-    return (
-        f"<code>{escape(made.command)}</code><br>"
-        f"<span class='hint'>{escape(made.time)}, {escape(made.host)}, "
-        f"code {escape(made.commit)}, {escape(versions)}</span>"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 
@@ -14,6 +14,7 @@ from runtime.predictor import Prediction, Predictor
 from segcore.bundle import Manifest
 from segcore.metrics import dice_per_class, disagreement
 from segcore.overlay import as_rgb
+from segcore.preprocess import decide
 
 SHOWN_SIDE_PX = 768
 MAX_RUNS, MAX_SECONDS = 5, 1.0
@@ -53,15 +54,29 @@ class Answer:
     times: Times
     quality: float | None = None
 
+    def at(self, threshold: float) -> Answer:
+        """The same answer with the mask drawn at another threshold, 0–1; a model of several classes has none."""
+        output = self.manifest.output
+        if output.activation != "sigmoid":
+            return self
+        mask = decide(self.foreground, output.model_copy(update={"threshold": threshold}))
+        return replace(self, mask=mask)
 
-def ask(predictor: Predictor, image: np.ndarray, *, name: str) -> Answer:
+
+def ask(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: int = MAX_RUNS) -> Answer:
     """Predicts a few times, so that one hiccup of the machine does not decide the times shown.
+
+    Args:
+        predictor: the opened model.
+        image: as `Predictor.predict` takes it.
+        name: what an error calls the picture.
+        max_runs: fewer where a second is over; 1 where the times do not matter.
 
     Raises:
         InputError: the model cannot take this picture.
     """
     start, runs = perf_counter(), list[Prediction]()
-    while not runs or (len(runs) < MAX_RUNS and perf_counter() - start < MAX_SECONDS):
+    while not runs or (len(runs) < max_runs and perf_counter() - start < MAX_SECONDS):
         runs.append(predictor.predict(image, name=name))
     last = runs[-1]
     return Answer(
@@ -130,53 +145,30 @@ def apart_words(a: Answer, b: Answer) -> str:
     return f"The two masks differ in {share:.2g} % of the pixels (overlap, Dice: {dice:.3f})."
 
 
-def summary(first: Answer, other: Answer) -> str:
-    """The comparison in one line."""
-    words = speed_words(first.times.total_ms, other.times.total_ms)
-    words += " as" if words == "as fast" else " than"
-    line = f"{title(other.manifest)} was {words} {title(first.manifest)}."
-    return f"{line} {apart_words(first, other)}" if comparable(first, other) else line
-
-
 def size_mib(manifest: Manifest) -> float:
     """Size of the model itself, without golden cases and notes."""
     stem = manifest.model_file.rsplit(".", 1)[0]
     return sum(e.bytes for name, e in manifest.files.items() if name.rsplit(".", 1)[0] == stem) / 2**20
 
 
-def table(answers: Sequence[Answer], truth: np.ndarray | None = None) -> list[list[str]]:
-    """The comparison as rows of text: a heading row, then one property a row, one model a column.
+def speed_rows(names: Sequence[str], answers: Sequence[Answer]) -> list[list[str]]:
+    """Time by stage and size, as rows of text: a heading row, then one property a row, one model a column.
 
     Args:
-        answers: one or more; speed is told against the first.
-        truth: the reference mask H×W, where the picture is an example that has one.
+        names: what the models are called.
+        answers: theirs.
     """
-    first = answers[0]
-    rows = [["", *(title(a.manifest) for a in answers)]]
-    if len(answers) > 1:
-        words = (speed_words(first.times.total_ms, a.times.total_ms) for a in answers[1:])
-        rows.append(["Speed", "compared with", *words])
-    rows += [
+    return [
+        ["", *names],
         ["Time for this picture", *(f"{a.times.total_ms:.1f} ms" for a in answers)],
-        ["  preparing the picture", *(f"{a.times.pre_ms:.1f} ms" for a in answers)],
-        ["  the network", *(f"{a.times.engine_ms:.1f} ms" for a in answers)],
-        ["  drawing the mask", *(f"{a.times.post_ms:.1f} ms" for a in answers)],
-        ["Marked area of the picture", *(_areas(a) for a in answers)],
-    ]
-    if any(a.quality is not None for a in answers):
-        words = ("–" if a.quality is None else f"{a.quality:.3f}" for a in answers)
-        rows.append(["Overlap that the model expects (Dice, its own estimate)", *words])
-    if truth is not None:
-        rows.append(
-            ["Overlap with the reference (Dice, 1 is perfect)", *(_truth_dice(a, truth) for a in answers)]
-        )
-    rows += [
+        [" preparing the picture", *(f"{a.times.pre_ms:.1f} ms" for a in answers)],
+        [" the network", *(f"{a.times.engine_ms:.1f} ms" for a in answers)],
+        [" drawing the mask", *(f"{a.times.post_ms:.1f} ms" for a in answers)],
         ["Parameters", *(f"{a.manifest.parameters:,}" for a in answers)],
         ["Size on disk", *(f"{size_mib(a.manifest):.1f} MiB" for a in answers)],
         ["Precision", *(PRECISION_WORDS[a.manifest.precision] for a in answers)],
         ["Runs on", *(a.engine for a in answers)],
     ]
-    return rows
 
 
 PRECISION_WORDS = {
@@ -189,14 +181,3 @@ PRECISION_WORDS = {
 def title(manifest: Manifest) -> str:
     """A model's heading: its part and its name."""
     return f"{manifest.kind.capitalize()}: {manifest.name}"
-
-
-def _areas(answer: Answer) -> str:
-    shares = [100 * float((answer.mask == k).mean()) for k in range(1, len(answer.manifest.classes) + 1)]
-    return ", ".join(f"{n} {s:.1f} %" for n, s in zip(answer.manifest.classes, shares, strict=True))
-
-
-def _truth_dice(answer: Answer, truth: np.ndarray) -> str:
-    if truth.max(initial=0) > len(answer.manifest.classes):
-        return "not comparable"
-    return f"{dice_per_class(answer.mask, truth, len(answer.manifest.classes)).mean():.3f}"

@@ -1,162 +1,93 @@
-"""The page: upload or example on the left, what the models say on the right."""
+"""The page: layout of its tabs and what they share. What they do is in modules without gradio."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
-import numpy as np
-from PIL import Image
+from gradio import route_utils
 
-from demo import cards
-from demo.compare import ask
-from runtime.predictor import Predictor
-from segcore.dataset import open_dataset
-from segcore.errors import InputError
-from segcore.image import IMAGE_SUFFIXES, read_image
-from segcore.overlay import as_rgb
+from demo import cards, made
+from demo.examples import Example
+from demo.models import Models
+from demo.page_api import add_endpoints
+from demo.page_batch import build_batch_tab
+from demo.page_case import build_case_tab
+from demo.sessions import Sessions
 
-EXAMPLES = 6
 CSS = Path(__file__).with_name("page.css")
 SYSTEM_FONTS = ("system-ui", "Segoe UI", "Roboto", "sans-serif")
+WAITING = 64
+"""Requests that may wait; the next is told to come back later."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """A picture that the page offers, with its reference mask.
-
-    Attributes:
-        image: H×W or H×W×3, as the model takes it.
-        mask: class indices H×W, or None.
-        thumbnail: PNG for the gallery.
-    """
-
-    name: str
-    image: np.ndarray
-    mask: np.ndarray | None
-    thumbnail: Path
-
-
-def make_examples(data: str, folder: Path) -> list[Example]:
-    """Takes a few test cases of a dataset (any, where none is labelled); writes thumbnails to `folder`.
-
-    Raises:
-        InputError: the dataset cannot be opened.
-    """
-    dataset = open_dataset(data, need_masks=False)
-    cases = dataset.split("test", limit=EXAMPLES) or dataset.cases[:EXAMPLES]
-    examples = []
-    for i, case in enumerate(cases):
-        image, path = case.image(), folder / f"example-{i}.png"
-        thumbnail = Image.fromarray(as_rgb(image))
-        thumbnail.thumbnail((256, 256))
-        thumbnail.save(path)
-        examples.append(Example(case.id, image, case.mask() if case.labelled else None, path))
-    return examples
-
-
-def answer_upload(predictors: Sequence[Predictor], path: str | None) -> str:
-    """Reads an uploaded file strictly and asks every model; HTML.
-
-    Raises:
-        InputError: the models cannot take the file; the message names the file, not where it lies.
-    """
-    if path is None:
-        return cards.EMPTY
-    file = Path(path)
-    try:
-        image = read_image(file)
-        return answer_image(predictors, image, name=file.name)
-    except InputError as error:
-        raise InputError(str(error).replace(str(file), file.name)) from None
-
-
-def answer_image(
-    predictors: Sequence[Predictor], image: np.ndarray, *, name: str, truth: np.ndarray | None = None
-) -> str:
-    """Asks every model about a picture; HTML."""
-    answers = [ask(predictor, image, name=name) for predictor in predictors]
-    return cards.results(image, answers, name=name, truth=truth)
-
-
-def build_page(predictors: Sequence[Predictor], examples: Sequence[Example]) -> gr.Blocks:
-    """Lays out the page. Launch it with `look()`."""
-
-    def on_upload(path: str | None) -> str:
-        try:
-            return answer_upload(predictors, path)
-        except InputError as error:
-            return cards.problem(str(error))
-
-    def on_select(event: gr.SelectData) -> tuple[int, str]:
-        return event.index, cards.WAITING
-
-    def on_example(index: int) -> str:
-        example = examples[index]
-        try:
-            return answer_image(predictors, example.image, name=example.name, truth=example.mask)
-        except InputError as error:
-            return cards.problem(str(error))
-
-    with gr.Blocks(title="sam2edge demo", analytics_enabled=False) as page:
-        with gr.Row(equal_height=False):
+def build_page(models: Models, sessions: Sessions, examples: Sequence[Example]) -> gr.Blocks:
+    """Lays out the page. Launch it with `launch_options()`."""
+    _keep_uploads_apart()
+    with gr.Blocks(title="sam2edge", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(equal_height=True, elem_id="top"):
             gr.HTML(cards.INTRO, elem_classes="s2e")
             gr.HTML(cards.BANNER, elem_classes="s2e")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=1, min_width=260):
-                upload = gr.File(
-                    label="Your picture (PNG, JPEG or TIFF)",
-                    file_types=list(IMAGE_SUFFIXES),
-                    type="filepath",
-                    height=160,
-                )
-                gallery = gr.Gallery(
-                    [(str(e.thumbnail), e.name) for e in examples],
-                    label="Or choose an example",
-                    elem_id="examples",
-                    columns=2,
-                    height="auto",
-                    allow_preview=False,
-                    buttons=[],
-                    format="png",
-                    interactive=False,
-                )
-            with gr.Column(scale=3):
-                shown = gr.HTML(
-                    cards.EMPTY, elem_classes="s2e", elem_id="results", label="What the models mark"
-                )
-        with gr.Accordion(
-            "How this model was made" if len(predictors) == 1 else "How these models were made", open=False
-        ):
-            gr.HTML("".join(cards.how_made(p.manifest) for p in predictors), elem_classes="s2e")
-        # The old answer goes first, so that it never stands beside a new picture. A problem is shown where the
-        # answer would be, not as a message that fades.
-        queue: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
-        upload.change(
-            lambda: (cards.WAITING, gr.Gallery(selected_index=None)),
-            None,
-            [shown, gallery],
-            show_progress="hidden",
-        ).then(on_upload, upload, shown, show_progress="hidden", **queue)
-        chosen = gr.State()  # an event's data does not reach what comes after `then`
-        gallery.select(on_select, None, [chosen, shown], show_progress="hidden").then(
-            on_example, chosen, shown, show_progress="hidden", **queue
-        )
+        with gr.Tabs():
+            with gr.Tab("One case"):
+                build_case_tab(models, sessions, examples)
+            with gr.Tab("Many cases"):
+                build_batch_tab(models, sessions)
+            with gr.Tab("The models"):
+                gr.HTML("".join(made.how_made(b.manifest) for b in models.bundles), elem_classes="s2e prose")
+        add_endpoints(models, sessions)
+
+        def on_leave(request: gr.Request) -> None:
+            sessions.end(str(request.session_hash))
+
+        page.unload(on_leave)
+    page.queue(max_size=WAITING)
     return page
 
 
-def look() -> dict[str, Any]:
+def launch_options(*, max_upload_mb: int) -> dict[str, Any]:
     """Arguments of `launch` that make the page look as it should and keep to itself."""
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
         font=list(SYSTEM_FONTS),
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # The theme's own teal is too light to be read under white words.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color="white",
     )
-    return {"theme": theme, "css_paths": CSS, "footer_links": [], "share": False, "ssr_mode": False}
+    return {
+        "theme": theme,
+        "css_paths": CSS,
+        "footer_links": [],
+        "share": False,
+        "ssr_mode": False,
+        "quiet": True,
+        "show_error": False,  # an error of ours goes to the log, not to the reader
+        "max_file_size": f"{max_upload_mb}mb",
+    }
+
+
+def _keep_uploads_apart() -> None:
+    """Gives every upload a folder of its own.
+
+    Gradio 6.31 names the folder by the content alone: the same file from two readers is one file, which is gone for
+    the second once the first has taken it.
+    """
+
+    class UploadApart(route_utils.GradioUploadFile):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.sha.update(secrets.token_bytes(16))
+
+    route_utils.GradioUploadFile = UploadApart  # type: ignore[misc]

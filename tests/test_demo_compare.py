@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demo.cards import how_made, problem, results
+from demo.cards import problem
 from demo.compare import (
     Answer,
     Times,
@@ -16,11 +16,10 @@ from demo.compare import (
     heat,
     heat_map,
     size_mib,
+    speed_rows,
     speed_words,
-    summary,
-    table,
 )
-from demo.traffic_light import light_of
+from demo.traffic_light import light_card, light_of
 from segcore.bundle import Manifest
 from segcore.quality import QualityModel
 
@@ -88,16 +87,6 @@ def test_apart_words():
     )
 
 
-def test_summary():
-    first, other = answer(name="A", kind="teacher"), answer(total_ms=5.0, name="B")
-    assert summary(first, other) == (
-        "Student: B was 2.0 times faster than Teacher: A. The two masks are the same in every pixel."
-    )
-    assert summary(first, replace(other, times=first.times)).startswith(
-        "Student: B was as fast as Teacher: A."
-    )
-
-
 def test_size_counts_the_model_alone():
     assert size_mib(MANIFEST) == 1.5
 
@@ -107,54 +96,34 @@ def test_fit_shrinks_only_what_is_large():
     assert fit(np.zeros((5, 7), np.uint16)).shape == (5, 7, 3)
 
 
-def test_table():
-    rows = {row[0].strip(): row[1:] for row in table([answer(), answer(HALF * 0, total_ms=40.0)], HALF)}
-    assert rows["Speed"] == ["compared with", "4.0 times slower"]
+def test_speed_rows():
+    rows = {row[0].strip(): row[1:] for row in speed_rows(["A", "B"], [answer(), answer(total_ms=40.0)])}
+    assert rows[""] == ["A", "B"]
     assert rows["Time for this picture"] == ["10.0 ms", "40.0 ms"]
     assert rows["the network"] == ["7.0 ms", "37.0 ms"]
-    assert rows["Marked area of the picture"] == ["lung 50.0 %", "lung 0.0 %"]
-    assert rows["Overlap with the reference (Dice, 1 is perfect)"] == ["1.000", "0.000"]
     assert rows["Parameters"] == ["487,145"] * 2
+    assert rows["Size on disk"] == ["1.5 MiB"] * 2
     assert rows["Precision"] == ["INT8 (8-bit whole numbers)"] * 2
 
 
-def test_one_model_is_compared_with_nothing():
-    rows = [row[0] for row in table([answer()])]
-    assert "Speed" not in rows
-    html = results(HALF * 100, [answer()], name="a.png")
-    assert html.count("<img ") == 1
-    assert "differ" not in html
+def test_mask_at_another_threshold():
+    p = np.array([[[0.2, 0.6], [0.4, 0.9]]], np.float32)
+    one = replace(answer(), foreground=p, mask=(p[0] >= 0.5).astype(np.uint8))
+    assert one.at(0.3).mask.tolist() == [[0, 1], [1, 1]]
+    assert one.at(0.95).mask.sum() == 0
+    output = one.manifest.output.model_copy(update={"activation": "softmax"})
+    several = replace(one, manifest=one.manifest.model_copy(update={"output": output}))
+    assert several.at(0.95) is several
 
 
-def test_results_escape_names_and_describe_pictures():
-    html = results(HALF * 100, [answer(), answer(HALF * 0)], name="<script>x</script>.png")
-    assert "<script>" not in html
-    assert "unet &lt;8&gt;" in html
-    assert html.count("<img ") == html.count(' alt="') == 3
-    assert "nothing found" in html
-
-
-def test_models_that_look_for_different_things_are_not_compared():
-    other = answer(classes=("tooth",))
-    assert not comparable(answer(), other)
-    html = results(HALF * 100, [answer(), other], name="a.png")
-    assert html.count("<img ") == 2
-    assert "lung and tooth cannot be compared: the models look for different things." in html
-
-
-def test_how_made_tells_origin_measurements_and_steps_in_order():
-    html = how_made(MANIFEST)
-    assert "no pretrained weights: it learned from nothing but the data below" in html
-    assert "dice mean 0.9123 on 7 val cases" in html
-    assert "golden mean 0.12 % of pixels, golden cases 12" in html
-    assert "bundle abcdefabcdef<" in html
-    assert html.index("python -m train") < html.index("python -m export")
-    assert "SAM 2.1 tiny" in how_made(MANIFEST.model_copy(update={"pretrained": "SAM 2.1 tiny, Meta"}))
+def test_models_that_look_for_different_things_are_not_comparable():
+    assert not comparable(answer(), answer(classes=("tooth",)))
+    assert comparable(answer(), answer())
 
 
 def test_problem_is_one_escaped_line():
     assert problem("a <b>") == (
-        '<p class="problem" role="alert"><strong>This picture cannot be used.</strong> a &lt;b&gt;</p>'
+        '<p class="problem" role="alert"><strong>This cannot be shown.</strong> a &lt;b&gt;</p>'
     )
 
 
@@ -181,20 +150,10 @@ def test_light_is_that_of_the_number_shown(quality, colour):
 
 
 def test_light_says_in_words_what_it_means_and_what_it_does_not():
-    judged = replace(answer(quality=QUALITY), quality=0.84)
-    html = results(HALF * 100, [answer(), judged], name="a.png")
-    assert html.count("class='light ") == 1  # the first model does not judge itself
+    html = light_card(0.84, QUALITY)
     assert "Amber: check the outline" in html
     assert "Expected overlap with a careful reader (Dice): <strong>0.84</strong>" in html
     assert (
         "The model&#x27;s own estimate, fitted on 44 validation cases; mean error ±0.016 on pictures like those, "
         "±0.051 on degraded ones. A picture unlike the training pictures can still fool it."
     ) in html
-    rows = {r[0]: r[1:] for r in table([answer(), judged])}
-    assert rows["Overlap that the model expects (Dice, its own estimate)"] == ["–", "0.840"]
-    assert "expects" not in "".join(r[0] for r in table([answer()]))
-
-
-def test_how_made_tells_whether_the_model_judges_itself():
-    assert "no, it gives no estimate" in how_made(MANIFEST)
-    assert "fitted on 44 validation cases" in how_made(MANIFEST.model_copy(update={"quality": QUALITY}))

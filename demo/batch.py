@@ -1,0 +1,169 @@
+"""Many uploaded files at once: progress, a table, and one ZIP of what was made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from demo.batch_table import csv_table, page_head, page_row
+from runtime.predict_files import predict_files
+from runtime.predict_inputs import Input, named
+from runtime.predict_write import Outputs
+from runtime.predictor import Predictor
+from segcore.errors import InputError
+from segcore.medical.dicom import is_dicom
+from segcore.medical.mask_files import MaskFormat
+
+ZIP_NAME = "sam2edge-masks.zip"
+SHOWN_ROWS = 30
+"""Rows of the table while the batch runs: the newest; the last progress has all."""
+_EVERY_S = 0.25
+_HEAD_BYTES = 132
+_PACKED = (".png", ".gz")
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far a batch is.
+
+    Attributes:
+        done: files finished, failed ones too.
+        total: files.
+        failed: of those done, how many could not be used.
+        name: the file finished last; "" before the first.
+        table: heading row and a row a file; the newest `SHOWN_ROWS` of those done, all of them with the ZIP.
+        zip_path: masks, table.csv and predictions.jsonl; None until the batch is done.
+    """
+
+    done: int
+    total: int
+    failed: int
+    name: str
+    table: list[list[str]]
+    zip_path: Path | None = None
+
+
+def run_batch(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    folder: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    reference: str | None = None,
+) -> Iterator[BatchProgress]:
+    """Segments files and packs their masks; a file that cannot be used becomes a row with words and ends nothing.
+
+    Args:
+        predictor: the opened model; nobody else uses it meanwhile.
+        paths: each a file, or a folder that is one DICOM series. Messages name their last part only.
+        folder: made if it is not there; holds the ZIP at the end, and nothing else.
+        formats: of the masks: png, nifti, dicom-seg, json. A file that is no DICOM is written in the others.
+        reference: the class that predictions.jsonl gives the others' areas as a share of.
+
+    Yields:
+        Before the first file, a few times a second, and once with the ZIP.
+
+    Raises:
+        InputError: no file, no format or an unknown one, or a disk that is full.
+    """
+    wanted = _checked(paths, formats)
+    try:
+        yield from _run(predictor, paths, folder, Outputs(wanted, overlays=False, reference_class=reference))
+    except OSError as error:  # a file that cannot be read is a row; this is where the masks go
+        raise InputError(
+            f"masks: must be written, the disk refuses ({error.strerror}); free some space and start again"
+        ) from None
+
+
+def _run(
+    predictor: Predictor, paths: Sequence[Path], folder: Path, outputs: Outputs
+) -> Iterator[BatchProgress]:
+    classes = predictor.manifest.classes
+    inputs = named(paths)
+    order = {one.case: n for n, one in enumerate(inputs)}
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[str, dict[str, Any]] = {}
+
+    def progress(name: str, cases: Sequence[str], zip_path: Path | None = None) -> BatchProgress:
+        rows = [page_row(inputs[order[case]].shown, records[case], classes) for case in cases]
+        failed = sum("error" in record for record in records.values())
+        return BatchProgress(len(records), len(inputs), failed, name, [page_head(classes), *rows], zip_path)
+
+    yield progress("", ())
+    said = time.monotonic()
+    with closing(_predicted(predictor, inputs, folder, outputs)) as found:
+        for record in found:
+            case = record["case"]
+            records[case] = record
+            if time.monotonic() - said > _EVERY_S:
+                said = time.monotonic()
+                yield progress(inputs[order[case]].shown, list(records)[-SHOWN_ROWS:])
+    in_order = sorted(records, key=order.__getitem__)
+    made = [records[case] for case in in_order]
+    shown = [inputs[order[case]].shown for case in in_order]
+    yield progress(shown[-1], in_order, _pack(folder, shown, made, classes))
+
+
+def _checked(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat, ...]:
+    if not paths:
+        raise InputError("files: must be at least one, got none; choose files")
+    if not formats:
+        raise InputError("masks as: must be at least one format, got none; choose one")
+    known = get_args(MaskFormat)
+    if unknown := sorted(set(formats) - set(known)):
+        raise InputError(f"masks as: must be of {', '.join(known)}, got {unknown[0]}")
+    return tuple(key for key in known if key in formats)
+
+
+def _predicted(
+    predictor: Predictor, inputs: Sequence[Input], folder: Path, outputs: Outputs
+) -> Generator[dict[str, Any], None, None]:
+    """Records of all inputs: DICOM files first where only they can be written as wanted."""
+    if "dicom-seg" not in outputs.formats:
+        yield from predict_files(predictor, inputs, folder, outputs)
+        return
+    dicom, others = list[Input](), list[Input]()
+    for one in inputs:
+        (dicom if _is_dicom(one.path) else others).append(one)
+    if dicom:
+        yield from predict_files(predictor, dicom, folder, outputs)
+    left = tuple(key for key in outputs.formats if key != "dicom-seg")
+    if others and left:
+        yield from predict_files(predictor, others, folder, replace(outputs, formats=left))
+    elif others:
+        for one in others:
+            words = "must be DICOM for a DICOM segmentation, is not; choose another format, too"
+            yield {"case": one.case, "error": f"image {one.shown}: {words}"}
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file looks like DICOM; a folder is a DICOM series."""
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(_HEAD_BYTES))
+    except IsADirectoryError:
+        return True
+    except OSError:
+        return False
+
+
+def _pack(
+    folder: Path, names: Sequence[str], records: Sequence[dict[str, Any]], classes: Sequence[str]
+) -> Path:
+    """One ZIP of everything in the folder and the two tables; what it holds is removed."""
+    target, masks = folder / ZIP_NAME, folder / "masks"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("table.csv", csv_table(names, records, classes).encode("utf-8-sig"))  # for Excel
+        archive.writestr("predictions.jsonl", "".join(f"{json.dumps(record)}\n" for record in records))
+        for path in sorted(p for p in masks.rglob("*") if p.is_file()):
+            packed = zipfile.ZIP_STORED if path.suffix in _PACKED else zipfile.ZIP_DEFLATED
+            archive.write(path, path.relative_to(folder).as_posix(), compress_type=packed)
+    shutil.rmtree(masks, ignore_errors=True)
+    return target

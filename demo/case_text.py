@@ -1,0 +1,263 @@
+"""What the case page says, as plain data: the HTML and the PDF print the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from demo.case_pictures import line_of, outlined
+from demo.case_view import CaseView
+from demo.compare import Answer, apart_words, comparable, fit, heat, heat_map, speed_rows, speed_words, title
+from demo.model_story import short_limits
+from demo.scores import HINT, against_truth
+from demo.traffic_light import Light, light_of, limits
+from segcore import __version__
+from segcore.measurement_words import describe
+from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure
+
+NOT_A_DEVICE = "Research use only. Not a medical device."
+_LONG_CELL = 24
+BANNER = f"{NOT_A_DEVICE} Do not use it for diagnosis or treatment."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its words.
+
+    Attributes:
+        heading: whose picture it is.
+        detail: in small print below the heading.
+        picture: H×W×3 uint8.
+        alt: what it shows, for those who do not see it.
+        key: class number from 1, its name, its kind of line.
+        note: one line below the picture.
+        light: of the model's own estimate; None where it gives none.
+        estimate: the estimated Dice, 0–1, beside the light.
+        heat: the picture's colours are those of `demo.compare.heat_map`.
+    """
+
+    heading: str
+    detail: str
+    picture: np.ndarray
+    alt: str
+    key: tuple[tuple[int, str, str], ...] = ()
+    note: str = ""
+    light: Light | None = None
+    estimate: float | None = None
+    heat: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading row, then rows.
+
+    Attributes:
+        title: above it.
+        rows: of equal length; but one cell is the heading of the rows below it, and two are a label and what is true of
+            all columns.
+        hint: one line on what it means.
+    """
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class CaseText:
+    """The page from top to bottom.
+
+    Attributes:
+        heading: what the page is.
+        facts: of the picture, in one line.
+        banner: that it is no medical device.
+        figures: one a model, where they differ, the reference.
+        notes: what must be said below the pictures.
+        tables: measurements, scores, speed.
+        models: each model's title, bundle and limits.
+        footer: when and by what it was made.
+    """
+
+    heading: str
+    facts: str
+    banner: str
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...]
+    tables: tuple[Table, ...]
+    models: tuple[tuple[str, str, str], ...]
+    footer: str
+
+
+def case_text(case: CaseView) -> CaseText:
+    """Puts a case into words and pictures."""
+    names = _names(case.answers)
+    return CaseText(
+        heading=f"What the models mark in {case.name}" if case.name else "What the models mark",
+        facts=" · ".join(_facts(case)),
+        banner=BANNER,
+        figures=tuple(_figures(case, names)),
+        notes=tuple(_notes(case)),
+        tables=tuple(_tables(case, names)),
+        models=tuple(
+            (title(a.manifest), f"bundle {sha256[:16]}", short_limits(a.manifest))
+            for a, sha256 in zip(case.answers, case.hashes, strict=True)
+        ),
+        footer=f"Made on {case.time:%Y-%m-%d %H:%M} with sam2edge {__version__}. {NOT_A_DEVICE}",
+    )
+
+
+def _names(answers: Sequence[Answer]) -> list[str]:
+    """Short headings of columns: the kind where that tells the models apart, else the name, numbered if need be."""
+    for words in ([a.manifest.kind.capitalize() for a in answers], [a.manifest.name for a in answers]):
+        if len(set(words)) == len(words):
+            return words
+    return [f"{n}. {a.manifest.name}" for n, a in enumerate(answers, start=1)]
+
+
+def _facts(case: CaseView) -> list[str]:
+    height, width = case.image.shape[:2]
+    found = [f"{case.time:%Y-%m-%d %H:%M}"]
+    if case.slices > 1:
+        found.append(f"slice {case.slice_index + 1} of {case.slices}")
+    found.append(f"{width} × {height} pixels")
+    if case.spacing_mm is None:
+        found.append("size of a pixel unknown, so sizes are in pixels (px)")
+    else:
+        found.append(f"pixel {case.spacing_mm[0]:.4g} × {case.spacing_mm[1]:.4g} mm (height × width)")
+    return found
+
+
+def _figures(case: CaseView, names: Sequence[str]) -> list[Figure]:
+    found = [_answer_figure(case.image, a, name) for a, name in zip(case.answers, names, strict=True)]
+    first = case.answers[0]
+    for other, name in zip(case.answers[1:], names[1:], strict=True):
+        if comparable(first, other):
+            words = apart_words(first, other)
+            picture = fit(heat_map(case.image, heat(first.foreground, other.foreground)))
+            found.append(
+                Figure(
+                    "Where they differ", f"{names[0]} and {name}", picture,
+                    f"Map of where {names[0]} and {name} differ: dark where they agree, bright where they do not.",
+                    note=words, heat=True,
+                )
+            )  # fmt: skip
+    if case.truth is not None:
+        classes = first.manifest.classes
+        picture = outlined(case.image, case.truth)
+        found.append(
+            Figure("Reference mask", "given by the reader", picture, "The reference mask.", key=_key(classes))
+        )
+    return found
+
+
+def _answer_figure(image: np.ndarray, answer: Answer, name: str) -> Figure:
+    classes, judged = answer.manifest.classes, answer.manifest.quality is not None
+    marked = [c for k, c in enumerate(classes, start=1) if (answer.mask == k).any()]
+    estimate = answer.quality if judged else None
+    return Figure(
+        heading=name,
+        detail=answer.manifest.name if answer.manifest.name != name else answer.manifest.kind,
+        picture=outlined(image, answer.mask),
+        alt=f"The picture with what {title(answer.manifest)} marks: {', '.join(marked) or 'nothing'}.",
+        key=_key(classes),
+        note="" if marked else "Nothing was marked.",
+        light=None if estimate is None else light_of(estimate),
+        estimate=estimate,
+    )
+
+
+def _key(classes: Sequence[str]) -> tuple[tuple[int, str, str], ...]:
+    return tuple((k, name, line_of(k)) for k, name in enumerate(classes, start=1))
+
+
+def _notes(case: CaseView) -> list[str]:
+    found = []
+    for answer in case.answers:
+        quality = answer.manifest.quality
+        if quality is not None and answer.quality is not None:
+            found.append(f"Light of {title(answer.manifest)}: {limits(quality)}")
+        else:
+            found.append(f"{title(answer.manifest)} does not judge its own mask: it has no light.")
+    if case.threshold is not None:
+        words = f"Pixels are marked from a probability of {case.threshold:.2f} on, which the reader chose"
+        lit = any(a.quality is not None for a in case.answers)
+        found.append(
+            f"{words}; a light judges the mask at the model's own threshold." if lit else f"{words}."
+        )
+    first, others = case.answers[0], case.answers[1:]
+    if any(not comparable(first, other) for other in others):
+        found.append("Models that look for different things are not compared.")
+    return found
+
+
+def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:
+    found = []
+    where = f", slice {case.slice_index + 1}" if case.slices > 1 else ""
+    if case.measurements:
+        columns, heads = list(case.measurements), list(names)
+        classes = case.answers[0].manifest.classes
+        if case.truth is not None and case.truth.max(initial=0) <= len(classes):
+            columns.append(measure(case.truth, classes, spacing_mm=case.spacing_mm))
+            heads.append("Reference")
+        found.append(Table(f"Measurements{where}", _measured(columns, heads)))
+    if case.volume:
+        found.append(Table(f"Measurements of all {case.slices} slices", _measured(case.volume, names)))
+    if case.truth is not None:
+        found.append(Table(f"Fit to the reference mask{where}", _scored(case, names), HINT))
+    runs = min(a.times.runs for a in case.answers)
+    head, *speed = speed_rows(names, case.answers)
+    if case.answers[1:]:
+        own_ms = case.answers[0].times.total_ms
+        words = (speed_words(own_ms, a.times.total_ms) for a in case.answers[1:])
+        speed.insert(0, ["Speed", "compared with", *words])
+    found.append(
+        Table(
+            "Time and size", tuple(tuple(row) for row in [head, *speed]),
+            f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted.",
+        )
+    )  # fmt: skip
+    return found
+
+
+def _measured(
+    columns: Sequence[Sequence[ClassMeasurements | VolumeMeasurements]], names: Sequence[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Rows of each class under its name, a column a model."""
+    found = []
+    for column in columns:
+        cells: dict[tuple[str, str], str] = {}
+        for one in column:
+            for label, text in describe(one):
+                key = one.name, label
+                cells[key] = f"{cells[key]}; {text}" if key in cells else text
+        found.append(cells)
+    return _sections(names, found)
+
+
+def _scored(case: CaseView, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    assert case.truth is not None
+    columns = []
+    for answer in case.answers:
+        head, *rows = against_truth(answer.mask, case.truth, answer.manifest.classes, case.spacing_mm)
+        columns.append(
+            {(row[0], label): cell for row in rows for label, cell in zip(head[1:], row[1:], strict=True)}
+        )
+    return _sections(names, columns)
+
+
+def _sections(
+    names: Sequence[str], columns: Sequence[dict[tuple[str, str], str]]
+) -> tuple[tuple[str, ...], ...]:
+    """Cells by (section, label) to rows; models that lack one get a dash."""
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    rows: list[tuple[str, ...]] = [("", *names)]
+    for section in dict.fromkeys(section for section, _ in keys):
+        rows.append((section,))
+        for key in keys:
+            if key[0] == section:
+                cells = [column.get(key, "–") for column in columns]
+                same = len(set(cells)) == 1 and len(cells[0]) > _LONG_CELL
+                rows.append((key[1], *(cells[:1] if same else cells)))
+    return tuple(rows)

@@ -1,0 +1,222 @@
+"""A model's story in plain words, from its manifest: what it learned from, what was measured, what it cannot do."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import PurePosixPath
+
+from demo.compare import PRECISION_WORDS
+from segcore.bundle import Manifest
+from segcore.guard_record import GuardRecord, points_text
+from segcore.model_limits import limits
+from segcore.preprocess import InputSpec
+from segcore.windows import CT_WINDOWS
+
+NO_WEIGHTS = "no pretrained weights"
+FORMATS = {
+    "torch": "PyTorch",
+    "onnx": "ONNX",
+    "openvino": "OpenVINO",
+    "tensorrt-onnx": "ONNX for TensorRT",
+    "tensorrt": "TensorRT",
+}
+_TUNED = {
+    "lora": "Of the starting weights, small additions (LoRA) and the decoder were trained.",
+    "adapter": "Of the starting weights, small additions (adapters) and the decoder were trained.",
+    "decoder": "The starting weights stayed as they were; only the decoder was trained.",
+    "all": "Every weight was trained.",
+}
+_NOT_FORMS = {"torch", "change_points"}  # of the gate's dice_…: not this form of the model
+_UNNAMED = {"foreground", "class1", "mask", "object"}
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def story_of(manifest: Manifest) -> list[str]:
+    """What it learned from, who taught it, and how it became the file that runs here; a sentence or more each."""
+    found = [f"{_learned_words(manifest)} {_start_words(manifest)}"]
+    if manifest.kind == "student":
+        found.append(
+            "A larger model, its teacher, took part: beside the reference masks, it saw how sure the teacher is of "
+            "every pixel."
+            if manifest.teacher
+            else "No larger model taught it: it learned from the reference masks alone."
+        )
+    if manifest.parent:
+        form, numbers = FORMATS[manifest.format], PRECISION_WORDS[manifest.precision]
+        verdict = f" {guard_words(manifest.guard)}" if manifest.guard else ""
+        found.append(f"It was then converted to {form} with numbers in {numbers}.{verdict}")
+    return found
+
+
+def guard_words(guard: GuardRecord) -> str:
+    """The INT8 guard's verdict in one sentence."""
+    words = (
+        f"A guard compared it with its full-precision form on {guard.cases} validation cases: mean overlap (Dice) is "
+        f"{guard.int8.mean:.3f} against {guard.fp32.mean:.3f} "
+        f"({_change_words(guard)}; it may lose at most {guard.max_drop_points:g}; a point is 0.01)"
+    )
+    kept = len(guard.float_layers)
+    if kept:
+        words += f", with {kept} of {guard.layers} layers left in full precision"
+    if guard.qat_epochs:
+        words += f", after {guard.qat_epochs} epoch{'s' * (guard.qat_epochs > 1)} of fine-tuning"
+    if not guard.speeds:
+        return f"{words}; its speed was not measured there."
+    speed = min(guard.speeds, key=lambda s: s.speedup)
+    return f"{words}, and it is {speed.speedup:.1f} times as fast as {speed.against.upper()}."
+
+
+def _change_words(guard: GuardRecord) -> str:
+    lost = points_text(100 * (guard.fp32.mean - guard.int8.mean))
+    if lost == "0.00":
+        return "0.00 points lost"
+    return f"{lost[1:]} points gained" if lost.startswith("-") else f"{lost} points lost"
+
+
+def measured(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """Figure, on what, value: of the model as trained or, where it was converted, of this form."""
+    rows = [
+        (_metric_name(m.name), f"{m.cases} {SPLITS.get(m.split, m.split)} cases", f"{m.value:.3f}")
+        for m in manifest.metrics
+    ]
+    guard, gate = manifest.guard, manifest.gate
+    if guard:
+        on = f"{guard.cases} validation cases"
+        rows.append(("Overlap (Dice), mean", on, f"{guard.int8.mean:.3f}"))
+        rows.append(
+            ("Overlap (Dice), 5th percentile: one case in twenty is worse", on, f"{guard.int8.p05:.3f}")
+        )
+    else:
+        on = f"{gate.get('real_cases', 0):.0f} validation cases"
+        converted = [
+            value for name, value in gate.items() if name.startswith("dice_") and name[5:] not in _NOT_FORMS
+        ]
+        rows += [("Overlap (Dice), mean", on, f"{value:.3f}") for value in converted[:1]]
+    if guard:
+        rows += [
+            (
+                f"Speed against {speed.against.upper()}, same computer",
+                f"{speed.engine} {speed.engine_version}, {speed.threads} thread{'s' * (speed.threads > 1)}",
+                f"{speed.speedup:.1f} times ({speed.low:.1f} to {speed.high:.1f})",
+            )
+            for speed in guard.speeds
+        ]
+    for name, value in gate.items():
+        if name.endswith("_real_worst_share"):
+            on = f"{gate.get('real_cases', 0):.0f} validation cases"
+            rows.append(("Pixels that conversion changed, worst case", on, f"{100 * value:.2g} %"))
+    if manifest.quality:
+        on = f"{manifest.quality.cases} validation cases, left out of its fit"
+        rows.append(("Error of its own estimate of Dice", on, f"±{manifest.quality.error:.3f}"))
+    return rows
+
+
+def known_limits(manifest: Manifest) -> list[str]:
+    """What a reader must know before trusting a mask: the model card's limits, then those of the page; sentences."""
+    spec, found = manifest.input, [*limits(manifest)]
+    if _is_unnamed(manifest):
+        found.append(
+            f"Its data does not say what is marked; the name is only “{', '.join(manifest.classes)}”."
+        )
+    if manifest.precision == "int8" and manifest.guard is None:
+        found.append("It computes in 8 bits, and no guard judged what that cost.")
+    if manifest.quality is None:
+        found.append("It does not judge its own mask, so there is no traffic light.")
+    found.append(
+        f"It sees every picture at {spec.width_px} × {spec.height_px} pixels, in {input_words(spec)}: "
+        "what is finer is lost."
+    )
+    found.append(_threshold_words(manifest))
+    return found
+
+
+def short_limits(manifest: Manifest) -> str:
+    """The gravest of them in one line, for a printed page."""
+    found = []
+    if manifest.data.name.startswith("phantom:"):
+        found.append("trained on drawn phantoms, never on a patient")
+    if manifest.pretrained == NO_WEIGHTS:
+        found.append("started from random weights")
+    if not any(m.split == "test" for m in manifest.metrics):
+        found.append("its own figures are of validation cases, which flatter")
+    found.append(f"one data set only ({data_name(manifest)})")
+    if _is_unnamed(manifest):
+        found.append("its data does not name what is marked")
+    found.append(f"sees pictures at {manifest.input.width_px} × {manifest.input.height_px} pixels")
+    words = "; ".join(found)
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _is_unnamed(manifest: Manifest) -> bool:
+    return set(manifest.classes) <= _UNNAMED
+
+
+def input_words(spec: InputSpec) -> str:
+    """Depth and window of the pictures that a model takes; a CT window by its name."""
+    low, high = spec.window
+    if spec.depth == "uint8" and spec.window == (0.0, 255.0):
+        return "8-bit grey values" if spec.channels == 1 else "8-bit colours"
+    named = next((w.name for w in CT_WINDOWS if (w.low, w.high) == spec.window), None)
+    values = {"uint8": "8-bit values", "uint16": "16-bit values", "float32": "stored values"}[spec.depth]
+    if named and spec.depth == "float32":
+        return f"the {named.replace('-', ' ')} window ({low:g} to {high:g} Hounsfield units)"
+    return f"{values} from {low:g} (black) to {high:g} (white)"
+
+
+def _threshold_words(manifest: Manifest) -> str:
+    if manifest.output.activation == "softmax":
+        return "Each pixel gets the structure that is most likely there, however unsure that is."
+    return f"A pixel is marked where its probability is at least {manifest.output.threshold:g}."
+
+
+def _learned_words(manifest: Manifest) -> str:
+    settings, counts = manifest.settings, manifest.data.counts
+    what, where = ", ".join(manifest.classes), f"the data set {data_name(manifest)}"
+    if "train" not in counts:
+        return f"It learned to mark {what} from {where}."
+    limit, share = settings.get("limit"), settings.get("labelled_share") or 1.0
+    used = min(counts["train"], limit) if isinstance(limit, int) else counts["train"]
+    words = f"It learned to mark {what} from {used:,} pictures of {where}"
+    if share < 1:  # without a teacher, the pictures whose masks are hidden are not used at all
+        masks = f"the masks of {100 * share:g} % of the patients"
+        words = f"It learned to mark {what} from {masks} behind {used:,} pictures of {where}"
+    apart = [
+        f"{counts[split]:,} {purpose}"
+        for split, purpose in (("val", "chose the best weights"), ("test", "were kept apart for tests"))
+        if split in counts and not (split == "val" and used < counts["train"])
+    ]
+    end = f"; {' and '.join(apart)}." if apart else "."
+    return words + end + (" The groups are split by patient, as far as the data names them." if apart else "")
+
+
+def _start_words(manifest: Manifest) -> str:
+    tuned = _TUNED.get(str(manifest.settings.get("tune")), "") if manifest.kind == "teacher" else ""
+    if manifest.pretrained == NO_WEIGHTS:
+        return "It started from random weights, so it learned from nothing but these pictures."
+    return f"It started from {manifest.pretrained}. {tuned}".strip()
+
+
+def data_name(manifest: Manifest) -> str:
+    """The data set's own name: of a folder its last part, so that no path is shown."""
+    return _last_part(manifest.data.name)
+
+
+def short_command(command: str) -> str:
+    """A command whose paths keep only their last part."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation mark that is not closed
+        words = command.split()
+    parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in words]
+    return " ".join(f"{flag}{equals}{_last_part(path)}" for flag, equals, path in parts)
+
+
+def _last_part(path: str) -> str:
+    if not re.search(r"[/\\]", path):
+        return path
+    return PurePosixPath(path.replace("\\", "/")).name or "…"
+
+
+def _metric_name(name: str) -> str:
+    return {"dice_mean": "Overlap (Dice), mean"}.get(name, name.replace("_", " "))

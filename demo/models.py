@@ -1,0 +1,151 @@
+"""The models that the page offers: each opened once an engine, on first use, and asked by one reader at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from demo.compare import MAX_RUNS, Answer, ask, title
+from runtime.engine import choose_engine, engines_for, installed
+from runtime.predictor import Predictor
+from segcore.bundle import Bundle, Manifest
+from segcore.errors import InputError
+
+_DEPTHS = {"uint8": "8 bits a pixel", "uint16": "16 bits a pixel", "float32": "numbers with a fraction"}
+
+
+class Models:
+    """The served bundles. Close it, or use it as a context manager.
+
+    Attributes:
+        bundles: in the order of the command line; the first is the one compared with.
+        names: of the bundles, all different.
+        reference: name of the class that the others are told as a share of, or None.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        reference: str | None = None,
+    ) -> None:
+        self.bundles = tuple(bundles)
+        self.names = tuple(_different([title(bundle.manifest) for bundle in bundles]))
+        self.reference = reference
+        if reference is not None and not any(reference in b.manifest.classes for b in bundles):
+            known = ", ".join(dict.fromkeys(k for b in bundles for k in b.manifest.classes))
+            raise InputError(f"--reference-class: must be one of {known}, got {reference}")
+        self._engine = engine
+        self._threads = threads
+        self._open: dict[tuple[int, str], tuple[Predictor, Lock]] = {}
+        self._opening = Lock()
+        self._stack = ExitStack()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Installed engines that can open at least one of the bundles."""
+        able = dict.fromkeys(e for b in self.bundles for e in engines_for(b.manifest) if installed(e))
+        return tuple(able)
+
+    def manifest(self, name: str) -> Manifest:
+        """Of the model of that name."""
+        return self.bundles[self._index(name)].manifest
+
+    def reference_for(self, classes: Sequence[str]) -> str | None:
+        """The reference class, where a model of these classes marks it."""
+        return self.reference if self.reference in classes else None
+
+    def sha256(self, name: str) -> str:
+        """Of its bundle."""
+        return self.bundles[self._index(name)].sha256
+
+    def predictor(self, name: str, engine: str | None = None) -> tuple[Predictor, Lock]:
+        """The opened model, and the lock to hold while it is asked.
+
+        Args:
+            name: one of `names`.
+            engine: to run it; None for the command line's, or the bundle's own.
+
+        Raises:
+            InputError: no such model, or an engine that cannot open it.
+        """
+        index = self._index(name)
+        bundle = self.bundles[index]
+        if engine is not None and engine not in (able := engines_for(bundle.manifest)):
+            raise InputError(
+                f"engine {engine}: must be able to open {name}, is not; choose {' or '.join(able)}"
+            )
+        chosen = choose_engine(bundle.manifest, engine or self._engine, name=name)
+        with self._opening:
+            if (index, chosen) not in self._open:
+                opened = self._stack.enter_context(
+                    Predictor.open(bundle, engine=chosen, threads=self._threads)
+                )
+                self._open[index, chosen] = opened, Lock()
+            return self._open[index, chosen]
+
+    def ask(
+        self, name: str, image: np.ndarray, *, called: str, engine: str | None = None, runs: int = MAX_RUNS
+    ) -> Answer:
+        """What one model says about one picture.
+
+        Raises:
+            InputError: it cannot take the picture, or the engine cannot open it.
+        """
+        predictor, lock = self.predictor(name, engine)
+        depth = predictor.manifest.input.depth
+        if image.dtype.name != depth:
+            raise InputError(
+                f"{called}: must hold {_DEPTHS[depth]} as {name} was trained on, got {_DEPTHS[image.dtype.name]}; "
+                "save it as the training pictures were saved, or send the DICOM"
+            )
+        with lock:
+            return ask(predictor, image, name=called, max_runs=runs)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One model's facts, for programs."""
+        manifest = self.manifest(name)
+        return {
+            "name": name,
+            "kind": manifest.kind,
+            "classes": list(manifest.classes),
+            "precision": manifest.precision,
+            "parameters": manifest.parameters,
+            "input_px": list(manifest.input.size_px),
+            "depth": manifest.input.depth,
+            "threshold": manifest.output.threshold,
+            "engines": [e for e in engines_for(manifest) if installed(e)],
+        }
+
+    def open_another(self, name: str) -> Predictor:
+        """A predictor of its own, for a batch that would keep the readers of single cases waiting; close it."""
+        return Predictor.open(self.bundles[self._index(name)], engine=self._engine, threads=self._threads)
+
+    def close(self) -> None:
+        """Lets go of every opened model."""
+        self._stack.close()
+
+    def __enter__(self) -> Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise InputError(f"model: must be one of {', '.join(self.names)}, got {name}")
+        return self.names.index(name)
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Numbers what is said twice: "Student: small", "Student: small (2)"."""
+    return [
+        name if (before := names[:i].count(name)) == 0 else f"{name} ({before + 1})"
+        for i, name in enumerate(names)
+    ]

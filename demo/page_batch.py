@@ -1,0 +1,111 @@
+"""The tab of many cases: files in, a table and a ZIP out."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo import cards
+from demo.batch import BatchProgress, run_batch
+from demo.downloads import FORMATS
+from demo.models import Models
+from demo.sessions import Sessions
+from demo.uploads import receive
+from segcore.errors import InputError
+
+
+def build_batch_tab(models: Models, sessions: Sessions) -> None:
+    """Lays out the tab and connects it."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=260):
+            sent = gr.File(
+                label="Drop files or ZIPs", file_count="multiple", height=140, elem_id="batch-upload"
+            )
+            model = gr.Dropdown(
+                list(models.names), value=models.names[-1], label="Model", elem_id="batch-model"
+            )
+            formats = gr.CheckboxGroup(
+                [(one.words, one.key) for one in FORMATS], value=["png"], label="Masks as"
+            )
+            start = gr.Button("Start", variant="primary", elem_id="batch-start")
+            stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
+        with gr.Column(scale=4, min_width=320):
+            said = gr.HTML(
+                '<p class="hint">One row a file appears here; at the end, a ZIP of all masks.</p>',
+                elem_classes="s2e",
+                elem_id="batch-said",
+            )
+            table = gr.HTML(elem_classes="s2e", elem_id="batch-table")
+            result = gr.File(label="Masks and table", interactive=False, visible=False, elem_id="batch-zip")
+
+    def run(
+        paths: list[str] | None, name: str, wanted: list[str], request: gr.Request
+    ) -> Iterator[list[Any]]:
+        session = sessions.of(str(request.session_hash))
+        folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.folder))
+        for old in session.made.glob("batch-*"):
+            shutil.rmtree(old)
+        made, done = session.made / folder.name, False
+        session.waiting.clear()
+        try:
+            scans = receive(paths or [], folder / "upload")
+            with models.open_another(name) as predictor:
+                for progress in run_batch(
+                    predictor,
+                    scans,
+                    made,
+                    wanted,
+                    reference=models.reference_for(models.manifest(name).classes),
+                ):
+                    if session.closed:
+                        return
+                    session.seen_now()
+                    yield [
+                        _words(progress),
+                        cards.plain_table(progress.table),
+                        gr.File(None, visible=False),
+                        None,
+                    ]
+            done = True
+            yield [
+                _words(progress), cards.plain_table(progress.table), gr.File(str(progress.zip_path), visible=True), None
+            ]  # fmt: skip
+        except InputError as error:
+            yield [cards.problem(str(error)), "", gr.File(None, visible=False), None]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not done or session.closed:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def on_sent(paths: list[str] | None, request: gr.Request) -> None:
+        sessions.of(str(request.session_hash)).waiting.update(Path(path) for path in paths or [])
+
+    queue: dict[str, Any] = {
+        "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden"
+    }  # fmt: skip
+    gone: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    sent.upload(on_sent, sent, None, **gone)
+    begun = start.click(lambda: gr.Button(visible=True), None, stop, **gone)
+    running = begun.then(run, [sent, model, formats], [said, table, result, sent], **queue)
+    running.then(lambda: gr.Button(visible=False), None, stop, **gone)
+    # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.
+    stop.click(
+        lambda: (gr.Button(visible=False), '<p role="status">Stopped. Nothing was kept.</p>', "", None),
+        None,
+        [stop, said, table, sent],
+        cancels=[running],
+        **gone,
+    )
+
+
+def _words(progress: BatchProgress) -> str:
+    left = f", {progress.failed} could not be used" if progress.failed else ""
+    return (
+        f'<p role="status">{progress.done} of {progress.total} files done{left}. '
+        f'<progress value="{progress.done}" max="{progress.total}" aria-label="Files done"></progress></p>'
+    )

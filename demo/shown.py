@@ -1,0 +1,80 @@
+"""What a session shows, in the forms that the viewer and the case page take."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from demo.case_view import CaseView
+from demo.compare import Answer
+from demo.sessions import Session
+from demo.viewer import ModelView, payload, presets
+from segcore.measurements import measure, measure_volume
+
+
+def viewer_value(session: Session) -> dict[str, Any]:
+    """The viewer's value for the shown slice."""
+    scan = session.scan
+    assert scan is not None
+    picture = scan.values(session.index)
+    offered = presets(picture, own=scan.windows, modality=scan.modality)
+    return payload(
+        key=str(session.version),
+        name=scan.name,
+        slice_index=session.index,
+        slices=scan.slices,
+        picture=picture,
+        window=(offered[0].low, offered[0].high),
+        windows=offered,
+        spacing_mm=scan.spacing_mm,
+        models=[_view(n, a) for n, a in zip(session.chosen, session.answers, strict=True)],
+        truth=session.truth_slice,
+        unit="HU" if scan.modality == "CT" else "",
+    )
+
+
+def _view(name: str, answer: Answer) -> ModelView:
+    output = answer.manifest.output
+    return ModelView(
+        title=name,
+        kind=answer.manifest.kind,
+        probability=answer.foreground,
+        activation=output.activation,
+        threshold=output.threshold,
+        classes=answer.manifest.classes,
+        quality=answer.quality,
+    )
+
+
+def case_view(session: Session) -> CaseView:
+    """The shown slice for the case page; the file's name stays out, it may be a patient's."""
+    scan = session.scan
+    assert scan is not None
+    spacing, reference = scan.spacing_mm, session.models.reference_for
+    return CaseView(
+        name="",
+        time=datetime.now(),
+        image=scan.display(session.index),
+        answers=session.shown,
+        hashes=tuple(session.models.sha256(name) for name in session.chosen),
+        slice_index=session.index,
+        slices=scan.slices,
+        spacing_mm=spacing,
+        truth=session.truth_slice,
+        threshold=session.threshold,
+        measurements=tuple(
+            measure(a.mask, a.manifest.classes, spacing_mm=spacing, reference=reference(a.manifest.classes))
+            for a in session.shown
+        ),
+        volume=tuple(
+            measure_volume(
+                session.volumes[name],
+                session.models.manifest(name).classes,
+                spacing_mm=spacing,
+                slice_spacing_mm=scan.slice_spacing_mm,
+                reference=reference(session.models.manifest(name).classes),
+            )
+            for name in session.chosen
+            if name in session.volumes
+        ),
+    )

@@ -1,0 +1,206 @@
+"""The picture viewer as data: what the browser needs to show a picture and every model's mark without asking again.
+
+The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `payload(...)` as its value; None
+empties it. It sends three events, whose data are attributes of `gr.EventData`:
+
+    viewer.input(fn, ...)    evt.slice: int, counted from 0; evt.key: the payload's key, to drop what came too late
+    viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again; evt.key
+    viewer.select(fn, ...)   evt.x, evt.y: int, pixel of the picture at its own size that was clicked; evt.key
+
+`change` is Gradio's own and means that a new value came, from the server too: do not answer it.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from demo.traffic_light import light_of
+from segcore.overlay import COLOURS
+from segcore.preprocess import Activation, resize_mask
+from segcore.windows import CT_WINDOWS, Window
+
+SHOWN_SIDE_PX = 1024
+"""Longer pictures are shown reduced: more would be sent than a screen shows."""
+LEVELS = 65536
+"""Probabilities travel as `floor(p · LEVELS)`, so that p ≥ t is kept wherever t · LEVELS is whole, as 0.5."""
+
+_HERE = Path(__file__).parent
+VIEWER: dict[str, Any] = {
+    "html_template": (_HERE / "viewer.html").read_text("utf-8"),
+    "css_template": (_HERE / "viewer.css").read_text("utf-8"),
+    # One scope; the file that starts it comes last.
+    "js_on_load": "".join(
+        (_HERE / name).read_text("utf-8") for name in ("viewer_draw.js", "viewer_panels.js", "viewer.js")
+    ),
+    "apply_default_css": False,
+}
+"""Arguments of `gr.HTML`."""
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What one model says about the picture.
+
+    Attributes:
+        title: its panel's heading: "Student small".
+        kind: "teacher" or "student".
+        probability: of each foreground class, K×H×W float32, 0–1, at the picture's own size; one channel with sigmoid,
+            background left out with softmax.
+        activation: "sigmoid" (a threshold decides) or "softmax" (the likeliest class, background included).
+        threshold: the model's own, 0–1.
+        classes: K names.
+        quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
+    """
+
+    title: str
+    kind: str
+    probability: np.ndarray
+    activation: Activation
+    threshold: float
+    classes: tuple[str, ...]
+    quality: float | None = None
+
+
+def payload(
+    *,
+    key: str,
+    name: str,
+    slice_index: int,
+    slices: int,
+    picture: np.ndarray,
+    window: tuple[float, float],
+    windows: Sequence[Window],
+    spacing_mm: tuple[float, float] | None,
+    models: Sequence[ModelView],
+    truth: np.ndarray | None = None,
+    unit: str = "",
+) -> dict[str, Any]:
+    """The viewer's value: JSON with arrays as base64 of zlib-deflated little-endian bytes, row by row.
+
+    Args:
+        key: the same for every slice of one scan with the same models: a new key resets zoom, window and threshold.
+        name: the file's own name, shown as text.
+        slice_index: which slice this is, from 0.
+        slices: how many the scan has.
+        picture: H×W, or H×W×3 (RGB); uint8, uint16 or float32.
+        window: the values that are black and white at first.
+        windows: what the select offers; see `presets`.
+        spacing_mm: distance of neighbouring rows and columns; None where unknown.
+        models: one or more; the first is what the others are compared with.
+        truth: reference mask of class indices, H×W; None where there is none.
+        unit: of the values, "HU" in CT.
+    """
+    height, width = picture.shape[:2]
+    shown = _shown_size((height, width))
+    values = _reduced(picture, shown)
+    return {
+        "key": key,
+        "name": name,
+        "slice": slice_index,
+        "slices": slices,
+        "size": [width, height],
+        "shown": [shown[1], shown[0]],
+        "picture": _values(values),
+        "window": [float(window[0]), float(window[1])],
+        "windows": [{"name": w.name, "low": float(w.low), "high": float(w.high)} for w in windows],
+        "unit": unit,
+        "spacing_mm": None if spacing_mm is None else [float(s) for s in spacing_mm],
+        "models": [_model(m, shown) for m in models],
+        "truth": None if truth is None else _packed(resize_mask(truth.astype(np.uint8), shown)),
+        "colours": [list(c) for c in COLOURS],
+    }
+
+
+def presets(picture: np.ndarray, *, own: Sequence[Window] = (), modality: str = "") -> tuple[Window, ...]:
+    """Display windows to offer, the best to begin with first.
+
+    Args:
+        picture: H×W, or H×W×3 (RGB).
+        own: the file's, `Scan.windows`.
+        modality: `Scan.modality`; "CT" adds the usual three.
+    """
+    words = ["as in the file" if w.name in ("", "file") else f"as in the file ({w.name})" for w in own]
+    offered = [Window(word, w.low, w.high) for word, w in zip(words, own, strict=True)]
+    if modality == "CT":
+        offered += CT_WINDOWS
+    if picture.dtype == np.uint8:
+        return (*offered, Window("full range", 0.0, 255.0))
+    low, high = (float(v) for v in np.percentile(picture, (0.5, 99.5)))
+    least, most = float(picture.min()), float(picture.max())
+    offered.append(Window("automatic", low, high if high > low else low + 1.0))
+    return (*offered, Window("full range", least, most if most > least else least + 1.0))
+
+
+def quantised(probability: np.ndarray) -> np.ndarray:
+    """Probabilities as they travel: `floor(p · 65536)`, at most 65535, uint16."""
+    return np.asarray(np.minimum(np.asarray(probability, np.float64) * LEVELS, LEVELS - 1), "<u2")
+
+
+def _model(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
+    reduced = np.stack([_reduced(np.asarray(p, np.float32), shown) for p in model.probability])
+    light = None if model.quality is None else light_of(model.quality)
+    return {
+        "title": model.title,
+        "kind": model.kind,
+        "activation": model.activation,
+        "threshold": float(model.threshold),
+        "classes": list(model.classes),
+        "probability": [_packed(quantised(p)) for p in reduced],
+        # The browser decides by the threshold; the likeliest class is decided here, before rounding.
+        "mask": _packed(_likeliest(reduced)) if model.activation == "softmax" else None,
+        "light": None
+        if light is None
+        else {"colour": light.colour, "word": light.word, "dice": round(float(model.quality or 0), 2)},
+    }
+
+
+def _likeliest(foreground: np.ndarray) -> np.ndarray:
+    background = 1.0 - foreground.sum(axis=0, keepdims=True)
+    return np.asarray(np.concatenate([background, foreground]).argmax(axis=0), np.uint8)
+
+
+def _values(picture: np.ndarray) -> dict[str, Any]:
+    """The picture as 8 or 16 bits with the way back: value = offset + scale · stored."""
+    scale, offset, stored = 1.0, 0.0, picture
+    if picture.dtype.kind == "f":
+        low, high = float(picture.min()), float(picture.max())
+        whole = high - low < LEVELS and bool((picture == np.round(picture)).all())
+        # Whole values, as Hounsfield units mostly are, stay exact.
+        scale, offset = (1.0 if whole else max((high - low) / (LEVELS - 1), 1e-12)), low
+        stored = np.round((picture.astype(np.float64) - offset) / scale).astype(np.uint16)
+    kind = "uint8" if stored.dtype == np.uint8 else "uint16"
+    return {
+        "type": kind,
+        "channels": 1 if stored.ndim == 2 else 3,
+        "scale": scale,
+        "offset": offset,
+        "data": _packed(stored.astype("<u2" if kind == "uint16" else "u1")),
+    }
+
+
+def _shown_size(size_px: tuple[int, int]) -> tuple[int, int]:
+    factor = min(1.0, SHOWN_SIDE_PX / max(size_px))
+    return max(1, round(size_px[0] * factor)), max(1, round(size_px[1] * factor))
+
+
+def _reduced(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """The mean over each pixel's area; whole values stay whole."""
+    if plane.shape[:2] == size_px:
+        return plane
+    if plane.ndim == 3:
+        return np.stack([_reduced(plane[..., c], size_px) for c in range(plane.shape[2])], axis=-1)
+    image = Image.fromarray(plane.astype(np.float32))
+    means = np.asarray(image.resize((size_px[1], size_px[0]), Image.Resampling.BOX))
+    return np.asarray(means if plane.dtype.kind == "f" else means.round(), plane.dtype)
+
+
+def _packed(array: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 1)).decode()

@@ -1,0 +1,261 @@
+"""Uploads and sessions without a web server: what is taken, what is refused in which words, and that nothing stays."""
+
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.compare import MAX_RUNS
+from demo.models import Models
+from demo.sessions import MAX_SESSIONS, Sessions
+from demo.uploads import receive
+from segcore.bundle import open_bundle
+from segcore.errors import InputError
+from segcore.phantom import phantom_case
+
+pytest.importorskip("pydicom")
+
+
+@pytest.fixture(scope="module")
+def models(exported):
+    bundles = [open_bundle(exported("openvino", "fp32")), open_bundle(exported("onnx", "fp32"))]
+    with Models(bundles, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sessions(models, tmp_path, web):
+    (tmp_path / "readers").mkdir()
+    opened = Sessions(tmp_path / "readers", web, models)
+    yield opened
+    opened.close()
+    assert list((tmp_path / "readers").iterdir()) == []
+    assert uploads(web) == []
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Where the web server would put what was sent."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    return folder
+
+
+def uploads(web):
+    """Files in the web server's folder."""
+    return [path for path in web.rglob("*") if path.is_file()]
+
+
+def sent_png(web, name="chest.png", index=9):
+    path = web / name
+    Image.fromarray(phantom_case("cxr", index)[0]).save(path)
+    return str(path)
+
+
+def sent_zip(web, names, content=b"x", name="study.zip"):
+    with zipfile.ZipFile(web / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each in names:
+            archive.writestr(each, content)
+    return str(web / name)
+
+
+def test_upload_is_shown_and_replaced(sessions, web):
+    session = sessions.of("a")
+    session.upload([sent_png(web)])
+    assert session.scan.name == "chest.png"
+    assert [a.mask.shape for a in session.answers] == [session.scan.size_px] * 2
+    assert session.answers[0].times.runs in range(1, MAX_RUNS + 1)
+    session.upload([sent_png(web, "other.png", 10)])
+    assert [p.name for p in session.folder.rglob("*") if p.is_file()] == ["other.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda web: [str(web / "a.png"), (web / "a.png").write_bytes(b"MZ program")][:1],
+            "image a.png: must be PNG, JPEG, TIFF, DICOM or NIfTI, got something else or a damaged header; save it again",
+        ),
+        (lambda web: [sent_zip(web, ["../../evil.png"])], "ZIP study.zip: "),
+        (lambda web: [sent_zip(web, ["/etc/cron.d/evil"])], "ZIP study.zip: "),
+        (lambda web: [sent_zip(web, ["bomb.png"], bytes(2**26))], "ZIP study.zip: "),
+        (
+            lambda web: [sent_zip(web, ["readme.txt"])],
+            "must hold images (PNG, JPEG, TIFF, DICOM or NIfTI), got none",
+        ),
+        (lambda _: [], "the upload: must hold a file, got none; choose one"),
+    ],
+    ids=["program", "dots", "absolute", "bomb", "nothing in it", "nothing"],
+)
+def test_bad_upload_is_one_line_and_leaves_nothing(sessions, web, tmp_path, make, message):
+    session = sessions.of("a")
+    session.upload([sent_png(web, "before.png")])
+    with pytest.raises(InputError) as caught:
+        session.upload(make(web))
+    assert message in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert session.scan is None  # the old answer does not stand beside a new problem
+    assert not (tmp_path / "evil.png").exists()
+
+
+def test_zip_of_a_series_is_one_scan_and_slices_are_asked_for_one_by_one(
+    sessions, web, tmp_path, dicom_files
+):
+    volume = np.stack([phantom_case("cxr", 9 + i)[0] for i in range(5)])
+    files = dicom_files.make_series(tmp_path / "series", volume, Modality="OT")
+    with zipfile.ZipFile(web / "s.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"deep/in/{file.name}")
+    session = sessions.of("a")
+    session.upload([str(web / "s.zip")])
+    assert (session.scan.slices, session.index) == (5, 2)
+    middle = session.answers[0].mask
+    session.go_to(4)
+    assert not np.array_equal(session.answers[0].mask, middle)
+    assert list(session.measure_all()) == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(session.volumes[session.chosen[0]][2], middle)
+    with pytest.raises(InputError, match="slice: must be 1 to 5, got 6"):
+        session.go_to(5)
+
+
+def test_measuring_all_ends_when_the_reader_goes_on(sessions, web, tmp_path, dicom_files):
+    volume = np.stack([phantom_case("cxr", 9 + i)[0] for i in range(3)])
+    for i, file in enumerate(dicom_files.make_series(tmp_path / "series", volume, Modality="OT")):
+        file.rename(web / f"{i}.dcm")
+    session = sessions.of("a")
+    session.upload([str(p) for p in sorted(web.iterdir())])
+    running = session.measure_all()
+    assert next(running) == 1
+    session.set_threshold(0.9)
+    assert list(running) == []
+    assert session.volumes == {}
+
+
+def test_threshold_moves_the_shown_masks_only(sessions, web):
+    session = sessions.of("a")
+    session.upload([sent_png(web)])
+    own = session.shown[0].mask.sum()
+    session.set_threshold(0.95)
+    assert session.shown[0].mask.sum() < own
+    assert session.answers[0].mask.sum() == own
+    session.set_threshold(None)
+    assert session.shown[0].mask.sum() == own
+
+
+def test_reference_mask(sessions, web):
+    session = sessions.of("a")
+    session.upload([sent_png(web)])
+    truth = phantom_case("cxr", 9)[1]
+    Image.fromarray(truth * np.uint8(255)).save(web / "truth.png")
+    session.compare_with(str(web / "truth.png"))
+    np.testing.assert_array_equal(session.truth_slice, truth)
+    Image.fromarray(truth + np.uint8(3)).save(web / "odd.png")
+    with pytest.raises(InputError) as caught:
+        session.compare_with(str(web / "odd.png"))
+    assert str(caught.value) == (
+        "reference mask odd.png: must hold 0/255 or class indices 0 to 1, got up to 4; save class indices"
+    )
+
+
+def test_reference_without_a_case(sessions, web):
+    with pytest.raises(
+        InputError, match="the case: must be chosen first, none is; choose an example or a file"
+    ):
+        sessions.of("a").compare_with(sent_png(web))
+
+
+def test_a_new_case_leaves_a_running_batch_alone(sessions, web):
+    session = sessions.of("a")
+    batch = [session.folder / "batch-1", session.made / "batch-1"]
+    for folder in batch:
+        folder.mkdir()
+    session.upload([sent_png(web)])
+    assert all(folder.exists() for folder in batch)
+
+
+def test_what_nobody_uses_is_removed(models, tmp_path, web):
+    """An upload that was cut off, one that no page took, an answer to a program; not what open pages hold."""
+    (web / "examples").mkdir()
+    (tmp_path / "readers").mkdir()
+    sessions = Sessions(tmp_path / "readers", web, models, unused_s=0.4)
+    session = sessions.of("a")
+    for name in ("waits", "left", "answer"):
+        (web / name).mkdir()
+        (web / name / "a.png").write_bytes(b"x")
+    (web / "tmp123").write_bytes(b"half of an upl")
+    session.waiting = {web / "waits" / "a.png"}
+    for _ in range(100):
+        if len(list(web.iterdir())) == 3:
+            break
+        time.sleep(0.1)
+    assert set(web.iterdir()) == {web / "examples", web / "waits", session.made}
+    sessions.close()
+    assert uploads(web) == []
+    assert not session.made.exists()
+
+
+def test_a_picture_of_another_depth_is_refused_in_a_readers_words(sessions, web, models):
+    Image.fromarray(phantom_case("cxr", 9)[0].astype(np.uint16) * 257).save(web / "deep.png")
+    with pytest.raises(InputError) as caught:
+        sessions.of("a").upload([str(web / "deep.png")])
+    assert str(caught.value) == (
+        f"deep.png: must hold 8 bits a pixel as {models.names[0]} was trained on, got 16 bits a pixel; save it as the "
+        "training pictures were saved, or send the DICOM"
+    )
+
+
+def test_models_are_chosen_and_asked_again(sessions, web, models):
+    session = sessions.of("a")
+    session.upload([sent_png(web)])
+    version = session.version
+    session.use([models.names[1]], None)
+    assert [a.engine.split()[0] for a in session.answers] == ["openvino"]
+    assert session.version > version
+    with pytest.raises(InputError) as caught:
+        session.use(models.names, "onnxruntime")
+    name = models.names[0]
+    assert str(caught.value) == f"engine onnxruntime: must be able to open {name}, is not; choose openvino"
+    with pytest.raises(InputError, match="models: must be at least one, got none; choose one"):
+        session.use([], None)
+
+
+def test_a_reader_who_left_is_forgotten(models, web, tmp_path):
+    (tmp_path / "readers").mkdir()
+    sessions = Sessions(tmp_path / "readers", web, models, idle_s=0.5)
+    session = sessions.of("a")
+    session.upload([sent_png(web)])
+    for _ in range(100):
+        if session.closed and not session.folder.exists():
+            break
+        time.sleep(0.1)
+    assert len(sessions) == 0
+    assert not session.folder.exists()
+    with pytest.raises(
+        InputError, match="must belong to an open page, this one was closed; load the page again"
+    ):
+        session.upload([sent_png(web)])  # what was on its way when the reader left
+    assert not session.folder.exists()
+    assert uploads(web) == []
+    sessions.close()
+
+
+def test_many_readers_do_not_fill_the_memory(sessions):
+    for n in range(MAX_SESSIONS + 5):
+        sessions.of(str(n))
+    assert len(sessions) == MAX_SESSIONS
+    assert "0" not in sessions._open  # the one that was left longest
+
+
+def test_two_files_of_one_name(tmp_path):
+    web = tmp_path / "web"
+    (web / "1").mkdir(parents=True)
+    (web / "2").mkdir()
+    paths = [sent_png(web / "1"), sent_png(web / "2")]
+    with pytest.raises(InputError) as caught:
+        receive(paths, tmp_path / "to")
+    assert str(caught.value) == (
+        "chest.png: must come once, came twice; rename one, or send the series as a ZIP"
+    )
