@@ -179,5 +179,6 @@ PRECISION_WORDS = {
 
 
 def title(manifest: Manifest) -> str:
-    """A model's heading: its part and its name."""
-    return f"{manifest.kind.capitalize()}: {manifest.name}"
+    """A model's heading: its part and its name, which may begin with the part."""
+    part = manifest.kind.capitalize()
+    return manifest.name if manifest.name.startswith(f"{part} ") else f"{part}: {manifest.name}"

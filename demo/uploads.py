@@ -34,7 +34,7 @@ def receive(sent: Sequence[str], folder: Path) -> list[Path]:
     try:
         with without_paths(*files, folder):
             for file in files:
-                _take(file, folder, alone=len(files) == 1)
+                _take(file, folder)
             sent_one = folder / files[0].name if len(files) == 1 else folder
             return [sent_one] if sent_one.is_file() else scan_paths(folder)
     finally:
@@ -42,12 +42,12 @@ def receive(sent: Sequence[str], folder: Path) -> list[Path]:
             file.unlink(missing_ok=True)
 
 
-def _take(file: Path, folder: Path, *, alone: bool) -> None:
+def _take(file: Path, folder: Path) -> None:
     target = folder / file.name
     if target.exists():
         raise InputError(f"{file.name}: must come once, came twice; rename one, or send the series as a ZIP")
     if zipfile.is_zipfile(file):
-        unpack(file, folder if alone else folder / file.stem)
+        unpack(file, folder / file.stem)  # a series without a folder is called as the ZIP is
     else:
         shutil.move(file, target)
 

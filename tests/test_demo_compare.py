@@ -18,6 +18,7 @@ from demo.compare import (
     size_mib,
     speed_rows,
     speed_words,
+    title,
 )
 from demo.traffic_light import light_card, light_of
 from segcore.bundle import Manifest
@@ -85,6 +86,11 @@ def test_apart_words():
         apart_words(answer(), answer(other))
         == "The two masks differ in 6.2 % of the pixels (overlap, Dice: 0.933)."
     )
+
+
+def test_title_says_the_part_once():
+    assert title(MANIFEST) == "Student: unet <8>"
+    assert title(MANIFEST.model_copy(update={"name": "Student base, INT8"})) == "Student base, INT8"
 
 
 def test_size_counts_the_model_alone():

@@ -21,7 +21,7 @@ MODULES = {
 
 def commands() -> list[str]:
     found = []
-    for page in ("README.md", "docs/results.md", "docs/int8.md", "docs/jetson.md"):
+    for page in ("README.md", "docs/results.md", "docs/int8.md", "docs/jetson.md", "docs/demo.md"):
         for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.partition("#")[0].strip() for line in lines if line.startswith("python -m ")]
