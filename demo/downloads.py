@@ -12,11 +12,11 @@ import numpy as np
 
 from segcore.bundle import Manifest
 from segcore.errors import InputError
-from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
 from segcore.medical.case_json import case_json
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.outfolder import write_text
 from segcore.scan import Scan
+from segcore.scan_measurements import measure_scan
 
 NEUTRAL = "case"
 """What the JSON calls the scan: a hospital's file name may hold a patient's."""
@@ -83,11 +83,12 @@ def mask_files(
     for key, names in made.items():
         files[key] = [_own_name(folder, key, names)]
     if "json" in wanted:
+        measured = measure_scan(scan, masks, manifest.classes, reference=reference)
         text = case_json(
             replace(scan, name=NEUTRAL),
             masks,
             manifest,
-            details={"measurements": _measurements(scan, masks, manifest, reference)},
+            details={"measurements": [one.model_dump(mode="json") for one in measured]},
             files=files,
             bundle_sha256=bundle_sha256,
         )
@@ -107,20 +108,3 @@ def _own_name(folder: Path, key: str, names: Sequence[str]) -> str:
                 archive.write(folder / name, name)
         return f"{_STEM}-png.zip"
     return names[0]
-
-
-def _measurements(
-    scan: Scan, masks: np.ndarray, manifest: Manifest, reference: str | None
-) -> list[dict[str, object]]:
-    found: Sequence[ClassMeasurements | VolumeMeasurements]
-    if scan.slices == 1:
-        found = measure(masks[0], manifest.classes, spacing_mm=scan.spacing_mm, reference=reference)
-    else:
-        found = measure_volume(
-            masks,
-            manifest.classes,
-            spacing_mm=scan.spacing_mm,
-            slice_spacing_mm=scan.slice_spacing_mm,
-            reference=reference,
-        )
-    return [one.model_dump(mode="json") for one in found]

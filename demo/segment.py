@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from demo.compare import Answer
 from demo.downloads import mask_files
 from demo.models import Models
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
-from segcore.measurements import measure, measure_volume
 from segcore.medical.read import read_scan
+from segcore.scan_measurements import measure_scan
 
 
 def segment_file(
@@ -74,17 +73,7 @@ def segment_file(
                 bundle_sha256=sha256,
                 reference=reference,
             )
-    measured: Sequence[BaseModel]
-    if scan.slices == 1:
-        measured = measure(masks[0], manifest.classes, spacing_mm=scan.spacing_mm, reference=reference)
-    else:
-        measured = measure_volume(
-            masks,
-            manifest.classes,
-            spacing_mm=scan.spacing_mm,
-            slice_spacing_mm=scan.slice_spacing_mm,
-            reference=reference,
-        )
+    measured = measure_scan(scan, masks, manifest.classes, reference=reference)
     judged = [answer.quality for answer in answers if answer.quality is not None]
     record = {
         "file": scan.name,

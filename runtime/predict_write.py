@@ -16,10 +16,10 @@ from runtime.predict_inputs import Input
 from runtime.prediction import Prediction
 from runtime.predictor import Predictor
 from segcore.errors import InputError
-from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.overlay import overlay
 from segcore.scan import Scan
+from segcore.scan_measurements import measure_scan
 
 # The place to write is at fault and not the input: the run stops, and goes on when that is mended.
 _FATAL = {
@@ -159,18 +159,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     if not outputs.measurements:
         return []
-    reference = outputs.reference_class
-    found: Sequence[ClassMeasurements | VolumeMeasurements]
-    if scan.slices == 1:
-        found = measure(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
-    else:
-        found = measure_volume(
-            masks,
-            classes,
-            spacing_mm=scan.spacing_mm,
-            slice_spacing_mm=scan.slice_spacing_mm,
-            reference=reference,
-        )
+    found = measure_scan(scan, masks, classes, reference=outputs.reference_class)
     return [one.model_dump(mode="json") for one in found]
 
 
