@@ -72,6 +72,7 @@ def launch_options(*, max_upload_mb: int) -> dict[str, Any]:
         "footer_links": [],
         "share": False,
         "ssr_mode": False,
+        "run_history": False,  # else Gradio keeps every picture and answer in the browser, after the page is closed
         "quiet": True,
         "show_error": False,  # an error of ours goes to the log, not to the reader
         "max_file_size": f"{max_upload_mb}mb",

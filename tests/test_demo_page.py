@@ -230,6 +230,21 @@ def test_an_example_is_shown_measured_and_judged(page):
 
 
 @browser_test
+def test_the_browser_keeps_nothing(page, png):
+    """Gradio's run history would store pictures and answers in the browser, after the page is closed."""
+    drop(page, "#upload", png)
+    said(page, "chest.png")
+    page.locator("#speed table").wait_for(timeout=WAIT_MS)
+    kept = page.evaluate(
+        """async () => JSON.stringify([await indexedDB.databases(), Object.entries(localStorage),
+        Object.entries(sessionStorage), (await caches.keys())])"""
+    )
+    assert "chest" not in kept
+    assert json.loads(kept)[0] == []
+    assert page.evaluate("window.gradio_config.run_history") is False
+
+
+@browser_test
 def test_threshold_moves_the_mask_at_once_and_then_the_numbers(page, png):
     from playwright.sync_api import expect
 
