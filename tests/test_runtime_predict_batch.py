@@ -136,7 +136,14 @@ def test_what_is_killed_goes_on(exported, tmp_path, how, workers):
         "--bundle", exported("openvino", "fp32"), "--image", folder, "--out", out, "--workers", workers
     )
     stored = Path(f"{out}.partial") / "predictions.jsonl"
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as CI may be, hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
         deadline = time.monotonic() + 60
         while not (stored.exists() and stored.read_bytes().count(b"\n") >= 3):
             assert time.monotonic() < deadline
