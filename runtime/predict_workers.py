@@ -53,6 +53,9 @@ def predict_in_processes(
     """
     waiting, tries = deque(inputs), Counter[str]()
     team: list[_Worker] = []
+    unopened = (
+        0  # processes in a row that died before the model was open: one may be killed by chance, not all
+    )
     try:
         while waiting or any(one.item for one in team):
             while len(team) < min(workers, len(waiting) + sum(one.item is not None for one in team)):
@@ -63,8 +66,14 @@ def predict_in_processes(
                     answer = one.connection.recv()
                 except (EOFError, OSError):
                     team.remove(one)
-                    dead = _bury(one, workers)
+                    dead = _bury(one)
                     if dead is None:
+                        unopened += not one.opened
+                        if unopened > workers:
+                            raise InputError(
+                                f"--workers {workers}: must be so few that each can open the model, {unopened} in a "
+                                f"row could not ({_end(one.process.exitcode)}); use fewer"
+                            ) from None
                         continue
                     tries[dead.case] += 1
                     if tries[dead.case] < _TRIES:
@@ -74,7 +83,7 @@ def predict_in_processes(
                     continue
                 if isinstance(answer, Exception):
                     raise answer
-                one.opened, one.item = True, None
+                one.opened, one.item, unopened = True, None, 0
                 if answer is not None:
                     yield answer
                 if waiting:
@@ -129,19 +138,10 @@ def _work(connection: Connection, opening: Opening, folder: Path, outputs: Outpu
             connection.send(error)
 
 
-def _bury(one: _Worker, workers: int) -> Input | None:
-    """Waits for a dead process and gives the input that it had, if any.
-
-    Raises:
-        InputError: it had not opened the model yet.
-    """
+def _bury(one: _Worker) -> Input | None:
+    """Waits for a dead process and gives the input that it had, if any."""
     one.connection.close()
     one.process.join()
-    if not one.opened:
-        raise InputError(
-            f"--workers {workers}: must be so few that each can open the model, one could not "
-            f"({_end(one.process.exitcode)}); use fewer"
-        )
     return one.item
 
 

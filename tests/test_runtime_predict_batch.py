@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -250,6 +251,32 @@ def test_a_process_that_dies_twice_at_an_input_is_its_failure(exported, tree, tm
         "memory: use fewer --workers, or look at this file alone",
     }
     assert all("error" not in by_case[item.case] for item in short)
+
+
+def test_workers_that_all_die_at_opening_end_the_run(exported, tree, tmp_path):
+    """One that dies so by chance is replaced; killed are all here, as where there is too little memory for the model."""
+    done = threading.Event()
+
+    def kill_all() -> None:
+        while not done.wait(0.05):
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(InputError) as error:
+            list(
+                predict_in_processes(
+                    Opening(exported("openvino", "fp32")), list_inputs(tree), tmp_path, Outputs(), workers=2
+                )
+            )
+    finally:
+        done.set()
+        killer.join()
+    assert str(error.value) == (
+        "--workers 2: must be so few that each can open the model, 3 in a row could not (signal 9); use fewer"
+    )
 
 
 def test_workers_that_cannot_open_the_model_say_why(tree, tmp_path):
