@@ -9,11 +9,11 @@ import numpy as np
 
 from demo.compare import apart_words, comparable, speed_rows, speed_words
 from demo.scores import HINT, against_truth
-from demo.sessions import Session
+from demo.session import Session
 from demo.traffic_light import light_card
 from demo.viewer import SHOWN_SIDE_PX
 from segcore.measurement_words import describe
-from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
+from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure
 from segcore.scan import Scan
 
 _UNKNOWN = " (spacing unknown)"
@@ -93,16 +93,7 @@ def measured(session: Session) -> str:
     if session.truth is not None:
         text += f'<p class="hint">{escape(HINT)}</p>'
     if stacks:
-        volumes = [
-            measure_volume(
-                stack,
-                k,
-                spacing_mm=scan.spacing_mm,
-                slice_spacing_mm=scan.slice_spacing_mm,
-                reference=reference(k),
-            )
-            for stack, k in zip(stacks, classes, strict=True)
-        ]
+        volumes = [session.measured_volume(stack, k) for stack, k in zip(stacks, classes, strict=True)]
         text += _measurement_table(names, volumes, "All slices")
     return text
 

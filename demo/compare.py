@@ -54,10 +54,13 @@ class Answer:
     times: Times
     quality: float | None = None
 
-    def at(self, threshold: float) -> Answer:
-        """The same answer with the mask drawn at another threshold, 0–1; a model of several classes has none."""
+    def at(self, threshold: float | None) -> Answer:
+        """The same answer with the mask drawn at another threshold, 0–1; None: at the model's own.
+
+        A model of several classes has none.
+        """
         output = self.manifest.output
-        if output.activation != "sigmoid":
+        if threshold is None or output.activation != "sigmoid":
             return self
         mask = decide(self.foreground, output.model_copy(update={"threshold": threshold}))
         return replace(self, mask=mask)

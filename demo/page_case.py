@@ -11,7 +11,8 @@ from demo import cards
 from demo.downloads import PAGE, formats_for
 from demo.examples import Example
 from demo.models import Models
-from demo.sessions import Session, Sessions
+from demo.session import Session
+from demo.sessions import Sessions
 from demo.shown import viewer_value
 from demo.take_along import case_files
 from demo.viewer import VIEWER

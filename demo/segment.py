@@ -58,7 +58,7 @@ def segment_file(
         for index in range(scan.slices):
             picture = scan.picture(index, manifest.input.depth)
             answer = models.ask(model, picture, called=scan.slice_name(index), runs=1)
-            answers.append(answer if threshold is None else answer.at(threshold))
+            answers.append(answer.at(threshold))
         masks = np.stack([answer.mask for answer in answers])
         sha256, reference = models.sha256(model), models.reference_for(manifest.classes)
         files = list[Path]()

@@ -7,9 +7,9 @@ from typing import Any
 
 from demo.case_view import CaseView
 from demo.compare import Answer
-from demo.sessions import Session
+from demo.session import Session
 from demo.viewer import ModelView, payload, presets
-from segcore.measurements import measure, measure_volume
+from segcore.measurements import measure
 
 
 def viewer_value(session: Session) -> dict[str, Any]:
@@ -67,13 +67,7 @@ def case_view(session: Session) -> CaseView:
             for a in session.shown
         ),
         volume=tuple(
-            measure_volume(
-                session.volumes[name],
-                session.models.manifest(name).classes,
-                spacing_mm=spacing,
-                slice_spacing_mm=scan.slice_spacing_mm,
-                reference=reference(session.models.manifest(name).classes),
-            )
+            session.measured_volume(session.volumes[name], session.models.manifest(name).classes)
             for name in session.chosen
             if name in session.volumes
         ),

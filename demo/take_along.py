@@ -9,7 +9,7 @@ from pathlib import Path
 from demo.case_page import case_html
 from demo.case_pdf import case_pdf
 from demo.downloads import PAGE, mask_files
-from demo.sessions import Session
+from demo.session import Session
 from demo.shown import case_view
 
 

@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path, PurePath, PurePosixPath
 
 from segcore.errors import InputError
-from segcore.medical.read import SCAN_SUFFIXES, scan_paths
+from segcore.medical.read import scan_paths
+from segcore.scan_cases import without_suffix
 
 LIST_SUFFIXES = (".txt", ".csv")
 
@@ -90,8 +91,7 @@ def _stem(path: PurePath, root: Path) -> str:
     """
     if not path.parts:
         return root.resolve().name
-    suffix = next((s for s in SCAN_SUFFIXES if path.name.lower().endswith(s) and len(path.name) > len(s)), "")
-    return path.with_name(path.name[: len(path.name) - len(suffix)]).as_posix()
+    return path.with_name(without_suffix(path.name)).as_posix()
 
 
 def _told_apart(inputs: list[Input], image: Path) -> tuple[Input, ...]:

@@ -25,6 +25,7 @@ from segcore.image import IMAGE_SUFFIXES
 from segcore.scan import Scan
 
 NIFTI_SUFFIXES, DICOM_SUFFIXES = (".nii.gz", ".nii"), (".dcm", ".dicom", ".ima")
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 _KEPT = 4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
 V = TypeVar("V")
 
@@ -55,13 +56,14 @@ def is_mask_folder(path: Path) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without its suffix, `.nii.gz` being one; a folder's whole name ("1.2.840" has no suffix)."""
-    known = (*NIFTI_SUFFIXES, *DICOM_SUFFIXES, *IMAGE_SUFFIXES)
-    if not path.is_dir():
-        for suffix in known:
-            if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-                return path.name[: -len(suffix)]
-    return path.name
+    """A file's name without its suffix; a folder's whole name ("1.2.840" has no suffix)."""
+    return path.name if path.is_dir() else without_suffix(path.name)
+
+
+def without_suffix(name: str) -> str:
+    """A file's name without a suffix of `SCAN_SUFFIXES`, `.nii.gz` being one; a name that is all suffix stays."""
+    suffix = next((s for s in SCAN_SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def scan_cases(

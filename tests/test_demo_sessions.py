@@ -117,6 +117,10 @@ def test_zip_of_a_series_is_one_scan_and_slices_are_asked_for_one_by_one(
     assert not np.array_equal(session.answers[0].mask, middle)
     assert list(session.measure_all()) == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(session.volumes[session.chosen[0]][2], middle)
+    masks, classes = session.volumes[session.chosen[0]], session.models.manifest(session.chosen[0]).classes
+    once = session.measured_volume(masks, classes)
+    assert once[0].voxels == np.count_nonzero(masks == 1)
+    assert session.measured_volume(masks, classes) is once
     with pytest.raises(InputError, match="slice: must be 1 to 5, got 6"):
         session.go_to(5)
 

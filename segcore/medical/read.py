@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from segcore.errors import InputError
-from segcore.image import IMAGE_SUFFIXES, image_size, read_image
+from segcore.image import image_size, read_image
 from segcore.medical.dicom import is_dicom, read_header
 from segcore.medical.dicom_series import is_clutter, read_dicom, read_series
 from segcore.medical.dicom_values import numbers_of, text_of, whole_number
 from segcore.medical.nifti import full_range, nifti_version, read_nifti
 from segcore.scan import Scan
-from segcore.scan_cases import DICOM_SUFFIXES, NIFTI_SUFFIXES
+from segcore.scan_cases import SCAN_SUFFIXES
 
-# A file so named must be an image: where its content is not, reading it says so.
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 _IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # One file a picture, even where a study's pictures share a series. Source: DICOM PS3.3, C.7.3.1.1.1.
 _PROJECTIONS = {
