@@ -150,7 +150,9 @@ def main(settings: AgreementSettings) -> None:
 def compare(settings: AgreementSettings) -> tuple[AgreementRecord, list[list[str]]]:
     """Everything between the settings and the files; also the rows of cases.csv."""
     bundles = open_bundles(settings.bundle)
-    dataset = open_dataset(settings.data, seed=bundles[0].manifest.data.split_seed)
+    dataset = open_dataset(
+        settings.data, seed=bundles[0].manifest.data.split_seed, fold=bundles[0].manifest.data.fold
+    )
     cases = dataset.split("test", limit=settings.limit)
     check_fair(bundles, dataset, cases, "test")
     of_class = settings.of_class or dataset.classes[0]

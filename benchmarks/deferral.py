@@ -135,7 +135,9 @@ def main(settings: DeferralSettings) -> None:
 def measure(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
     """Everything between the settings and the files."""
     student, teacher = open_bundle(settings.bundle), open_bundle(settings.defer_to)
-    dataset = open_dataset(settings.data, seed=student.manifest.data.split_seed)
+    dataset = open_dataset(
+        settings.data, seed=student.manifest.data.split_seed, fold=student.manifest.data.fold
+    )
     cases = dataset.split("test", limit=settings.limit)
     check_fair([student, teacher], dataset, cases, "test")
     foreign: Sequence[Case] = ()

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks import wording
 from benchmarks.record import Record, Reliability
+from segcore.calibration import BINS, expected_calibration_error, reliability_rows
 from segcore.preprocess import OutputSpec
 
-BINS = 15
 ECE_IN_WORDS = (
     "ECE, the expected calibration error, is by how much a pixel's probability misses how often such pixels are "
     "right, on average over all pixels: 0 is perfect."
@@ -47,22 +47,18 @@ class PixelCounts:
             given, right = probability[0], truth == 1
         else:
             given, right = probability.max(axis=0), probability.argmax(axis=0) == truth
-        given = np.clip(given.ravel(), 0.0, 1.0)
-        bins = np.minimum((given * BINS).astype(np.intp), BINS - 1)
-        for row, weights in enumerate((None, given, right.ravel())):
-            self.rows[row] += np.bincount(bins, weights=weights, minlength=BINS)
+        self.rows += reliability_rows(given, right)
 
     def reliability(self) -> Reliability:
         """What was counted so far."""
         pixels, given, right = self.rows
         n = np.maximum(pixels, 1)
-        gaps = np.abs(right - given)
         return Reliability(
             of=self.of,
             pixels=tuple(int(p) for p in pixels),
             confidence=tuple(float(f"{v:.5g}") for v in given / n),
             observed=tuple(float(f"{v:.5g}") for v in right / n),
-            ece=float(gaps.sum() / max(pixels.sum(), 1)),
+            ece=expected_calibration_error(self.rows),
         )
 
 

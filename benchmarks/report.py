@@ -17,6 +17,7 @@ from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
 from benchmarks.reliability import ECE_IN_WORDS, plot_reliability
 from benchmarks.roofline import Roofline, describe_roofline
+from benchmarks.threshold_plot import calibrated, plot_thresholds
 from runtime.device_report import DeviceReport
 from segcore.bundle import Bundle
 from segcore.host import Made
@@ -113,6 +114,10 @@ def draw_plots(report: Report, shown: Sequence[Record]) -> dict[str, str]:
         charts["latency"] = spread_plots.plot_latency(shown, names)
     if all(record.reliability for record in shown):
         charts["reliability"] = plot_reliability(shown, names)
+    manifests = {bundle.sha256: bundle.manifest for bundle in report.bundles}
+    curves = calibrated([(r.name, manifests[r.bundle_sha256]) for r in shown if r.bundle_sha256 in manifests])
+    if curves:
+        charts["thresholds"] = plot_thresholds(curves, names)
     reference = _scores_of(report, shown[0].reference)
     others = [s for s in report.scores if s is not reference]
     if others:

@@ -85,7 +85,7 @@ def measure(settings: BenchmarkSettings) -> Report:
     base = choose_reference(bundles, settings.reference)
     ratio_to = [choose_reference(bundles, name, flag="--ratio-to").sha256 for name in settings.ratio_to]
     engines = engines_of(bundles, settings.engine)
-    dataset = open_dataset(settings.data, seed=base.manifest.data.split_seed)
+    dataset = open_dataset(settings.data, seed=base.manifest.data.split_seed, fold=base.manifest.data.fold)
     cases = dataset.split(settings.split, limit=settings.limit)
     check_fair(bundles, dataset, cases, settings.split)
 

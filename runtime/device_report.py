@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segcore.bundle import EngineTarget
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, SpeedRatio
 

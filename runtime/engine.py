@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from segcore.bundle import EngineTarget, Manifest
+from segcore.bundle import Manifest
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError, need
 
 ENGINES = {

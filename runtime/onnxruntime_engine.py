@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.stream import in_order
-from segcore.bundle import EngineTarget
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.compile_cache import cache_folder
 from runtime.stream import in_order
-from segcore.bundle import EngineTarget
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 
 

@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from segcore.calibration import Calibration
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 from segcore.guard_record import GuardRecord
 from segcore.host import Made
 from segcore.model_card import MODEL_CARD, model_card
 from segcore.outfolder import write_text
 from segcore.preprocess import InputSpec, OutputSpec
+from segcore.prompts import PromptSpec
 from segcore.quality import QualityModel
 
 MANIFEST = "manifest.json"
@@ -41,6 +44,7 @@ class DataRecord(_Part):
     """The data a bundle was trained or calibrated on; names and hashes, no pixels.
 
     Attributes:
+        fold: "2/5" where the split was one of a cross-validation's; "" for the usual 60/20/20.
         test_images: `Source.image_fingerprint` of the test split, so that nobody calibrates on it under another name.
     """
 
@@ -48,6 +52,7 @@ class DataRecord(_Part):
     sha256: str
     split_sha256: str
     split_seed: int = 0
+    fold: str = ""
     counts: dict[str, int] = Field(default_factory=dict)
     calibration_cases: tuple[str, ...] = ()
     test_images: tuple[str, ...] = ()
@@ -86,30 +91,6 @@ class Variant(_Part):
         return self.height_px, self.width_px
 
 
-class EngineTarget(_Part):
-    """What a TensorRT engine was built for; it runs nowhere else.
-
-    Attributes:
-        tensorrt: version, "10.3.0".
-        gpu: the device's name, "Orin".
-        compute_capability: "8.7".
-        l4t: Jetson Linux release, "36.4.3"; empty where it is no Jetson.
-        platform: "Linux aarch64".
-        onnx: name of the bundle's file that it was built from.
-        onnx_sha256: of that file.
-        flags: precision flags and typing, as TensorRT names them.
-    """
-
-    tensorrt: str
-    gpu: str
-    compute_capability: str
-    l4t: str = ""
-    platform: str
-    onnx: str
-    onnx_sha256: str
-    flags: tuple[str, ...] = ()
-
-
 class Manifest(_Part):
     """Everything needed to use a model and to know where it comes from.
 
@@ -132,6 +113,8 @@ class Manifest(_Part):
         guard: what INT8 was allowed to lose, and lost; None for other precisions, and before there was a guard.
         engine_target: what a tensorrt bundle was built for.
         quality: how the model estimates the Dice of its own masks; None where it was not fitted.
+        calibration: how threshold and temperature were chosen; None where they were not.
+        prompt: how a promptable model can be asked with points, boxes and masks; None for others.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -156,6 +139,8 @@ class Manifest(_Part):
     guard: GuardRecord | None = None
     engine_target: EngineTarget | None = None
     quality: QualityModel | None = None
+    prompt: PromptSpec | None = None
+    calibration: Calibration | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     made: Made
     lineage: tuple[Made, ...] = ()

@@ -4,7 +4,7 @@
     folder/images/a.dcm, a.nii.gz or a/ (a series) + folder/masks/a.png, a.nii.gz or a.dcm (DICOM-SEG)
     index.csv       case, patient, image[, mask, split, spacing_row_mm, spacing_col_mm], any metadata
                     image and mask may be any of the above; each slice of a scan is a case of its own, a-s001 …
-    phantom:cxr | phantom:ct | phantom:dental     procedural; phantom:cxr:60 takes the first 60 cases
+    phantom:cxr | phantom:ct | phantom:dental | phantom:volume     procedural; phantom:cxr:60 takes the first 60 cases
 
 `python -m segcore.dataset --data D` checks one and draws a contact sheet.
 """
@@ -22,12 +22,20 @@ import numpy as np
 from segcore.case import Case, FileSource, PhantomSource
 from segcore.errors import InputError
 from segcore.listing import MAX_CLASSES, list_data
-from segcore.phantom import PHANTOM_CASES, PHANTOM_CLASSES, phantom_patient
+from segcore.phantom import (
+    PHANTOM_CASES,
+    PHANTOM_KINDS,
+    PHANTOM_VOLUMES,
+    VOLUME,
+    VOLUME_SLICES,
+    phantom_classes,
+    phantom_patient,
+)
 from segcore.scan_cases import ScanSource
-from segcore.split import SPLITS, check_given_splits, split_hash, split_patients
+from segcore.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
 
 _PHANTOM_SPLITS = ("train", "val", "test", "train", "train")  # 60/20/20
-_PHANTOM_LEAST = 6
+_PHANTOM_LEAST, _VOLUME_LEAST = 6, 3  # cases, volumes
 
 
 @dataclass(frozen=True)
@@ -63,19 +71,20 @@ class Dataset:
         return tuple(case for case in self.cases if not case.labelled and case.split == "train")
 
 
-def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Dataset:
+def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str = "") -> Dataset:
     """Opens and checks a dataset.
 
     Args:
-        data: a folder, an index.csv, or phantom:KIND[:CASES].
+        data: a folder, an index.csv, phantom:KIND[:CASES] or phantom:volume[:VOLUMES].
         seed: of the split and of the phantoms.
         need_masks: refuse a dataset without a single mask.
+        fold: "2/5" for the second split of a five-fold cross-validation, in the place of 60/20/20.
 
     Raises:
         InputError: anything that makes the data ambiguous or unusable, naming the file.
     """
     if data.startswith("phantom:"):
-        return _phantom(data, seed)
+        return _phantom(data, seed, fold)
     listing = list_data(data)
     for _, problem in listing.problems:
         raise InputError(problem)
@@ -89,7 +98,7 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True) -> Datase
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
     classes, scale = read_classes(frozenset().union(*values.values()), listing.class_names)
-    cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed))
+    cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed, fold))
     digest = hashlib.sha256(
         "|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, checked, strict=True)).encode()
     )
@@ -125,7 +134,7 @@ def _checked(case: Case) -> _Checked:
     return _Checked(case.source.fingerprint(), check_case(case))
 
 
-def assign_splits(cases: Sequence[Case], data: str, seed: int) -> list[Case]:
+def assign_splits(cases: Sequence[Case], data: str, seed: int, fold: str = "") -> list[Case]:
     """Gives every case its split: the index's, or one drawn by patient; unlabelled ones follow their patient.
 
     Raises:
@@ -134,7 +143,13 @@ def assign_splits(cases: Sequence[Case], data: str, seed: int) -> list[Case]:
     labelled = [c for c in cases if c.labelled]
     if not labelled:
         return [replace(c, split="train") for c in cases]
-    if any(c.split for c in labelled):
+    if fold:
+        if any(c.split for c in labelled):
+            raise InputError(
+                f"--fold {fold}: must be left away, {data} gives the splits; or remove its split column"
+            )
+        home = fold_patients((c.patient for c in labelled), name=data, fold=fold, seed=seed)
+    elif any(c.split for c in labelled):
         check_given_splits([(c.id, c.patient, c.split) for c in labelled], name=data)
         home = {c.patient: c.split for c in labelled}
     else:
@@ -192,26 +207,35 @@ def _is_0_255(seen: frozenset[int], names: tuple[str, ...] | None) -> bool:
     return seen <= {0, 255} and 255 in seen and (names is None or len(names) == 1)
 
 
-def _phantom(data: str, seed: int) -> Dataset:
+def _phantom(data: str, seed: int, fold: str) -> Dataset:
     _, kind, *count = data.split(":")
-    if kind not in PHANTOM_CLASSES or len(count) > 1 or (count and not count[0].isdigit()):
-        kinds = ", ".join("phantom:" + k for k in PHANTOM_CLASSES)
+    if kind not in PHANTOM_KINDS or len(count) > 1 or (count and not count[0].isdigit()):
+        kinds = ", ".join("phantom:" + k for k in PHANTOM_KINDS)
         raise InputError(f"{data}: must be one of {kinds}; got {data}")
-    total = int(count[0]) if count else PHANTOM_CASES
-    if total < _PHANTOM_LEAST:
-        raise InputError(
-            f"{data}: must have at least {_PHANTOM_LEAST} cases, a patient for each split; got {total}"
-        )
+    usual, least, what = PHANTOM_CASES, _PHANTOM_LEAST, "cases"
+    if kind == VOLUME:
+        usual, least, what = PHANTOM_VOLUMES, _VOLUME_LEAST, "volumes"
+    total = int(count[0]) if count else usual
+    if total < least:
+        raise InputError(f"{data}: must have at least {least} {what}, a patient for each split; got {total}")
     patients: dict[str, int] = {}
     rows = []
-    for i in range(total):
+    for i in range(total * VOLUME_SLICES if kind == VOLUME else total):
         patient = phantom_patient(kind, i)
         # by the patient's number, so that phantom:cxr:60 and phantom:cxr never disagree on what is a test image
         split = _PHANTOM_SPLITS[patients.setdefault(patient, len(patients)) % len(_PHANTOM_SPLITS)]
-        rows.append(Case(f"{kind}-{i:04d}", patient, PhantomSource(kind, i, seed), split))
-    cases = assign_splits(rows, data, seed)
+        case = Case(f"{kind}-{i:04d}", patient, PhantomSource(kind, i, seed), "" if fold else split)
+        rows.append(_phantom_slice(case, i) if kind == VOLUME else case)
+    cases = assign_splits(rows, data, seed, fold)
     digest = hashlib.sha256(f"{data}:{seed}".encode()).hexdigest()
-    return Dataset(data, tuple(cases), PHANTOM_CLASSES[kind], digest)
+    return Dataset(data, tuple(cases), phantom_classes(kind), digest)
+
+
+def _phantom_slice(case: Case, index: int) -> Case:
+    """With its volume, and named as the slices of a file are."""
+    number, place = divmod(index, VOLUME_SLICES)
+    volume = f"{VOLUME}-{number:03d}"
+    return replace(case, id=f"{volume}-s{place + 1:03d}", volume=volume, slice_index=place)
 
 
 def split_counts(dataset: Dataset) -> dict[str, int]:

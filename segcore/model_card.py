@@ -97,6 +97,8 @@ def _input_output(m: Manifest) -> list[str]:
     colour = "grey" if taken.channels == 1 else "RGB"
     if given.activation == "sigmoid":
         decision = f"a pixel is marked from a probability of {given.threshold:g} on"
+        if m.calibration:
+            decision += f", chosen on {m.calibration.cases} validation cases"
     else:
         decision = "a pixel gets the most probable class; 0 is background"
     facts = {
@@ -104,9 +106,33 @@ def _input_output(m: Manifest) -> list[str]:
         "Window": _window(m),
         "Works at": " or ".join(f"{h}×{w} px" for h, w in dict.fromkeys(sizes)) + " (height×width)",
         "Gives": f"a mask and probabilities at the picture's own size; {decision}",
+        "Probabilities": _probabilities(m),
+        "Prompts": _prompts(m),
         "Classes": ", ".join(f"{i} {_plain(name)}" for i, name in enumerate(m.classes, start=1)),
     }
     return _facts(facts.items())
+
+
+def _probabilities(m: Manifest) -> str | None:
+    found = m.calibration
+    if found is None:
+        return None
+    if found.temperature == 1:
+        return f"as the network gives them; expected calibration error on validation cases {found.ece:.3g}"
+    return (
+        f"logits are divided by {found.temperature:.3g}; expected calibration error on validation cases "
+        f"{found.ece:.3g}, without {found.ece_before:.3g}"
+    )
+
+
+def _prompts(m: Manifest) -> str | None:
+    if (prompt := m.prompt) is None:
+        return None
+    taken = f"{_listed(prompt.kinds, 'or')}, of at most {prompt.slots} points (a box is two), for one thing at a time"
+    if not prompt.encoder_file:
+        return taken
+    unrun = "; they were not run on a device" if m.format == "tensorrt-onnx" else ""
+    return f"{taken}; `{prompt.encoder_file}` and `{prompt.decoder_file}`, in floating point{unrun}"
 
 
 def _window(m: Manifest) -> str:
@@ -157,9 +183,10 @@ def _measured(m: Manifest) -> list[str]:
 
 def _gate_words(name: str) -> str:
     """ "openvino_real_mean_share" → "share of pixels that differ, mean over real cases, in openvino"."""
-    if share := re.fullmatch(r"(\w+)_(golden|real)_(mean|worst)_share", name):
+    if share := re.fullmatch(r"(\w+)_(golden|real|prompts)_(mean|worst)_share", name):
         engine, cases, which = share.groups()
-        over = f"mean over {cases} cases" if which == "mean" else f"worst of the {cases} cases"
+        what = "answers to golden prompts" if cases == "prompts" else f"{cases} cases"
+        over = f"mean over {what}" if which == "mean" else f"worst of the {what}"
         return f"share of pixels that differ, {over}, in {engine}"
     if name == "dice_change_points":
         return "change of Dice in points of 0.01"

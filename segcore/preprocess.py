@@ -58,7 +58,10 @@ class InputSpec(BaseModel):
 
 
 class OutputSpec(BaseModel):
-    """What a model gives: `sigmoid` one logit for one class, `softmax` one a class after the background's."""
+    """What a model gives: `sigmoid` one logit for one class, `softmax` one a class after the background's.
+
+    Logits are divided by `temperature` before they become probabilities, which `threshold` is compared with.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,6 +69,15 @@ class OutputSpec(BaseModel):
     channels: int = Field(gt=0)
     stride: int = Field(gt=0)
     threshold: float = Field(default=0.5, gt=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _without_a_temperature_of_1(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A manifest without one stays byte for byte what versions before it wrote and can read."""
+        fields: dict[str, Any] = write(self)
+        if self.temperature == 1:
+            fields.pop("temperature", None)
+        return fields
 
 
 def output_spec(classes: Sequence[str], stride: int) -> OutputSpec:
@@ -157,11 +169,14 @@ def _resize(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.
 
 def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
     """Logits of one image, K×h×w, to probabilities at the image's own size, K×H×W float32."""
-    return _activate(resize_logits(logits, size_px), spec.activation)
+    return activate(resize_logits(logits, size_px), spec)
 
 
-def _activate(logits: np.ndarray, activation: Activation) -> np.ndarray:
-    if activation == "sigmoid":
+def activate(logits: np.ndarray, spec: OutputSpec) -> np.ndarray:
+    """Logits K×H×W to probabilities."""
+    if spec.temperature != 1:
+        logits = logits / np.float32(spec.temperature)
+    if spec.activation == "sigmoid":
         return sigmoid(logits)
     shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=0, keepdims=True))

@@ -32,6 +32,42 @@ def split_patients(patients: Iterable[str], *, name: str, seed: int = 0) -> dict
     return {p: "train" if i < train else "val" if i < train + val else "test" for i, p in enumerate(order)}
 
 
+def parse_fold(fold: str) -> tuple[int, int]:
+    """ "2/5" → (2, 5): the second of five.
+
+    Raises:
+        InputError: not of that form, fewer than three folds, or no such one.
+    """
+    number, _, total = fold.partition("/")
+    if not (
+        number.isdecimal()
+        and total.isdecimal()
+        and int(total) >= len(SPLITS)
+        and 1 <= int(number) <= int(total)
+    ):
+        raise InputError(f"--fold: must be NUMBER/FOLDS with at least 3 folds, such as 2/5, got {fold}")
+    return int(number), int(total)
+
+
+def fold_patients(patients: Iterable[str], *, name: str, fold: str, seed: int = 0) -> dict[str, str]:
+    """One split of a cross-validation: a fold is test, the next one val, the others train.
+
+    Every patient is in the test split of exactly one fold. The order is that of `split_patients`.
+
+    Raises:
+        InputError: not a fold, or fewer patients than folds.
+    """
+    number, folds = parse_fold(fold)
+    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+    if len(order) < folds:
+        raise InputError(
+            f"--fold {fold}: must have a patient for each fold, {name} has {len(order)}; use fewer folds"
+        )
+    ordered = {p: 1 + i * folds // len(order) for i, p in enumerate(order)}  # patient → fold
+    parts = {number: "test", number % folds + 1: "val"}
+    return {p: parts.get(one, "train") for p, one in ordered.items()}
+
+
 def check_given_splits(rows: Iterable[tuple[str, str, str]], *, name: str) -> None:
     """Checks splits that the user gave.
 

@@ -352,6 +352,24 @@ def test_reliability_is_told_in_words_and_in_the_table(page):
     assert "ECE" not in render_markdown(make_report([record("big"), record()]))
 
 
+def test_the_threshold_and_its_curve_are_shown():
+    found = {
+        "thresholds": (0.25, 0.5, 0.75),
+        "dice": (0.7, 0.8, 0.9),
+        "ece_before": 0.1,
+        "ece": 0.1,
+        "cases": 9,
+    }
+    chosen = OutputSpec(activation="sigmoid", channels=1, stride=1, threshold=0.75)
+    sealed = [record(name, bundle_sha256="1" * 64) for name in ("big", "small")]
+    page = render_html(make_report(sealed, calibration=found, output=chosen))
+    assert (
+        "Dice against the threshold. big: threshold 0.75, Dice 0.9000" in page
+    )  # one curve for both exports
+    assert "How the threshold was chosen" in page
+    assert "How the threshold was chosen" not in render_html(make_report(sealed))
+
+
 def test_single_calls_are_drawn_where_they_were_kept(page):
     assert "Distribution of the time a call took. big: median 59.0 ms; " in page
     assert f"at most {KEPT_CALLS} of each model" in page

@@ -18,7 +18,8 @@ from runtime.trt.progress import PhaseBars
 from runtime.trt.target import Here, check_target, describe_here, read_l4t
 from runtime.trt.version import STRONGLY_TYPED, Serves, release_of
 from runtime.trt.words import build_error, killed_error, load_error, parse_error
-from segcore.bundle import Bundle, DataRecord, EngineTarget, Variant, open_bundle, seal_bundle
+from segcore.bundle import Bundle, DataRecord, Variant, open_bundle, seal_bundle
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 from segcore.golden import save_golden
 from segcore.host import made_now

@@ -88,8 +88,15 @@ def test_golden_manifest_keeps_parsing(folder):
 
 
 # Since 0.1.0, each with a default: an old bundle stays readable, the schema's number stays.
-ADDED = {"quality": None, "guard": None, "engine_target": None, "variants": []}
-ADDED_TO_DATA = {"test_images": []}
+ADDED = {
+    "quality": None,
+    "guard": None,
+    "engine_target": None,
+    "variants": [],
+    "prompt": None,
+    "calibration": None,
+}
+ADDED_TO_DATA = {"test_images": [], "fold": ""}
 
 
 def test_golden_manifest_is_what_we_write():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segcore.dataset import open_dataset
-from segcore.learn.loader import TrainingSet, build_loader, to_device, training_input
+from segcore.learn.loader import EpochOrder, TrainingSet, build_loader, to_device, training_input
 from segcore.soft_labels import SoftLabels
 
 MEAN_STD = {1: ((0.5,), (0.25,)), 3: ((0.5,) * 3, (0.25,) * 3)}
@@ -88,3 +88,16 @@ def test_batches_reach_the_network_channels_last(cases):
     batch = next(iter(loader))
     batch["image"] = batch["image"].expand(-1, 3, -1, -1).contiguous()
     assert to_device(batch, torch.device("cpu"))["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_several_passes_an_epoch_are_those_of_several_epochs():
+    once, twice = EpochOrder(5, seed=3), EpochOrder(5, seed=3, passes=2)
+    singles = []
+    for once.epoch in range(4):
+        singles += list(once)
+    doubles = []
+    for twice.epoch in range(2):
+        doubles += list(twice)
+    assert len(twice) == 10
+    assert doubles == singles
+    assert {epoch for epoch, _ in doubles} == {0, 1, 2, 3}  # every pass is augmented anew

@@ -1,7 +1,14 @@
 import pytest
 
 from segcore.errors import InputError
-from segcore.split import SPLITS, check_given_splits, split_hash, split_patients
+from segcore.split import (
+    SPLITS,
+    check_given_splits,
+    fold_patients,
+    parse_fold,
+    split_hash,
+    split_patients,
+)
 
 PATIENTS = [f"p{i}" for i in range(50)]
 
@@ -72,3 +79,27 @@ def test_given_splits_that_are_right():
 def test_hash_depends_on_the_assignment_alone():
     assert split_hash({"a": "train", "b": "val"}) == split_hash({"b": "val", "a": "train"})
     assert split_hash({"a": "train", "b": "val"}) != split_hash({"a": "val", "b": "train"})
+
+
+def test_each_patient_is_tested_in_exactly_one_fold_and_validates_another():
+    patients = [f"p{i}" for i in range(11)]
+    folds = [fold_patients(patients, name="D", fold=f"{k}/3", seed=1) for k in (1, 2, 3)]
+    for patient in patients:
+        assert sorted(home[patient] for home in folds) == ["test", "train", "val"]
+    assert {p for p in patients if folds[0][p] == "val"} == {p for p in patients if folds[1][p] == "test"}
+    sizes = [sum(part == "test" for part in home.values()) for home in folds]
+    assert max(sizes) - min(sizes) <= 1
+    assert folds[0] == fold_patients(reversed(patients), name="D", fold="1/3", seed=1)
+
+
+@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/2", "3", "a/5", "1/5/2", "²/5", "-1/5"])
+def test_what_is_no_fold(fold):
+    with pytest.raises(InputError) as caught:
+        parse_fold(fold)
+    assert str(caught.value) == f"--fold: must be NUMBER/FOLDS with at least 3 folds, such as 2/5, got {fold}"
+
+
+def test_fewer_patients_than_folds():
+    with pytest.raises(InputError) as caught:
+        fold_patients(["a", "b", "b"], name="D", fold="1/3")
+    assert str(caught.value) == "--fold 1/3: must have a patient for each fold, D has 2; use fewer folds"

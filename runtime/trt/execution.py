@@ -20,7 +20,7 @@ from runtime.trt.log import TensorRtLog
 from runtime.trt.target import check_target, describe_here
 from runtime.trt.version import release_of
 from runtime.trt.words import load_error
-from segcore.bundle import EngineTarget
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime.trt.cuda_runtime import Device
 from runtime.trt.words import REBUILD
-from segcore.bundle import EngineTarget
+from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 
 

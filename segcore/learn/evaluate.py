@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,17 +35,27 @@ class Validator:
         )
         self.pictures = [prepare(case.image(), spec, name=f"image {case.id}") for case in cases]
 
+    def with_output(self, output: OutputSpec) -> Validator:
+        """The same cases, decided by another threshold."""
+        other = copy.copy(self)
+        other.output = output
+        return other
+
     def predictions(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
         """(case, predicted mask, true mask) at the case's own size."""
+        for case, logits in self.logits(network):
+            truth = case.mask()
+            yield case, mask_of_logits(logits, self.output, (truth.shape[0], truth.shape[1])), truth
+
+    def logits(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray]]:
+        """(case, logits K×h×w at the head's stride)."""
         device = next(network.parameters()).device
         graph = DeployGraph(network, self.spec).to(device).eval()
         for start in range(0, len(self.cases), self.batch):
             pictures = torch.from_numpy(np.stack(self.pictures[start : start + self.batch])).to(device)
             with torch.inference_mode():
                 logits = graph(pictures).float().cpu().numpy()
-            for case, one in zip(self.cases[start : start + self.batch], logits, strict=True):
-                truth = case.mask()
-                yield case, mask_of_logits(one, self.output, truth.shape), truth
+            yield from zip(self.cases[start : start + self.batch], logits, strict=True)
 
     def dice(self, network: nn.Module) -> float:
         """Mean Dice over classes, then cases."""

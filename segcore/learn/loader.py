@@ -16,6 +16,7 @@ from tqdm import tqdm
 from segcore.case import Case
 from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
+from segcore.learn.settings import TrainSettings
 from segcore.preprocess import InputSpec, prepare, resize_mask, training_window
 from segcore.soft_labels import SoftLabels
 from segcore.windows import window_named
@@ -88,6 +89,7 @@ class TrainingSet(Dataset[Sample]):
         height, width = spec.size_px
         self.images = np.zeros((len(cases), height, width, spec.channels), np.uint8)
         self.masks = np.zeros((len(cases), height, width), np.uint8)
+        self._shown = np.zeros((len(cases), classes), bool)
 
         def read(i: int) -> None:
             case = self.cases[i]
@@ -99,6 +101,7 @@ class TrainingSet(Dataset[Sample]):
                         f"mask of case {case.id}: must hold classes 0 to {classes}, got {mask.max()}"
                     )
                 self.masks[i] = resize_mask(mask, spec.size_px)
+                self._shown[i] = np.bincount(self.masks[i].ravel(), minlength=classes + 1)[1:] > 0
 
         with ThreadPoolExecutor() as pool:
             list(
@@ -106,6 +109,11 @@ class TrainingSet(Dataset[Sample]):
                     pool.map(read, range(len(cases))), "reading", total=len(cases), unit="image", leave=False
                 )
             )
+
+    @property
+    def classes_shown(self) -> list[bool]:
+        """For each foreground class, whether a mask holds it at the network's size."""
+        return [bool(masks.any()) for masks in self._shown.T]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -125,26 +133,66 @@ class TrainingSet(Dataset[Sample]):
         return self.augment(sample, sample_seed(self.seed, epoch, i)) if self.augment else sample
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in an order that depends on seed and epoch only; each process takes its share."""
+def check_classes(shown: Sequence[bool], classes: Sequence[str], masks: int, settings: TrainSettings) -> None:
+    """Checks that nothing is to be learnt that no mask shows.
 
-    def __init__(self, length: int, *, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.length, self.seed, self.rank, self.processes, self.epoch = length, seed, rank, processes, 0
+    Args:
+        shown: as `TrainingSet.classes_shown`.
+        classes: their names.
+        masks: how many there are.
+        settings: the flags, of which some leave masks away.
+
+    Raises:
+        InputError: a class never occurs.
+    """
+    for name, there in zip(classes, shown, strict=True):
+        if not there:
+            given = {"--limit": settings.limit is not None, "--labelled-share": settings.labelled_share < 1}
+            flags = " or ".join(flag for flag, used in given.items() if used)
+            todo = f"raise {flags}" if flags else "add masks of it, raise --size"
+            raise InputError(
+                f"--data {settings.data}: class {name} must occur in the training masks, is in none of {masks} at "
+                f"{settings.size}×{settings.size} pixels; {todo}, or take it out of the data"
+            )
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """Yields (pass, index) in an order that depends on seed and pass only; each process takes its share.
+
+    An epoch is one pass over the images, or several; passes are counted over the epochs.
+    """
+
+    def __init__(self, length: int, *, seed: int, rank: int = 0, processes: int = 1, passes: int = 1) -> None:
+        self.length, self.seed, self.rank, self.processes = length, seed, rank, processes
+        self.passes, self.epoch = passes, 0
 
     def __len__(self) -> int:
-        return self.length // self.processes if self.length >= self.processes else self.length
+        return self.passes * self._share
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        share = order[self.rank :: self.processes][: len(self)]
-        return ((self.epoch, int(i)) for i in share)
+        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            order = np.random.default_rng([self.seed, number]).permutation(self.length)
+            for i in order[self.rank :: self.processes][: self._share]:
+                yield number, int(i)
+
+    @property
+    def _share(self) -> int:
+        """Images a process and pass."""
+        return self.length // self.processes if self.length >= self.processes else self.length
 
 
 def build_loader(
-    data: TrainingSet, *, batch_size: int, workers: int, seed: int, rank: int = 0, processes: int = 1
+    data: TrainingSet,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    rank: int = 0,
+    processes: int = 1,
+    passes: int = 1,
 ) -> tuple[DataLoader[Sample], EpochOrder]:
     """A loader and its order; set `order.epoch` before each pass. A short last batch is dropped unless it is all."""
-    order = EpochOrder(len(data), seed=seed, rank=rank, processes=processes)
+    order = EpochOrder(len(data), seed=seed, rank=rank, processes=processes, passes=passes)
     loader = DataLoader(
         data,
         batch_size=batch_size,

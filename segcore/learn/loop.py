@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_checkpoint, save_weights
 
+HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"
 
 
@@ -44,6 +45,23 @@ class Epoch:
     lr: float
     seconds: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of `steps.csv`: a step of the optimiser.
+
+    Attributes:
+        epoch: from 1.
+        step: from 1, over all epochs.
+        loss: mean over the step's batches and processes, before the step.
+        lr: learning rate of the step.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    lr: float
 
 
 def open_accelerator(settings: TrainSettings) -> Accelerator:
@@ -90,7 +108,7 @@ def fit(
         loss_of: (network, batch) → scalar.
         validate: network in eval mode → mean Dice of the validation cases; higher is better.
         settings: see `TrainSettings`.
-        folder: the stage's OUT.partial; holds the checkpoint while it runs, and `history.csv`.
+        folder: the stage's OUT.partial; holds the checkpoint while it runs, `history.csv` and `steps.csv`.
         accelerator: from `open_accelerator`.
     """
     run = open_run(network, loss_of, settings, accelerator)
@@ -101,11 +119,15 @@ def fit(
         seed=settings.seed,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
+        passes=settings.passes,
     )
     history = _resume(folder, run)
+    steps = [s for s in _read_steps(folder) if s.epoch <= len(history)]
     for epoch in range(len(history), settings.epochs):
         started, order.epoch = time.perf_counter(), epoch
-        loss, rate = _train_epoch(run, loader, epoch, settings)
+        made = _train_epoch(run, loader, epoch, settings)
+        loss, rate = sum(s.loss for s in made) / len(made), made[-1].lr
+        steps += made
         kept = network if run.average is None else run.average.module
         dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
         seconds = time.perf_counter() - started
@@ -118,6 +140,7 @@ def fit(
                 f"epoch {epoch + 1:3d}/{settings.epochs}  loss {loss:.4f}  val Dice {dice:.4f} {star} {seconds:.1f} s"
             )
             _save(folder, run, history, best=kept if best else None)
+            _write_rows(folder / STEPS, steps)
         accelerator.wait_for_everyone()
     network.load_state_dict(load_file(folder / _BEST))
     return history
@@ -148,6 +171,9 @@ def open_run(
     # fused: one pass over each tensor; on a CPU the default takes many times as long for small tensors.
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
+    # Accelerate puts its mixed precision into the network's own forward, and copies and sealed forms would keep it;
+    # here steps alone are mixed, in `add_gradient`, and what is validated computes as what is deployed.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     average = _average(network, settings.ema) if settings.ema else None
     return Run(network, wrapped, optimizer, average, loss_of, accelerator)
 
@@ -180,29 +206,32 @@ def update_weights(run: Run, rate: float, clip_norm: float) -> None:
         run.average.update_parameters(run.network)
 
 
-def _train_epoch(
-    run: Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings
-) -> tuple[float, float]:
-    """One pass over the data; returns the mean loss and the last learning rate."""
+def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings) -> list[Step]:
+    """One pass over the data."""
     steps = math.ceil(len(loader) / settings.accumulate)
     warmup = round(settings.warmup_epochs * steps)
     torch.manual_seed(settings.seed * 100_003 + epoch)
     run.wrapped.train()
-    losses, rate = [], 0.0
+    losses, rates, parts = list[Tensor](), list[float](), list[Tensor]()
     bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
     for i, batch in enumerate(bar):
         last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
-        losses.append(add_gradient(run, batch, accumulate=settings.accumulate, last=last))
+        parts.append(add_gradient(run, batch, accumulate=settings.accumulate, last=last))
         if last:
             step = epoch * steps + i // settings.accumulate
             rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
             update_weights(run, rate, settings.clip_norm)
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
+            losses.append(torch.stack(parts).mean())
+            rates.append(rate)
+            parts.clear()
+    mean = run.accelerator.reduce(torch.stack(losses), "mean").tolist()  # over the processes
+    if not all(map(math.isfinite, mean)):
+        wrong = next(loss for loss in mean if not math.isfinite(loss))
         raise InputError(
-            f"--lr {settings.lr:g}: must keep the loss finite, got {mean} in epoch {epoch + 1}; use a lower --lr"
+            f"--lr {settings.lr:g}: must keep the loss finite, got {wrong} in epoch {epoch + 1}; use a lower --lr"
         )
-    return mean, rate
+    first = 1 + epoch * steps
+    return [Step(epoch + 1, first + i, mean[i], rates[i]) for i in range(len(mean))]
 
 
 def drop_checkpoint(folder: Path) -> None:
@@ -227,10 +256,22 @@ def _save(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module | Non
         "history": json.dumps([asdict(e) for e in history]),
     }
     save_checkpoint(folder / _LAST, checkpoint)
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(history[0])))
+    _write_rows(folder / HISTORY, history)
+
+
+def _write_rows(path: Path, rows: Sequence[Epoch] | Sequence[Step]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()
-        writer.writerows(asdict(e) for e in history)
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _read_steps(folder: Path) -> list[Step]:
+    if not (folder / STEPS).is_file():
+        return []
+    with (folder / STEPS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Step(int(r["epoch"]), int(r["step"]), float(r["loss"]), float(r["lr"])) for r in rows]
 
 
 def _resume(folder: Path, run: Run) -> list[Epoch]:

@@ -10,20 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BOUNDARY_PX = 31
 
-def cross_entropy(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-    """Binary cross-entropy for one channel, cross-entropy for several; mean over the labelled images' pixels."""
+
+def cross_entropy(logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy for one channel, cross-entropy for several; mean over the labelled images' pixels.
+
+    `weights` N×H×W makes it each image's weighted mean.
+    """
     if logits.shape[1] == 1:
         pixel = F.binary_cross_entropy_with_logits(logits[:, 0], target.to(logits.dtype), reduction="none")
     else:
         pixel = F.cross_entropy(logits, target.long(), reduction="none")
-    return _labelled_mean(pixel.mean(dim=(1, 2)), labelled)
+    if weights is None:
+        return _labelled_mean(pixel.mean(dim=(1, 2)), labelled)
+    return _labelled_mean((pixel * weights).sum((1, 2)) / weights.sum((1, 2)), labelled)
 
 
-def iou_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-    """1 − soft IoU, mean over foreground classes, then over labelled images; 1 is added above and below."""
+def iou_loss(logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor | None = None) -> Tensor:
+    """1 − soft IoU, mean over foreground classes, then over labelled images; 1 is added above and below.
+
+    `weights`, one number a pixel and foreground class (N×K×H×W), makes pixels count more or less.
+    """
     p, t = _foreground(logits, target)
-    both, total = (p * t).sum((2, 3)), (p + t).sum((2, 3))
+    w = 1.0 if weights is None else weights
+    both, total = (w * p * t).sum((2, 3)), (w * (p + t)).sum((2, 3))
     return _labelled_mean((1 - (both + 1) / (total - both + 1)).mean(1), labelled)
 
 
@@ -41,6 +52,38 @@ def segmentation_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tenso
     """The teacher's: BCE + IoU for one class, CE + Dice for several. Source: Li et al. 2024 for the binary case."""
     overlap = iou_loss if logits.shape[1] == 1 else dice_loss
     return cross_entropy(logits, target, labelled) + overlap(logits, target, labelled)
+
+
+def boundary_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+    """SAM2-UNet's: cross-entropy + IoU, in which pixels near a boundary weigh up to six times as much.
+
+    Of several classes, each one's IoU has the weights of its own mask, and the cross-entropy of a pixel the largest
+    of them.
+
+    Source: Wei et al., F3Net, AAAI 2020; Xiong et al., SAM2-UNet, 2024, both for one class. Their code lets PyTorch
+    average the BCE before it is weighted (`reduce="none"` counts as true), which takes the weights out again.
+    """
+    weights = boundary_weights(_truth(target, logits.shape[1]))
+    return cross_entropy(logits, target, labelled, weights.amax(1)) + iou_loss(
+        logits, target, labelled, weights
+    )
+
+
+def boundary_weights(masks: Tensor) -> Tensor:
+    """1 + 5·|mean of the mask around the pixel − mask|: 1 far from a boundary, 3.4 along a straight one.
+
+    The mean is over 31×31 pixels of the network's input, whatever its size, and a mask is 0 beyond the picture.
+
+    Args:
+        masks: N×K×H×W float, 0 or 1.
+
+    Source: as `boundary_loss`; there at 352 px.
+    """
+    reach = _BOUNDARY_PX // 2
+    # rows, then columns: the same mean as of the square, in a fifteenth of the additions
+    mean = F.avg_pool2d(masks, (_BOUNDARY_PX, 1), 1, (reach, 0))
+    mean = F.avg_pool2d(mean, (1, _BOUNDARY_PX), 1, (0, reach))
+    return 1 + 5 * (mean - masks).abs()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -62,10 +105,17 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 def _foreground(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and one-hot truth of the foreground classes, both N×K×H×W float32."""
+    truth = _truth(target, logits.shape[1])
     if logits.shape[1] == 1:
-        return torch.sigmoid(logits.float()), target[:, None].float()
-    truth = F.one_hot(target.long(), logits.shape[1]).permute(0, 3, 1, 2)[:, 1:]
-    return logits.float().softmax(1)[:, 1:], truth.float()
+        return torch.sigmoid(logits.float()), truth
+    return logits.float().softmax(1)[:, 1:], truth
+
+
+def _truth(target: Tensor, channels: int) -> Tensor:
+    """The foreground classes' masks, N×K×H×W float32, for logits of so many channels."""
+    if channels == 1:
+        return target[:, None].float()
+    return F.one_hot(target.long(), channels).permute(0, 3, 1, 2)[:, 1:].float()
 
 
 def _labelled_mean(per_image: Tensor, labelled: Tensor) -> Tensor:

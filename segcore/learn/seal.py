@@ -13,24 +13,27 @@ from segcore.bundle import DataRecord, Manifest, Metric, seal_bundle
 from segcore.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.blocks import count_macs
+from segcore.learn.calibrate import calibrate
 from segcore.learn.evaluate import Validator, draw_curves, draw_examples
-from segcore.learn.loop import drop_checkpoint
+from segcore.learn.loop import HISTORY, drop_checkpoint
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
 from segcore.outfolder import write_text
+from segcore.prompts import PromptSpec
 
 WEIGHTS = "model.safetensors"
 RECIPE = "train.yaml"
 
 
-def data_record(dataset: Dataset, split_seed: int) -> DataRecord:
+def data_record(dataset: Dataset, split_seed: int, fold: str = "") -> DataRecord:
     """Names and hashes of the data a bundle was trained on."""
     return DataRecord(
         name=dataset.name,
         sha256=dataset.sha256,
         split_sha256=dataset.split_sha256,
         split_seed=split_seed,
+        fold=fold,
         counts=split_counts(dataset),
         test_images=tuple(sorted(case.source.image_fingerprint() for case in dataset.split("test"))),
     )
@@ -51,6 +54,8 @@ def seal_trained(
     settings: TrainSettings,
     teacher: str | None = None,
     lineage: tuple[Made, ...] = (),
+    prompt: PromptSpec | None = None,
+    thresholds: tuple[float, float] = (0.05, 0.95),
 ) -> Manifest:
     """Writes weights, pictures, `train.yaml` (for `--config`, to repeat the run) and the manifest into OUT.partial.
 
@@ -62,9 +67,12 @@ def seal_trained(
     save_weights(folder / WEIGHTS, network)
     repeatable = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     write_text(folder / RECIPE, yaml.safe_dump(repeatable, sort_keys=False))
+    output, calibration = calibrate(network, validator, settings.calibrate, between=thresholds)
+    validator = validator.with_output(output)
     dice = validator.dice(network)
     draw_examples(validator, network, folder / "examples.png")
-    draw_curves(folder / "history.csv", folder / "curves.png")
+    if (folder / HISTORY).exists():  # a teacher that needs no training has none
+        draw_curves(folder / HISTORY, folder / "curves.png")
     # A teacher is who unsure cases are sent to; four more passes of it would cost minutes.
     quality = fit_quality(network, validator) if kind == "student" else None
     drop_checkpoint(folder)
@@ -84,10 +92,12 @@ def seal_trained(
         macs=count_macs(network, validator.spec),
         pretrained=pretrained,
         teacher=teacher,
-        data=data_record(dataset, settings.split_seed),
+        data=data_record(dataset, settings.split_seed, settings.fold),
         metrics=(Metric(name="dice_mean", split="val", value=dice, cases=len(validator.cases)),),
         settings=settings.model_dump(mode="json"),
         quality=quality,
+        prompt=prompt,
+        calibration=calibration,
         made=made_now(),
         lineage=lineage,
         model_file=WEIGHTS,

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from segcore.command import Settings
+from segcore.split import parse_fold
 from segcore.windows import window_named
 
 
@@ -15,7 +16,7 @@ class TrainSettings(Settings):
     """What every training takes."""
 
     data: str
-    """A folder with images/ and masks/, an index.csv, or phantom:cxr, phantom:ct, phantom:dental."""
+    """A folder with images/ and masks/, an index.csv, or phantom:cxr, phantom:ct, phantom:dental, phantom:volume."""
     out: Path
     """The bundle to write; OUT.partial while it is not finished, and the place to resume from."""
     size: int = Field(256, ge=32, multiple_of=32)
@@ -26,7 +27,9 @@ class TrainSettings(Settings):
     has its own window, whatever its teacher's is; only under --teacher, who sees the student's pictures, both must be
     the same."""
     epochs: int = Field(50, ge=1)
-    """Passes over the training images."""
+    """Passes over the training images, with a validation after each."""
+    passes: int = Field(1, ge=1)
+    """Passes an epoch: with few images more than one, so that validation takes no longer than training."""
     batch_size: int = Field(8, ge=1)
     """Images a step and process."""
     lr: float = Field(1e-3, gt=0)
@@ -49,12 +52,18 @@ class TrainSettings(Settings):
     """Loader processes; 0 reads in the training process."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many training images (and a third as many for validation)."""
+    calibrate: Literal["none", "threshold", "temperature"] = "threshold"
+    """On validation cases: threshold chooses from which probability on a pixel of a one-class model is marked;
+    temperature first scales the probabilities so that they mean what they say."""
     labelled_share: float = Field(1.0, gt=0, le=1)
     """Share of the training patients whose masks are used, at least one; the others' images count as unlabelled."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     split_seed: int = 0
     """Of the 60/20/20 split by patient, where the data does not give one."""
+    fold: str = ""
+    """Split of a cross-validation in the place of 60/20/20, by patient: 2/5 tests the second of five folds, validates
+    on the third and trains on the others."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is what Accelerate finds."""
     overwrite: bool = False
@@ -65,6 +74,13 @@ class TrainSettings(Settings):
     def _window_is_one(cls, value: str | None) -> str | None:
         if value is not None:
             window_named(value)
+        return value
+
+    @field_validator("fold")
+    @classmethod
+    def _fold_is_one(cls, value: str) -> str:
+        if value:
+            parse_fold(value)
         return value
 
     @property
