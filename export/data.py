@@ -54,7 +54,7 @@ def open_export_data(
             images or on images that the model is tested on.
     """
     seed = manifest.data.split_seed if split_seed is None else split_seed
-    dataset = open_dataset(data, seed=seed)
+    dataset = open_dataset(data, seed=seed, fold=manifest.data.fold)
     if dataset.classes != manifest.classes:
         raise InputError(
             f"--data {data}: classes must be {', '.join(manifest.classes)} as in the bundle, "

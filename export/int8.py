@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.attention import has_attention
 from export.data import ExportData
 from export.guard import Bounds, Returned, Trial, rank_layers, return_layers, try_layers
 from export.judge import Judge
 from export.model_file import calibrate, write_float
-from export.source import as_graph
+from export.source import as_graph, open_network
 from export.speed import measure_speedup
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from segcore.bundle import Bundle
@@ -158,7 +159,7 @@ def _try_round(
             to=to,
             cases=data.calibration,
             spec=source.manifest.input,
-            transformer=source.manifest.kind == "teacher",
+            transformer=has_attention(source.manifest),
         )
         what = f"every layer in INT8{candidate.what}"
         trial = try_layers(calibrated, judge.judge, bounds, path, what=what, log=log)
@@ -188,13 +189,15 @@ def _rounds(
 def _untrained(source: Bundle, plain: Candidate, scratch: Path) -> Iterator[Candidate]:
     """The network as it is; and a student with its channels levelled, which helps or harms: the guard will see."""
     yield plain
-    if source.manifest.kind == "teacher":
+    if has_attention(source.manifest):
         return
     from export.equalise import equalise
-    from student.network import load_student
+    from student.network import Student
 
+    network = open_network(source)
+    assert isinstance(network, Student), network  # the controls among the teachers are of the family, too
     log("guard: levelling the channels' ranges")
-    yield _candidate(", channels levelled", equalise(load_student(source)), source, scratch)
+    yield _candidate(", channels levelled", equalise(network), source, scratch)
 
 
 def _tuned(settings: ExportSettings, source: Bundle, scratch: Path) -> Iterator[Candidate]:

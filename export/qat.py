@@ -193,7 +193,7 @@ def _start(original: Student, pictures: TrainingSet, validator: Validator, *, le
 
 def _open_data(data: str, source: Bundle, split_seed: int) -> Dataset:
     trained_on = source.manifest.data
-    dataset = open_dataset(data, seed=split_seed)
+    dataset = open_dataset(data, seed=split_seed, fold=trained_on.fold)
     check_agreement(
         f"bundle {source.folder}",
         classes=source.manifest.classes,

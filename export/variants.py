@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.attention import has_attention
 from export.data import ExportData
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.guard import Bounds
@@ -109,7 +110,7 @@ def _write_size(
         return
     onnx_path, fp32 = write_float(other, spec, manifest.output, scratch, to=to, name=f"fp32-{spec.height_px}")
     calibrated = calibrate(
-        onnx_path, to=to, cases=data.calibration, spec=spec, transformer=manifest.kind == "teacher"
+        onnx_path, to=to, cases=data.calibration, spec=spec, transformer=has_attention(manifest)
     )
     calibrated.write(path, in_float=_float_names(guard) & set(calibrated.layers))
     open_model = partial(open_engine, guard.engine, precision="int8", threads=available_threads())

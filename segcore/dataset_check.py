@@ -32,7 +32,7 @@ class CheckSettings(Settings):
     """Checks a dataset, prints what it holds and draws a contact sheet of its masks."""
 
     data: str
-    """a folder, an index.csv, or phantom:cxr, phantom:ct, phantom:dental"""
+    """a folder, an index.csv, or phantom:cxr, phantom:ct, phantom:dental, phantom:volume"""
     out: Path | None = None
     """new folder for the contact sheet (default: runs/dataset/NAME.png, drawn anew each time)"""
     overwrite: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from segcore.case import Case, FileSource
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
-from segcore.phantom import PHANTOM_CLASSES
+from segcore.phantom import PHANTOM_KINDS
 from segcore.scan_cases import is_mask_folder, is_scan, scan_cases, stem_of
 
 MAX_CLASSES = 32
@@ -49,7 +49,7 @@ def list_data(data: str) -> Listing:
     else:
         raise InputError(
             f"--data {data}: must be a folder, an index.csv or one of "
-            f"{', '.join('phantom:' + k for k in PHANTOM_CLASSES)}; no such file or folder"
+            f"{', '.join('phantom:' + k for k in PHANTOM_KINDS)}; no such file or folder"
         )
     times = Counter(c.id for c in cases)
     for name, n in {c.volume or c.id: times[c.id] for c in cases if times[c.id] > 1}.items():

@@ -40,6 +40,7 @@ class LabelRecord(BaseModel):
         teacher_name: for tables.
         teachers: each of them; empty in older folders, which had one.
         tta: whether each was asked for the mirrored picture too.
+        prompt_from: the model whose masks promptable teachers were asked with; None where they asked themselves.
         height_px: of the labels, the largest of the teachers' inputs; as is width_px.
         shards: each file's cases in row order.
     """
@@ -51,6 +52,7 @@ class LabelRecord(BaseModel):
     teacher_name: str
     teachers: tuple[TeacherRecord, ...] = ()
     tta: Literal["none", "flips"] = "none"
+    prompt_from: TeacherRecord | None = None
     data_sha256: str
     split_sha256: str
     classes: tuple[str, ...]

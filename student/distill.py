@@ -58,7 +58,7 @@ def main(settings: DistillSettings) -> None:
     check_size(design, settings.size)
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
-    dataset = open_dataset(settings.data, seed=settings.split_seed)
+    dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     soft = open_soft_labels(settings.soft) if settings.soft else None
     teacher = open_bundle(settings.teacher) if settings.teacher else None
     _check_match(dataset, soft, teacher)
@@ -84,7 +84,7 @@ def _train(
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet, training_input
+    from segcore.learn.loader import TrainingSet, check_classes, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import seal_trained
     from segcore.preprocess import output_spec
@@ -108,6 +108,8 @@ def _train(
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )
+    if not (soft or teacher):  # who shows what no mask does
+        check_classes(data.classes_shown, dataset.classes, len(cases), settings)
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
     torch.manual_seed(settings.seed)
     network = build_student(design, channels=spec.channels, outputs=output.channels)

@@ -14,10 +14,11 @@ import numpy as np
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle
 from segcore.case import Case
-from segcore.preprocess import Activation, prepare, resize_logits
+from segcore.preprocess import Activation, mask_of_logits, prepare, resize_logits
 
 Tta = Literal["none", "flips"]
-Ask = Callable[[np.ndarray], np.ndarray]
+Ask = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""(pictures N×H×W×C uint8, class masks N×H×W to make prompts of, or None) → logits N×K×h×w float32."""
 _LARGEST = 6e4  # float16's largest number is 65504
 
 
@@ -28,7 +29,7 @@ def label_size(bundles: Sequence[Bundle]) -> tuple[int, int]:
 
 
 def open_ensemble(
-    bundles: Sequence[Bundle], *, tta: Tta, device: str
+    bundles: Sequence[Bundle], *, tta: Tta, device: str, prompter: Bundle | None = None
 ) -> Callable[[Sequence[Case]], np.ndarray]:
     """A function from cases to logits N×K×H×W float16 at `label_size`.
 
@@ -36,24 +37,28 @@ def open_ensemble(
         bundles: teachers of the same classes; their input sizes may differ.
         tta: flips asks each of them for the mirrored picture too.
         device: where a torch teacher runs; engines run on the CPU.
+        prompter: a model of the same classes, whose masks the teachers are asked with; they must be promptable. None
+            leaves promptable teachers to the prompts of their own.
 
     Raises:
         InputError: a torch bundle that is not a teacher, or an engine that is not installed.
     """
     asks, size_px = [_open(bundle, device) for bundle in bundles], label_size(bundles)
+    first_ask = _open(prompter, device) if prompter else None
     activation = bundles[0].manifest.output.activation
 
     def label(cases: Sequence[Case]) -> np.ndarray:
         images = [case.image() for case in cases]
         views = []
         for bundle, ask in zip(bundles, asks, strict=True):
-            spec = bundle.manifest.input
-            pictures = np.stack(
-                [prepare(i, spec, name=f"image {c.id}") for c, i in zip(cases, images, strict=True)]
-            )
-            views.append(_resized(ask(pictures), size_px))
+            pictures, masks = _pictures(cases, images, bundle), None
+            if prompter and first_ask:
+                guessed = first_ask(_pictures(cases, images, prompter), None)
+                output, asked_px = prompter.manifest.output, bundle.manifest.input.size_px
+                masks = np.stack([mask_of_logits(one, output, asked_px) for one in guessed])
+            views.append(_resized(ask(pictures, masks), size_px))
             if tta == "flips":
-                mirrored = ask(np.ascontiguousarray(pictures[:, :, ::-1]))
+                mirrored = ask(_mirrored(pictures), None if masks is None else _mirrored(masks))
                 views.append(_resized(mirrored[..., ::-1], size_px))
         mean = mean_logits(np.stack(views), activation) if len(views) > 1 else views[0]
         return mean.clip(-_LARGEST, _LARGEST).astype(np.float16)
@@ -90,19 +95,43 @@ def _resized(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     return np.stack([resize_logits(one, size_px) for one in logits])
 
 
+def _pictures(cases: Sequence[Case], images: Sequence[np.ndarray], bundle: Bundle) -> np.ndarray:
+    """N×H×W×C uint8 as a bundle takes them."""
+    spec = bundle.manifest.input
+    return np.stack([prepare(i, spec, name=f"image {c.id}") for c, i in zip(cases, images, strict=True)])
+
+
+def _mirrored(pictures: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pictures[:, :, ::-1])
+
+
 def _open(bundle: Bundle, device: str) -> Ask:
-    """A function from pictures N×H×W×C uint8 to logits N×K×h×w float32 at the teacher's stride."""
-    if bundle.manifest.kind != "teacher" or bundle.manifest.format != "torch":
-        return Predictor.open(bundle).run
+    manifest = bundle.manifest
+    if manifest.kind != "teacher" or manifest.format != "torch":
+        predictor = Predictor.open(bundle)
+        return lambda pictures, _: predictor.run(pictures)
     import torch
 
     from segcore.learn.deploy import DeployGraph
-    from teacher.network import load_teacher
+    from teacher.load import load_teacher
+    from teacher.memory.volume_labels import label_volume
+    from teacher.memory.volume_model import VolumeSam2
 
-    graph = DeployGraph(load_teacher(bundle), bundle.manifest.input).to(device).eval()
+    network = load_teacher(bundle).to(device)
+    graph = DeployGraph(network, manifest.input).to(device).eval()
 
-    def ask(pictures: np.ndarray) -> np.ndarray:
+    def ask(pictures: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         with torch.inference_mode():
-            return graph(torch.from_numpy(pictures).to(device)).float().cpu().numpy()  # type: ignore[no-any-return]
+            given = torch.from_numpy(pictures).to(device)
+            if isinstance(network, VolumeSam2):  # the pictures are the slices of one volume
+                guess = None if masks is None else torch.from_numpy(masks)
+                logits = label_volume(network, manifest, given, guess)
+            elif masks is None:
+                logits = graph(given)
+            else:
+                from teacher.prompts.from_model import ask_with_masks
+
+                logits = ask_with_masks(network, manifest, given, torch.from_numpy(masks))
+            return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
     return ask

@@ -32,6 +32,10 @@ from segcore.soft_labels import (
     write_shard,
 )
 from teacher.ensemble import label_size, open_ensemble
+from teacher.label_parts import Batch, label_parts
+from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
+
+MEAN = "mean"
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +57,13 @@ class LabelSettings(Settings):
     tta: Literal["none", "flips"] = "none"
     """flips averages over the picture and its left-right mirror image. Wrong for classes that have a side (left lung,
     tooth 36): the mirror image of one is the other."""
+    prompt_from: str = "mean"
+    """What promptable teachers (sam2-med2d, sam2-points, sam2-zeroshot, sam2-memory, in torch format) are asked with:
+    mean is their own, from the mean training mask; or a bundle, such as an earlier student's export, whose mask of each
+    image gives the points or the box. sam2-memory takes such masks as a guess at a volume, asks on the slice where the
+    guess is largest, and follows from there."""
     batch_size: int = Field(8, ge=1)
-    """Images a forward pass."""
+    """Images a forward pass; for sam2-memory it is a volume."""
     shard_images: int = Field(256, ge=1)
     """Images a shard; an interrupted run repeats at most one shard."""
     split_seed: int = 0
@@ -73,25 +82,26 @@ class LabelSettings(Settings):
 def main(settings: LabelSettings) -> None:
     """Runs the stage; see the module."""
     bundles = [open_bundle(folder) for folder in settings.bundle]
-    dataset = open_dataset(settings.data, seed=settings.split_seed, need_masks=False)
+    dataset = open_dataset(
+        settings.data, seed=settings.split_seed, need_masks=False, fold=bundles[0].manifest.data.fold
+    )
     for bundle in bundles:
-        trained_on = bundle.manifest.data
-        check_agreement(
-            f"bundle {bundle.folder}",
-            classes=bundle.manifest.classes,
-            data_sha256=trained_on.sha256,
-            split_sha256=trained_on.split_sha256,
-            dataset=dataset,
-        )
+        _check_agreement(f"bundle {bundle.folder}", bundle, dataset)
     _check_alike(bundles)
+    prompter = None if settings.prompt_from == MEAN else open_bundle(settings.prompt_from)
+    if prompter:
+        _check_promptable(settings, bundles)
+        _check_agreement(f"--prompt-from {prompter.folder}", prompter, dataset)
     if settings.tta == "flips":
         _check_no_sides(bundles[0].manifest.classes)
     cases = dataset.split("train") + dataset.unlabelled
     teacher = teacher_hash([bundle.sha256 for bundle in bundles])
     recipe = {"teacher": teacher, "tta": settings.tta, "data_sha256": dataset.sha256,
               "split_sha256": dataset.split_sha256, "shard_images": settings.shard_images}  # fmt: skip
+    if prompter:
+        recipe["prompt_from"] = prompter.sha256
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        _label(settings, bundles, dataset, cases, folder)
+        _label(settings, bundles, prompter, dataset, cases, folder)
     log(f"wrote {settings.out}")
     print_result(soft=str(settings.out), images=len(cases), teacher=teacher)
 
@@ -109,6 +119,7 @@ def teacher_name(names: Sequence[str]) -> str:
 def _label(
     settings: LabelSettings,
     bundles: Sequence[Bundle],
+    prompter: Bundle | None,
     dataset: Dataset,
     cases: Sequence[Case],
     folder: Path,
@@ -117,41 +128,56 @@ def _label(
     from tqdm import tqdm
 
     state = PartialState(cpu=settings.device == "cpu")
-    mine = cases[state.process_index :: state.num_processes]
+    parts = label_parts(
+        cases,
+        rank=state.process_index,
+        processes=state.num_processes,
+        shard_images=settings.shard_images,
+        batch_size=settings.batch_size,
+        by_volume=any(b.manifest.architecture == REMEMBERS and b.manifest.format == "torch" for b in bundles),
+    )
     done = finished_shards(folder)
-    label = open_ensemble(bundles, tta=settings.tta, device=str(state.device))
-    bar = tqdm(total=len(mine), desc="labelling", unit="image", disable=not state.is_main_process)
-    for number, start in enumerate(range(0, len(mine), settings.shard_images)):
-        part = mine[start : start + settings.shard_images]
-        name, ids = shard_name(state.process_index, number), tuple(case.id for case in part)
+    label = open_ensemble(bundles, tta=settings.tta, device=str(state.device), prompter=prompter)
+    images = sum(len(batch) for part in parts for batch in part)
+    bar = tqdm(total=images, desc="labelling", unit="image", disable=not state.is_main_process)
+    for number, part in enumerate(parts):
+        name, ids = (
+            shard_name(state.process_index, number),
+            tuple(case.id for batch in part for case in batch),
+        )
         if done.get(name) != ids:
-            write_shard(folder, name, ids, _run(label, part, settings.batch_size, bar))
+            write_shard(folder, name, ids, _run(label, part, bar))
         else:
-            bar.update(len(part))
+            bar.update(len(ids))
     bar.close()
     state.wait_for_everyone()
     if state.is_main_process:
-        seal_labels(folder, _record(settings, bundles, dataset, finished_shards(folder)))
+        seal_labels(folder, _record(settings, bundles, prompter, dataset, finished_shards(folder)))
     state.wait_for_everyone()
 
 
-def _run(label: Label, cases: Sequence[Case], batch: int, bar: tqdm[None]) -> np.ndarray:
+def _run(label: Label, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
     import numpy as np
 
-    parts = []
-    for start in range(0, len(cases), batch):
-        parts.append(label(cases[start : start + batch]))
-        bar.update(len(parts[-1]))
-    return np.concatenate(parts)
+    logits = []
+    for batch in batches:
+        logits.append(label(batch))
+        bar.update(len(batch))
+    return np.concatenate(logits)
 
 
 def _record(
-    settings: LabelSettings, bundles: Sequence[Bundle], dataset: Dataset, shards: dict[str, tuple[str, ...]]
+    settings: LabelSettings,
+    bundles: Sequence[Bundle],
+    prompter: Bundle | None,
+    dataset: Dataset,
+    shards: dict[str, tuple[str, ...]],
 ) -> LabelRecord:
     manifests = [bundle.manifest for bundle in bundles]
     height_px, width_px = label_size(bundles)
+    used = [*manifests, *([prompter.manifest] if prompter else [])]
     lineage: list[Made] = []
-    for made in (made for m in manifests for made in (*m.lineage, m.made)):
+    for made in (made for m in used for made in (*m.lineage, m.made)):
         if made not in lineage:  # teachers may share ancestors
             lineage.append(made)
     return LabelRecord(
@@ -159,6 +185,7 @@ def _record(
         teacher_name=teacher_name([manifest.name for manifest in manifests]),
         teachers=tuple(TeacherRecord(name=b.manifest.name, sha256=b.sha256) for b in bundles),
         tta=settings.tta,
+        prompt_from=TeacherRecord(name=prompter.manifest.name, sha256=prompter.sha256) if prompter else None,
         data_sha256=dataset.sha256,
         split_sha256=dataset.split_sha256,
         classes=manifests[0].classes,
@@ -169,6 +196,28 @@ def _record(
         made=made_now(),
         lineage=tuple(lineage),
     )
+
+
+def _check_agreement(what: str, bundle: Bundle, dataset: Dataset) -> None:
+    trained_on = bundle.manifest.data
+    check_agreement(
+        what,
+        classes=bundle.manifest.classes,
+        data_sha256=trained_on.sha256,
+        split_sha256=trained_on.split_sha256,
+        dataset=dataset,
+    )
+
+
+def _check_promptable(settings: LabelSettings, bundles: Sequence[Bundle]) -> None:
+    for bundle in bundles:
+        manifest = bundle.manifest
+        if manifest.format != "torch" or manifest.architecture not in PROMPTED_SYSTEMS:
+            got = f"a {manifest.architecture} in {manifest.format} format"
+            raise InputError(
+                f"--prompt-from {settings.prompt_from}: must be {MEAN} for {bundle.folder}, got {got}, which takes no "
+                f"prompts here; give a teacher in torch format of --system {' or '.join(PROMPTED_SYSTEMS)}"
+            )
 
 
 def _check_alike(bundles: Sequence[Bundle]) -> None:

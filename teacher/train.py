@@ -1,22 +1,20 @@
-"""Trains a teacher: SAM 2's encoder, adapted with few parameters, under a U-Net decoder.
+"""Trains a teacher: SAM 2, adapted with few parameters in one of the literature's ways, or a control without it.
 
-`python -m teacher.train --data D --weights facebook/sam2.1-hiera-tiny --out O`
+`python -m teacher.train --system NAME --data D --weights facebook/sam2.1-hiera-tiny --out O`
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from segcore.command import log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
-from segcore.errors import InputError
 from segcore.labelled_share import training_cases
-from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
+from teacher.settings import TeacherSettings, check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,50 +24,43 @@ if TYPE_CHECKING:
 
     from segcore.learn.augment import Sample
     from segcore.preprocess import InputSpec
-    from teacher.network import S2AgScUNet
+    from teacher.system import System
 
 
-class TeacherSettings(TrainSettings):
-    """Train a SAM 2 teacher (S2AgScUNet)."""
-
-    weights: str
-    """SAM 2.1's weights: a .pt or .safetensors file, a hub name such as facebook/sam2.1-hiera-tiny, or none."""
-    encoder: Literal["tiny", "small", "base+", "large"] = "tiny"
-    """Size of SAM 2.1's Hiera encoder."""
-    tune: Literal["lora", "adapter", "decoder", "all"] = "lora"
-    """What of the encoder is trained beside the decoder: low-rank updates, adapters, nothing, or everything."""
-    lora_rank: int = Field(4, ge=1)
-    """Rank of the LoRA updates."""
-    adapter_width: int = Field(32, ge=1)
-    """Width of the adapters' bottleneck."""
+@dataclass(frozen=True)
+class _Trained:
+    dice_val: float
+    trained_parameters: int
+    parameters: int
 
 
 def main(settings: TeacherSettings) -> None:
     """Runs the stage; see the module."""
-    if settings.weights == "none" and settings.tune != "all":
-        raise InputError(
-            f"--weights none: must have weights for --tune {settings.tune}, which leaves the encoder as it is; "
-            "give SAM 2.1's weights, or add --tune all to train everything from random weights"
-        )
-    dataset = open_dataset(settings.data, seed=settings.split_seed)
+    check_settings(settings)
+    settings = settings.model_copy(update={"tune": settings.tuned})  # the bundle says what was trained
+    dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256}
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        dice, trained, total = _train(settings, dataset, folder)
+        trained = _train(settings, dataset, folder)
     log(f"wrote {settings.out}")
-    print_result(bundle=str(settings.out), dice_val=dice, trained_parameters=trained, parameters=total)
+    print_result(
+        bundle=str(settings.out),
+        dice_val=trained.dice_val,
+        trained_parameters=trained.trained_parameters,
+        parameters=trained.parameters,
+    )
 
 
-def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[float, int, int]:
+def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Trained:
     import torch
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet, training_input
+    from segcore.learn.loader import TrainingSet, check_classes, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import seal_trained
-    from segcore.preprocess import output_spec
-    from teacher.network import STRIDE, FinestHead, deployed
-    from teacher.sam2_encoder import IMAGENET_MEAN_STD
+    from teacher.system import Task, system_module
+    from teacher.tuning.checkpointing import recompute_blocks
 
     split = training_cases(
         dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
@@ -77,88 +68,75 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> tuple[f
     cases = [case for case in split if case.labelled]
     held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
-    mean_std = {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD}
-    spec = training_input(cases, size, mean_std, window=settings.window)
-    output = output_spec(dataset.classes, stride=STRIDE)
+    module = system_module(settings.system)
+    spec = training_input(cases, size, module.MEAN_STD, window=settings.window)
     torch.manual_seed(settings.seed)
-    network, pretrained = build_teacher(settings, output.channels)
+    system: System = module.build_system(settings, Task(dataset.classes, spec, cases))
+    network = system.network
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in network.parameters())
-    augment = Augmentation(size, with_soft=False, flip=settings.flip)
-    data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment)
-    validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
+    if settings.checkpointing:
+        recompute_blocks(network)
     accelerator = open_accelerator(settings)
-    log(f"S2AgScUNet on Hiera {settings.encoder}, {settings.tune}: {trained:,} of {total:,} parameters are trained; "
-        f"{pretrained}; {len(cases)} training and {len(held)} validation images; {accelerator.device}")  # fmt: skip
-    fit(
-        network,
-        data,
-        loss_of=_loss(spec, accelerator.device),
-        validate=lambda n: validator.dice(FinestHead(n)),
-        settings=settings,
-        folder=folder,
-        accelerator=accelerator,
+    validator = Validator(held, spec, system.output, len(dataset.classes), batch=settings.batch_size)
+    log(
+        f"{system.title}, {settings.tuned}: {trained:,} of {_count(network):,} parameters are trained; "
+        f"{system.pretrained}; {len(cases)} training and {len(held)} validation images; {accelerator.device}"
     )
+
+    def validate(network: nn.Module) -> float:
+        return (
+            system.validate(network, validator) if system.validate else validator.dice(system.view(network))
+        )
+
+    if trained:
+        if system.training_set:
+            data = system.training_set(settings.seed)
+        else:
+            augment = Augmentation(size, with_soft=False, flip=settings.flip)
+            data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment)
+            check_classes(data.classes_shown, dataset.classes, len(cases), settings)
+        fit(
+            network,
+            data,
+            loss_of=_loss(system, spec, accelerator.device),
+            validate=validate,
+            settings=settings,
+            folder=folder,
+            accelerator=accelerator,
+        )
     dice = 0.0
     if accelerator.is_main_process:
+        if system.save_adapters:
+            system.save_adapters(folder / "adapter")
         manifest = seal_trained(
             folder,
-            deployed(copy.deepcopy(network), settings.tune),
+            system.plain(copy.deepcopy(network)),
             kind="teacher",
-            architecture="s2agscunet",
-            architecture_settings={
-                "encoder": settings.encoder,
-                "adapter_width": settings.adapter_width if settings.tune == "adapter" else None,
-            },
-            name=f"S2AgScUNet {settings.encoder}{settings.label_note}",
-            pretrained=pretrained,
+            architecture=settings.system,
+            architecture_settings=system.settings,
+            name=system.title + settings.label_note,
+            pretrained=system.pretrained,
             trained_parameters=trained,
             dataset=dataset,
             validator=validator,
             settings=settings,
+            prompt=system.prompt,
+            thresholds=system.thresholds,
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
     accelerator.wait_for_everyone()
-    return dice, trained, total
+    return _Trained(dice, trained, _count(network))
 
 
-def build_teacher(settings: TeacherSettings, outputs: int) -> tuple[S2AgScUNet, str]:
-    """The network with its weights loaded and frozen as `--tune` says, and where the weights came from."""
-    from teacher.adapter import add_adapters
-    from teacher.lora import add_lora
-    from teacher.network import build_s2agscunet
-    from teacher.sam2_encoder import load_encoder_weights
-
-    network = build_s2agscunet(encoder=settings.encoder, outputs=outputs)
-    pretrained = load_encoder_weights(network.encoder, settings.weights, settings.encoder)
-    if settings.tune == "lora":
-        network.encoder = add_lora(network.encoder, settings.lora_rank)
-    elif settings.tune == "adapter":
-        add_adapters(network.encoder, settings.adapter_width)
-    elif settings.tune == "decoder":
-        network.encoder.requires_grad_(False)
-    return network, pretrained
-
-
-def _loss(spec: InputSpec, device: torch.device) -> Callable[[nn.Module, Sample], Tensor]:
-    import torch
-    import torch.nn.functional as F
-
+def _loss(system: System, spec: InputSpec, device: torch.device) -> Callable[[nn.Module, Sample], Tensor]:
     from segcore.learn.deploy import normaliser
-    from segcore.learn.losses import segmentation_loss
 
     normalised = normaliser(spec, device)
+    return lambda network, sample: system.loss(network, normalised(sample["image"]), sample)
 
-    def loss(network: nn.Module, batch: Sample) -> Tensor:
-        """Deep supervision: the loss of each head, upsampled to the mask, summed."""
-        target = batch["mask"]
-        total = torch.zeros((), device=device)
-        for logits in network(normalised(batch["image"])):
-            full = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
-            total = total + segmentation_loss(full, target, batch["labelled"])
-        return total
 
-    return loss
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 if __name__ == "__main__":

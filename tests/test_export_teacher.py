@@ -14,7 +14,7 @@ from runtime.engine import open_engine  # noqa: E402
 from segcore.dataset import open_dataset  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec, prepare  # noqa: E402
-from teacher.network import build_s2agscunet, deployed  # noqa: E402
+from teacher.systems.s2agscunet import FinestHead, build_s2agscunet  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)
 BLOCKS = 12  # of Hiera tiny
@@ -24,7 +24,7 @@ BLOCKS = 12  # of Hiera tiny
 def teacher(tmp_path_factory):
     """The graph in FP32 as ONNX, from random weights, and pictures to calibrate with."""
     torch.manual_seed(0)
-    network = deployed(build_s2agscunet(encoder="tiny", outputs=1), "all").eval()
+    network = FinestHead(build_s2agscunet(encoder="tiny", outputs=1)).eval()
     path = tmp_path_factory.mktemp("teacher") / "fp32.onnx"
     output = output_spec(("lung",), 4)
     write_model(DeployGraph(network, SPEC).eval(), SPEC, output, path, to="onnx", precision="fp32")

@@ -158,14 +158,14 @@ def test_phantoms(kind):
 
 def test_no_such_folder(tmp_path):
     assert message(tmp_path / "no") == (
-        "--data D: must be a folder, an index.csv or one of phantom:cxr, phantom:ct, phantom:dental; "
+        "--data D: must be a folder, an index.csv or one of phantom:cxr, phantom:ct, phantom:dental, phantom:volume; "
         "no such file or folder"
     )
 
 
 @pytest.mark.parametrize("name", ["phantom:mri", "phantom:cxr:many", "phantom:cxr:3:4"])
 def test_no_such_phantom(name):
-    assert message(name) == "D: must be one of phantom:cxr, phantom:ct, phantom:dental; got D"
+    assert message(name) == "D: must be one of phantom:cxr, phantom:ct, phantom:dental, phantom:volume; got D"
 
 
 def test_neither_folder_nor_index(tmp_path):

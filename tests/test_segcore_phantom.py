@@ -166,7 +166,7 @@ def test_messages_name_what_the_user_wrote():
         phantom_case("foo", 0)
     assert (
         str(error.value)
-        == "phantom:foo: must be one of phantom:cxr, phantom:ct, phantom:dental; got phantom:foo"
+        == "phantom:foo: must be one of phantom:cxr, phantom:ct, phantom:dental, phantom:volume; got phantom:foo"
     )
     with pytest.raises(InputError, match=r"^phantom:ct: index must be 0 or more, got -1$"):
         phantom_patient("ct", -1)

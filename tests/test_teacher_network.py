@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from segcore.errors import InputError
-from teacher.adapter import AdaptedBlock, add_adapters
-from teacher.lora import add_lora, merge_lora
-from teacher.network import build_s2agscunet, deployed
-from teacher.sam2_encoder import NO_WEIGHTS, build_encoder, load_encoder_weights
-from teacher.scconv import ScConv
-from teacher.train import TeacherSettings, build_teacher
+from teacher.decoders.scconv import ScConv
+from teacher.image_model import Sam2ImageModel
+from teacher.sam2_package import build_encoder
+from teacher.sam2_weights import NO_WEIGHTS, load_encoder_weights, load_sam2_weights
+from teacher.settings import TeacherSettings, check_settings
+from teacher.systems.s2agscunet import build_s2agscunet
 
 PREFIX = "image_encoder.trunk."
 
@@ -57,62 +57,6 @@ def test_three_supervised_heads_the_finest_last():
     ]
 
 
-@pytest.mark.parametrize(
-    ("tune", "in_encoder"), [("lora", 110_208), ("adapter", 262_464), ("decoder", 0), ("all", 26_849_472)]
-)
-def test_what_is_trained_gets_a_gradient_and_nothing_else_does(weights, tune, in_encoder):
-    torch.manual_seed(0)
-    network, origin = build_teacher(settings(weights, tune=tune), 1)
-    assert origin == "sam2.1_hiera_tiny.pt"
-    assert sum(p.numel() for p in network.encoder.parameters() if p.requires_grad) == in_encoder
-    for p in network.parameters():  # adapters and LoRA start at zero, where some gradients are zero by design
-        if p.requires_grad and p.abs().sum() == 0:
-            torch.nn.init.normal_(p, std=0.02)
-    sum(o.square().mean() for o in network(torch.randn(2, 3, 64, 64))).backward()
-    for name, p in network.named_parameters():
-        assert (p.grad is not None) == p.requires_grad, name
-
-
-def test_merging_lora_keeps_the_function(encoder, weights):
-    network, _ = build_teacher(settings(weights, tune="lora"), 1)
-    for name, p in network.encoder.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.05)
-    x = torch.randn(1, 3, 64, 64)
-    network.eval()
-    with torch.no_grad():
-        before = network(x)[-1]
-        plain = deployed(network, "lora").eval()
-        after = plain(x)
-    assert torch.allclose(before, after, atol=1e-4)
-    assert not any("lora" in k for k in plain.state_dict())
-    rebuilt = build_s2agscunet(encoder="tiny", outputs=1)
-    assert {f"network.{k}" for k in rebuilt.state_dict()} == set(plain.state_dict())
-
-
-def test_lora_changes_what_the_encoder_computes(weights):
-    encoder = build_encoder("tiny").eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        before = encoder(x)[-1]
-        wrapped = add_lora(encoder, 4)
-        assert torch.allclose(wrapped(x)[-1], before, atol=1e-5)  # starts as the encoder it adapts
-        for name, p in wrapped.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.05)
-        assert not torch.allclose(merge_lora(wrapped)(x)[-1], before, atol=1e-3)
-
-
-def test_adapters_start_as_the_unchanged_encoder():
-    encoder = build_encoder("tiny").eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        before = encoder(x)[-1]
-        add_adapters(encoder, 8)
-        assert torch.equal(encoder(x)[-1], before)
-    assert all(isinstance(block, AdaptedBlock) for block in encoder.blocks)
-
-
 def test_scconv_keeps_the_shape_and_uses_every_parameter():
     block = ScConv(96)
     x = torch.randn(2, 96, 6, 5)
@@ -141,8 +85,8 @@ def fails(message, weights, size="tiny"):
 
 def test_weights_of_another_size(weights):
     fails(
-        f"--weights {weights}: must be of SAM 2.1 Hiera small, got another encoder (50 tensors missing, 2 unknown, "
-        "22 of another shape, e.g. blocks.12.attn.proj.bias); "
+        f"--weights {weights}: must be of SAM 2.1 Hiera small, got another model (50 tensors missing, 2 unknown, "
+        "22 of another shape, e.g. image_encoder.trunk.blocks.12.attn.proj.bias); "
         "set --encoder to the weights' size (tiny, small, base+, large)",
         weights,
         "small",
@@ -197,3 +141,76 @@ def test_a_checkpoint_of_something_else(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, path)
     fails(f"--weights {path}: must hold tensors named {PREFIX}*, got none; is it a SAM 2 checkpoint?", path)
+
+
+def test_weights_of_sam_1(tmp_path):
+    path = tmp_path / "sam_vit_b.pth"
+    torch.save({"image_encoder.blocks.0.attn.qkv.weight": torch.zeros(2)}, path)
+    fails(
+        f"--weights {path}: must be of SAM 2, got SAM 1 (its encoder is a plain ViT); "
+        "download SAM 2.1's, such as facebook/sam2.1-hiera-tiny",
+        path,
+    )
+
+
+@pytest.fixture(scope="module")
+def image_model():
+    torch.manual_seed(2)
+    return Sam2ImageModel("tiny", 64).eval()
+
+
+def test_all_of_sam_2_loads_and_other_parts_of_the_file_are_left(image_model, tmp_path):
+    path = tmp_path / "all.pt"
+    torch.save(
+        {"model": {**image_model.state_dict(), "memory_encoder.out_proj.weight": torch.zeros(3)}}, path
+    )
+    other = Sam2ImageModel("tiny", 64)
+    assert load_sam2_weights(other, str(path), "tiny") == "all.pt"
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, image_model.state_dict()[name]), name
+
+
+def test_an_encoder_alone_leaves_the_other_parts_random_and_says_so(image_model, weights, capsys):
+    other = Sam2ImageModel("tiny", 64)
+    origin = load_sam2_weights(other, str(weights), "tiny")
+    parts = "image_encoder.neck, no_mem_embed, sam_mask_decoder, sam_prompt_encoder"
+    assert origin == f"sam2.1_hiera_tiny.pt, without {parts}"
+    assert f"holds no {parts}: random weights there" in capsys.readouterr().err
+
+
+def test_a_prompt_is_answered_for_each_picture_and_a_mask_can_be_left_out(image_model):
+    seen = image_model.encode(torch.randn(2, 3, 64, 64))
+    assert [tuple(t.shape[1:]) for t in seen] == [(256, 4, 4), (64, 8, 8), (32, 16, 16)]
+    points, labels = torch.rand(2, 3, 2) * 64, torch.tensor([[1.0, 0.0, -1.0]] * 2)
+    before = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        plain = image_model.decode(seen, points, labels)
+        flags = image_model.decode(seen, points, labels, before, torch.tensor([[0.0], [1.0]]))
+        given = image_model.decode(seen, points, labels, before)
+    assert plain.logits.shape == (2, 4, 16, 16)
+    assert plain.iou.shape == (2, 4)
+    assert torch.allclose(flags.logits[0], plain.logits[0], atol=1e-5)
+    assert torch.allclose(flags.logits[1], given.logits[1], atol=1e-5)
+    assert not torch.allclose(plain.logits, given.logits, atol=1e-3)
+
+
+def refused(**flags):
+    with pytest.raises(InputError) as caught:
+        check_settings(TeacherSettings(data="phantom:cxr", out="unused", **flags))
+    return str(caught.value)
+
+
+def test_flags_that_do_not_go_together():
+    assert refused(system="sam2-zeroshot", weights="w.pt", tune="lora") == (
+        "--tune lora: must be decoder for --system sam2-zeroshot; leave --tune away"
+    )
+    assert refused(system="unet", weights="w.pt") == (
+        "--weights w.pt: must be none for --system unet, which has no part of SAM 2; leave --weights away"
+    )
+    assert refused() == (
+        "--weights: must be given for --system s2agscunet; give SAM 2.1's weights, or none with --tune all"
+    )
+    assert refused(system="sam2-lora", weights="none") == (
+        "--weights none: must have weights for --tune lora, which leaves the encoder as it is; "
+        "give SAM 2.1's weights, or add --tune all to train everything from random weights"
+    )

@@ -27,8 +27,8 @@ from student.distill import main as distill
 from student.network import load_student
 from teacher.label import LabelSettings
 from teacher.label import main as label
-from teacher.network import load_teacher
-from teacher.train import TeacherSettings
+from teacher.load import load_teacher
+from teacher.settings import TeacherSettings
 from teacher.train import main as train
 
 REPO = Path(__file__).parent.parent
@@ -65,6 +65,7 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
         "examples.png",
         "history.csv",
         "model.safetensors",
+        "steps.csv",
         "train.yaml",
     }
     with Image.open(teacher / "examples.png") as picture:
@@ -72,7 +73,7 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
 
 
 def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path, capsys):
-    from teacher.sam2_encoder import build_encoder
+    from teacher.sam2_package import build_encoder
 
     weights = tmp_path / "tiny.pt"
     state = build_encoder("tiny").state_dict()
@@ -86,7 +87,7 @@ def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path, capsys):
     assert manifest.trained_parameters == 7_437_366
     code = (
         "import sys; sys.modules['peft'] = None\n"
-        "from segcore.bundle import open_bundle; from teacher.network import load_teacher\n"
+        "from segcore.bundle import open_bundle; from teacher.load import load_teacher\n"
         f"import torch; print(load_teacher(open_bundle({str(tmp_path / 't')!r}))(torch.zeros(1, 3, 32, 32)).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)

@@ -6,21 +6,27 @@ Entropy 26(12):1059, 2024. Attention gate: Oktay et al., Attention U-Net, MIDL 2
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from segcore.bundle import Bundle
+from segcore.bundle import Manifest
 from segcore.learn.blocks import double_conv
-from segcore.learn.weights import check_torch_bundle, load_weights
-from teacher.adapter import add_adapters
-from teacher.lora import merge_lora
-from teacher.sam2_encoder import EncoderSize, build_encoder
-from teacher.scconv import ScConv
+from segcore.learn.losses import segmentation_loss
+from segcore.preprocess import output_spec
+from teacher.decoders.scconv import ScConv
+from teacher.decoders.supervised_heads import FinestHead, deep_supervision, with_plain_encoder
+from teacher.decoders.u_decoder import supervised_levels
+from teacher.sam2_package import SAM2_MEAN_STD, build_encoder
+from teacher.sam2_weights import load_encoder_weights
+from teacher.settings import EncoderSize, TeacherSettings
+from teacher.system import System, Task
+from teacher.tuning.adapter_folder import save_adapters
+from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of
 
-Tune = Literal["lora", "adapter", "decoder", "all"]
+MEAN_STD = SAM2_MEAN_STD
 STRIDE = 4
 
 
@@ -64,52 +70,38 @@ class S2AgScUNet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(b, outputs, 1) for _, b in pairs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        *skips, x = self.encoder(x)
-        logits = []
-        for block, head, skip in zip(self.decoder, self.heads, reversed(skips), strict=True):
-            x = block(x, skip)
-            logits.append(head(x))
-        return logits
+        return supervised_levels(self.encoder(x), self.decoder, self.heads)
 
 
-class FinestHead(nn.Module):
-    """The trained network as it is deployed: N×3×H×W → logits N×K×H/4×W/4. The other heads fall out of the graph."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)[-1]  # type: ignore[no-any-return]
-
-
-def build_s2agscunet(*, encoder: EncoderSize, outputs: int, adapter_width: int | None = None) -> S2AgScUNet:
-    """Builds the teacher with random weights, with adapters before the blocks if a width is given."""
+def build_s2agscunet(*, encoder: EncoderSize, outputs: int) -> S2AgScUNet:
+    """The network with random weights."""
     trunk = build_encoder(encoder)
     channels: list[int] = list(trunk.channel_list)  # type: ignore[arg-type]
-    if adapter_width is not None:
-        add_adapters(trunk, adapter_width)
     return S2AgScUNet(trunk, channels, outputs)
 
 
-def deployed(network: S2AgScUNet, tune: Tune) -> FinestHead:
-    """The plain module that a bundle holds: LoRA merged into the weights, in place."""
-    if tune == "lora":
-        network.encoder = merge_lora(network.encoder)
-    return FinestHead(network)
-
-
-def load_teacher(bundle: Bundle) -> nn.Module:
-    """Builds the network of a torch bundle and loads its weights; in eval mode, without peft.
-
-    Raises:
-        InputError: not a teacher in torch format.
-    """
-    check_torch_bundle(bundle, "teacher")
-    settings: dict[str, Any] = bundle.manifest.architecture_settings
-    network = build_s2agscunet(
-        encoder=settings["encoder"],
-        outputs=bundle.manifest.output.channels,
-        adapter_width=settings["adapter_width"],
+def build_system(settings: TeacherSettings, task: Task) -> System:
+    """The teacher with its weights loaded and frozen as `--tune` says."""
+    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
+    network = build_s2agscunet(encoder=settings.encoder, outputs=output.channels)
+    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder)
+    encoder = network.encoder = tune_encoder(network.encoder, tuning)
+    return System(
+        network=network,
+        output=output,
+        loss=deep_supervision(segmentation_loss),
+        view=FinestHead,
+        plain=lambda trained: FinestHead(with_plain_encoder(trained, tuning)),
+        settings={"encoder": settings.encoder, **tuning.adapter_settings},
+        title=f"S2AgScUNet {settings.encoder}",
+        pretrained=pretrained,
+        save_adapters=partial(save_adapters, encoder, tuning),
     )
-    return load_weights(FinestHead(network), bundle)
+
+
+def open_network(manifest: Manifest) -> nn.Module:
+    """The plain form of a bundle, with random weights."""
+    settings = manifest.architecture_settings
+    network = build_s2agscunet(encoder=settings["encoder"], outputs=manifest.output.channels)
+    network.encoder = adapted_encoder(network.encoder, settings)
+    return FinestHead(network)

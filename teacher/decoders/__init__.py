@@ -1,0 +1,1 @@
+"""What turns the encoder's features into logits."""

@@ -1,0 +1,149 @@
+"""SAM 2's mask decoder with one mask a class, asked by a prompt that is learned and not given.
+
+Source: Kirillov et al., Segment Anything, ICCV 2023, and Ravi et al., SAM 2, 2024, for the decoder; Zhang and Liu,
+Customized Segment Anything Model for Medical Image Segmentation, 2023, for one mask a class and the default prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcore.learn.augment import Sample
+from segcore.learn.losses import cross_entropy, dice_loss
+from teacher.image_model import MASKS, Sam2ImageModel
+from teacher.sam2_weights import load_for_system
+from teacher.settings import EncoderSize, TeacherSettings
+
+STRIDE = 4  # of the logits
+FROZEN = ("image_encoder.neck", "sam_prompt_encoder", "sam_mask_decoder")
+"""Parts of SAM 2, beside the encoder itself, whose weights `train_head` leaves as they are, or most of them."""
+
+
+class ClassMaskDecoder(nn.Module):
+    """SAM 2's features → one mask a class.
+
+    Made of the parts of SAM 2 and with their weights: channel c starts as SAM's candidate c mod 4, so that with four
+    channels it computes at first what SAM 2 answers to an empty prompt. The tokens of SAM's IoU estimate and object
+    score are still attended to; their heads are gone.
+
+    Attributes:
+        transformer: SAM's two-way transformer between tokens and picture.
+        frequencies: 2×D/2, SAM's random ones, of which positions are made; a buffer.
+        default_prompt: 1×D, SAM's "no point", the one token of the prompt.
+        default_mask: D, added to the features: SAM's "no mask" and "no earlier frame", which only occur as a sum.
+        context: 2×D, tokens of the object score and of the IoU estimate.
+        mask_tokens: C×D, one a channel.
+        hypernetworks: a token's answer → its weights of the upscaled features, one a channel.
+    """
+
+    def __init__(self, sam: Sam2ImageModel, outputs: int) -> None:
+        super().__init__()
+        prompts, decoder = sam.sam_prompt_encoder, sam.sam_mask_decoder
+        candidates = [c % MASKS for c in range(outputs)]
+        self.transformer: nn.Module = decoder.transformer
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", prompts.pe_layer.positional_encoding_gaussian_matrix.clone())
+        self.default_prompt = _parameter(prompts.not_a_point_embed.weight)
+        self.default_mask = _parameter(prompts.no_mask_embed.weight[0] + sam.no_mem_embed.flatten())
+        self.context = _parameter(torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight]))
+        self.mask_tokens = _parameter(decoder.mask_tokens.weight[candidates])
+        self.hypernetworks = nn.ModuleList(
+            copy.deepcopy(decoder.output_hypernetworks_mlps[c]) for c in candidates
+        )
+        self.skip_fine, self.skip_middle = decoder.conv_s0, decoder.conv_s1
+        self.up_middle, self.norm, _, self.up_fine, _ = decoder.output_upscaling
+
+    def forward(self, image: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+        """Features N×D×h×w, N×D×2h×2w and N×D×4h×4w → logits N×C×4h×4w."""
+        n, _, h, w = image.shape
+        tokens = torch.cat([self.context, self.mask_tokens, self.default_prompt])  # 2+C+1 D
+        positions = dense_positions(self.frequencies, h, w).expand(n, -1, -1, -1)
+        image = image + self.default_mask.view(1, -1, 1, 1)
+        tokens, image = self.transformer(image, positions, tokens.expand(n, -1, -1))
+        image = image.transpose(1, 2).reshape(n, -1, h, w)
+        x = self.up_middle(image) + self.skip_middle(middle)
+        x = F.gelu(self.up_fine(F.gelu(self.norm(x))) + self.skip_fine(fine))  # N D/8 4h 4w
+        first = len(self.context)
+        weights = [net(tokens[:, first + c]) for c, net in enumerate(self.hypernetworks)]
+        masks = torch.stack(weights, dim=1) @ x.flatten(2)  # N C 4h·4w
+        return masks.view(n, -1, 4 * h, 4 * w)
+
+
+class ClassMaskNetwork(nn.Module):
+    """N×3×H×W normalised, H and W multiples of 32 → logits N×C×H/4×W/4."""
+
+    def __init__(self, sam: Sam2ImageModel, outputs: int) -> None:
+        super().__init__()
+        self.encoder: nn.Module = sam.image_encoder.trunk
+        self.neck: nn.Module = sam.image_encoder.neck
+        # what it makes is for the memory alone
+        self.neck.position_encoding = nn.Identity()
+        self.decoder = ClassMaskDecoder(sam, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, middle, image, _ = self.neck(self.encoder(x))[0]
+        return self.decoder(image, middle, fine)  # type: ignore[no-any-return]
+
+
+def build_class_masks(*, encoder: EncoderSize, outputs: int, image_px: int) -> ClassMaskNetwork:
+    """The network with random weights; `image_px` is no more than what it is built at."""
+    return ClassMaskNetwork(Sam2ImageModel(encoder, image_px), outputs)
+
+
+def load_class_masks(settings: TeacherSettings, outputs: int, image_px: int) -> tuple[ClassMaskNetwork, str]:
+    """The network with SAM 2's weights, and where they came from; nothing is frozen yet.
+
+    Raises:
+        InputError: the weights are wrong, or lack a part that stays frozen.
+    """
+    sam = Sam2ImageModel(settings.encoder, image_px)
+    origin = load_for_system(sam, settings, frozen=FROZEN)
+    return ClassMaskNetwork(sam, outputs), origin
+
+
+def train_head(network: ClassMaskNetwork) -> None:
+    """Freezes the neck and the transformer; the rest of the decoder, with its learned prompt, is trained. In place.
+
+    The encoder is left to `tune_encoder`; updates of the transformer are added afterwards.
+    """
+    network.neck.requires_grad_(False)
+    network.decoder.requires_grad_(True)
+    network.decoder.transformer.requires_grad_(False)
+
+
+def dense_positions(frequencies: Tensor, height: int, width: int) -> Tensor:
+    """SAM's code of each pixel's place, 1×D×H×W.
+
+    Multiplied out by hand, because a matrix product of autocast would round the angles to 8 bits.
+
+    Args:
+        frequencies: 2×D/2, along x and y.
+        height: of the features.
+        width: of the features.
+    """
+    device = frequencies.device
+    x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1  # −1 to 1
+    y = (torch.arange(height, device=device) + 0.5) * (2 / height) - 1
+    along_x = x.view(1, 1, 1, -1) * frequencies[0].view(1, -1, 1, 1)
+    along_y = y.view(1, 1, -1, 1) * frequencies[1].view(1, -1, 1, 1)
+    angles = 2 * math.pi * (along_x + along_y)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def class_mask_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
+    """0.3·CE + 0.7·Dice, as SAM-LoRA and SAM-Adapter were trained with on FLARE22; one class: 0.3·BCE + 0.7·Dice.
+
+    Of the logits upsampled to the mask.
+    """
+    target, labelled = sample["mask"], sample["labelled"]
+    full = F.interpolate(network(images).float(), target.shape[1:], mode="bilinear", align_corners=False)
+    return 0.3 * cross_entropy(full, target, labelled) + 0.7 * dice_loss(full, target, labelled)
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone())

@@ -1,0 +1,115 @@
+"""SAM 2's own memory parts: a slice and its mask become a memory, and a slice's features are conditioned on memories.
+
+Source: Ravi et al., SAM 2, 2024, and its code: what the parts are fed and in which order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teacher.memory.memory_bank import Bank, Memory
+from teacher.sam2_package import build_sam2
+
+_FARTHEST = 15  # slices; SAM 2 counts the distances of its 16 object pointers in parts of this
+_TEMPERATURE = 10_000.0
+
+
+class SliceMemory(nn.Module):
+    """Memory encoder and memory attention. Its parts have the names of Meta's files.
+
+    The parts that say whether the object is there at all are left out: a mask may be empty, and so may a memory's.
+    """
+
+    memory_attention: Any
+    memory_encoder: Any
+    obj_ptr_proj: nn.Module
+    obj_ptr_tpos_proj: nn.Module
+    maskmem_tpos_enc: Tensor
+
+    def __init__(self, image_px: int) -> None:
+        super().__init__()
+        sam2 = build_sam2("tiny", image_px)  # every size of SAM 2.1 has the same memory
+        self.memory_attention = sam2.memory_attention
+        self.memory_encoder = sam2.memory_encoder
+        self.obj_ptr_proj = sam2.obj_ptr_proj
+        self.obj_ptr_tpos_proj = sam2.obj_ptr_tpos_proj
+        self.maskmem_tpos_enc = sam2.maskmem_tpos_enc  # 7 1 1 64
+        self.scale: float = sam2.sigmoid_scale_for_mem_enc
+        self.bias: float = sam2.sigmoid_bias_for_mem_enc
+
+    def write(
+        self, image: Tensor, logits: Tensor, token: Tensor, *, confidence: float, place: int, prompted: bool
+    ) -> Memory:
+        """Remembers a slice.
+
+        Args:
+            image: 1×256×H/16×W/16, the encoder's features.
+            logits: 1×1×H×W, of the slice's mask.
+            token: 1×256, the decoder's, of that mask.
+            confidence: estimated IoU of the mask.
+            place: number of the slice.
+            prompted: whether a prompt asked for the mask.
+        """
+        mask = torch.sigmoid(logits.float()) * self.scale + self.bias
+        features = self.memory_encoder(image, mask, skip_mask_sigmoid=True)["vision_features"]
+        picture = image.detach()
+        return Memory(features, self.obj_ptr_proj(token), picture, confidence, place, prompted)
+
+    def read(self, image: Tensor, position: Tensor, bank: Bank, place: int) -> Tensor:
+        """The slice's features, conditioned on memories.
+
+        Args:
+            image: 1×256×h×w, the encoder's features.
+            position: 1×256×h×w, its encoding of their places.
+            bank: what the slice is shown, the most important first.
+            place: number of the slice.
+
+        Returns:
+            1×256×h×w.
+        """
+        pairs = [self._memory_tokens(memory, rank) for rank, memory in enumerate(bank)]
+        pairs.append(self._pointer_tokens(bank, place))
+        attended = self.memory_attention(
+            curr=[_tokens(image)],
+            curr_pos=[_tokens(position)],
+            memory=torch.cat([tokens for tokens, _ in pairs]),
+            memory_pos=torch.cat([where for _, where in pairs]),
+            num_obj_ptr_tokens=len(pairs[-1][0]),
+        )
+        return attended.permute(1, 2, 0).view_as(image)  # type: ignore[no-any-return]
+
+    def _memory_tokens(self, memory: Memory, rank: int) -> tuple[Tensor, Tensor]:
+        """(h·w)×1×64 and their positions.
+
+        SAM 2 has a learned mark for the prompted frame, its last, and one for each frame before the current one, the
+        latest first. Slices have no time: here the most similar stands where the latest stood.
+        """
+        where = self.memory_encoder.position_encoding(memory.features)
+        mark = self.maskmem_tpos_enc[-1 if memory.prompted else rank - 1]
+        return _tokens(memory.features), _tokens(where) + mark
+
+    def _pointer_tokens(self, bank: Bank, place: int) -> tuple[Tensor, Tensor]:
+        """Each pointer of 256 numbers as four tokens of 64, and how far away its slice is."""
+        pointers = torch.stack([m.pointer for m in bank])  # M 1 256
+        width = self.maskmem_tpos_enc.shape[-1]
+        parts = pointers.shape[-1] // width
+        tokens = pointers.unflatten(-1, (parts, width)).permute(0, 2, 1, 3).flatten(0, 1)  # 4M 1 64
+        far = torch.tensor([abs(place - m.place) / _FARTHEST for m in bank], device=pointers.device)
+        where = self.obj_ptr_tpos_proj(_sines(far, pointers.shape[-1]))  # M 64
+        return tokens, where[:, None].repeat_interleave(parts, 0)
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """1×C×h×w → (h·w)×1×C."""
+    return features.flatten(2).permute(2, 0, 1)
+
+
+def _sines(positions: Tensor, width: int) -> Tensor:
+    """M numbers → M×width: sines, then cosines, of ever longer waves. Source: Vaswani et al., NeurIPS 2017."""
+    half = width // 2
+    pairs = torch.arange(half, device=positions.device) // 2
+    waves = positions[:, None] / _TEMPERATURE ** (2 * pairs / half)
+    return torch.cat([waves.sin(), waves.cos()], 1)

@@ -1,0 +1,133 @@
+"""The flags of `python -m teacher.train`, and which of them go together."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from segcore.errors import InputError
+from segcore.learn.settings import TrainSettings
+
+SystemName = Literal[
+    "s2agscunet",
+    "sam2-unet",
+    "sam2-lora",
+    "sam2-adapter",
+    "sam2-med2d",
+    "sam2-points",
+    "sam2-zeroshot",
+    "sam2-memory",
+    "unet",
+    "lightunet",
+]
+EncoderSize = Literal["tiny", "small", "base+", "large"]
+Tune = Literal[
+    "lora", "dora", "rslora", "ia3", "adapter", "adapter-parallel", "adapter-channel-space", "bitfit", "decoder", "all"
+]  # fmt: skip
+AutomaticPrompt = Literal["points", "box", "both"]
+_ANY: tuple[Tune, ...] = get_args(Tune)
+TUNES: dict[SystemName, tuple[Tune, ...]] = {
+    "s2agscunet": ("lora", *_ANY),
+    "sam2-unet": ("adapter", *_ANY),
+    "sam2-lora": ("lora", *_ANY),
+    "sam2-adapter": ("adapter-parallel", *_ANY),
+    "sam2-med2d": ("adapter-channel-space", *_ANY),
+    "sam2-points": ("decoder", *_ANY),
+    "sam2-zeroshot": ("decoder",),
+    "sam2-memory": ("lora", *_ANY),
+    "unet": ("all",),
+    "lightunet": ("all",),
+}
+"""System → its own tuning, which is the default, and what else it can do."""
+CONTROLS: tuple[SystemName, ...] = ("unet", "lightunet")
+"""Systems without SAM 2."""
+
+REMEMBERS: SystemName = "sam2-memory"
+"""The system that labels whole volumes."""
+PROMPTED_SYSTEMS: tuple[SystemName, ...] = ("sam2-med2d", "sam2-points", "sam2-zeroshot", REMEMBERS)
+"""Systems that answer prompts: about a picture, or a volume."""
+
+
+class TeacherSettings(TrainSettings):
+    """Train a teacher: SAM 2 adapted in one of the literature's ways, or a control without it."""
+
+    system: SystemName = "s2agscunet"
+    """The teacher; docs/teachers.md tells what each is. unet and lightunet are controls without SAM 2."""
+    weights: str | None = None
+    """SAM 2.1's weights: a .pt or .safetensors file, a hub name such as facebook/sam2.1-hiera-tiny, or none. Must be
+    given for every system but the controls."""
+    encoder: EncoderSize = "tiny"
+    """Size of SAM 2.1's Hiera encoder."""
+    tune: Tune | None = None
+    """What of the encoder is trained: updates that peft makes (lora, dora, rslora, ia3), adapters before each block,
+    two of them in each block (adapter-parallel) or over channels and space, its biases (bitfit), nothing but the
+    decoder, or everything. By default the system's own: lora, adapter, adapter-parallel, adapter-channel-space or
+    decoder."""
+    lora_rank: int = Field(4, ge=1)
+    """Rank of lora, dora and rslora."""
+    lora_target: Literal["attention", "q-v"] | None = None
+    """What those update: all of each attention (qkv and the output projection), or its queries and values alone. By
+    default q-v for sam2-lora, else attention."""
+    adapter_width: int = Field(32, ge=1)
+    """Width of the adapters' bottleneck."""
+    unet_width: int | None = Field(None, ge=1)
+    """Channels of a U-Net's first level; by default 64 for unet, 8 for lightunet."""
+
+    prompt: AutomaticPrompt = "points"
+    """What a promptable teacher (sam2-med2d, sam2-points, sam2-zeroshot) asks itself with, where no human does: points
+    of each class's mean training mask, a box around it, or both. sam2-points is trained with these."""
+    points: int = Field(5, ge=1, le=8)
+    """How many such points a class."""
+    rounds: int = Field(3, ge=1, le=9)
+    """Questions a picture and step while sam2-med2d is trained: a box or a point, then points where the last answer
+    was wrong."""
+
+    clip_slices: int = Field(5, ge=2)
+    """Consecutive slices of a volume that sam2-memory learns from at a time; --batch-size then counts such clips."""
+
+    checkpointing: bool = False
+    """Recompute a SAM 2 encoder's blocks in the backward pass: less memory, a third more time, the same weights."""
+
+    @property
+    def tuned(self) -> Tune:
+        """What is trained of the encoder: `tune`, or the system's own."""
+        return self.tune or TUNES[self.system][0]
+
+
+def check_settings(settings: TeacherSettings) -> None:
+    """Checks what only several flags together say.
+
+    Raises:
+        InputError: a tuning that the system cannot do, or weights that are missing or unwanted.
+    """
+    if settings.tuned not in TUNES[settings.system]:
+        able = " or ".join(dict.fromkeys(TUNES[settings.system]))
+        raise InputError(
+            f"--tune {settings.tune}: must be {able} for --system {settings.system}; leave --tune away"
+        )
+    if settings.unet_width and settings.system not in CONTROLS:
+        raise InputError(
+            f"--unet-width {settings.unet_width}: must be for {' or '.join(CONTROLS)}, got --system {settings.system}; "
+            "leave it away"
+        )
+    if settings.system in CONTROLS:
+        if settings.weights not in (None, "none"):
+            raise InputError(
+                f"--weights {settings.weights}: must be none for --system {settings.system}, which has no part of "
+                "SAM 2; leave --weights away"
+            )
+        return
+    if settings.weights is None:
+        raise InputError(
+            f"--weights: must be given for --system {settings.system}; give SAM 2.1's weights, or none with --tune all"
+        )
+    if settings.weights == "none" and settings.system == "sam2-zeroshot":
+        raise InputError(
+            "--weights none: must have weights for --system sam2-zeroshot, which trains nothing; give SAM 2.1's weights"
+        )
+    if settings.weights == "none" and settings.tuned != "all":
+        raise InputError(
+            f"--weights none: must have weights for --tune {settings.tuned}, which leaves the encoder as it is; "
+            "give SAM 2.1's weights, or add --tune all to train everything from random weights"
+        )

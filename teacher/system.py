@@ -1,0 +1,126 @@
+"""The seam between training and the teachers: what a system is, and the table of them.
+
+A system's module in `teacher/systems` offers
+
+    MEAN_STD                    normalisation of 1 and of 3 channels, for `training_input`
+    build_system(settings, task) -> System           to train
+    open_network(manifest) -> nn.Module              the plain form of its bundles, with random weights
+    PROTOCOLS (optional)        further ways to test it, by name; `AUTOMATIC` is always there
+
+Modules are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from segcore.bundle import Manifest, PromptSpec
+from segcore.case import Case
+from segcore.learn.augment import Sample
+from segcore.learn.evaluate import Validator
+from segcore.learn.loader import TrainingSet
+from segcore.preprocess import InputSpec, OutputSpec
+from teacher.settings import SystemName
+
+SYSTEMS: dict[SystemName, str] = {
+    "s2agscunet": "teacher.systems.s2agscunet",
+    "sam2-unet": "teacher.systems.sam2_unet",
+    "sam2-lora": "teacher.systems.sam2_lora",
+    "sam2-adapter": "teacher.systems.sam2_adapter",
+    "sam2-med2d": "teacher.systems.sam2_med2d",
+    "sam2-points": "teacher.systems.sam2_points",
+    "sam2-zeroshot": "teacher.systems.sam2_zeroshot",
+    "sam2-memory": "teacher.systems.sam2_memory",
+    "unet": "teacher.systems.unet",
+    "lightunet": "teacher.systems.unet",
+}
+"""Name → module. A bundle's `Manifest.architecture` is such a name, too."""
+
+AUTOMATIC = "automatic"
+"""The protocol without help: a picture in, a mask out."""
+
+Loss = Callable[[nn.Module, Tensor, Sample], Tensor]
+Predictions = Iterator[tuple[Case, np.ndarray, np.ndarray]]
+Protocol = Callable[[nn.Module, Validator], Predictions]
+"""(network as a bundle holds it, validator) → (case, predicted mask, true mask) at the case's own size."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a system is built for.
+
+    Attributes:
+        classes: foreground classes.
+        spec: the network's input.
+        cases: the labelled training cases; nothing of validation or test may reach a system.
+    """
+
+    classes: tuple[str, ...]
+    spec: InputSpec
+    cases: Sequence[Case]
+
+
+@dataclass(frozen=True)
+class System:
+    """A teacher as training sees it.
+
+    Attributes:
+        network: what is trained; exactly the parameters with `requires_grad` are, and each of them gets a gradient.
+        output: of the deployed form.
+        loss: (network, normalised images N×3×H×W, sample) → scalar; `sample` is a batch of `TrainingSet`. Its random
+            numbers are torch's, which the loop seeds with (seed, epoch).
+        view: the network as it is deployed, N×3×H×W → logits N×K×h×w at `output.stride`; shares the weights.
+        plain: the same for a bundle: updates merged into the weights, in place. Its parameters' names are those of
+            `open_network`.
+        settings: enough for `open_network` to build it again.
+        title: for tables: "SAM2-UNet tiny".
+        pretrained: where the starting weights came from.
+        training_set: in the place of `TrainingSet`, for a system that learns from more than single pictures.
+        validate: in the place of the automatic masks' mean Dice; higher is better.
+        prompt: what a promptable bundle may be asked with; None for others.
+        thresholds: lowest and highest that the calibration may choose.
+        save_adapters: writes what was trained of the encoder into a new folder of the bundle, in a form of its own
+            (peft's, where peft made it); None where there is nothing beside the weights.
+    """
+
+    network: nn.Module
+    output: OutputSpec
+    loss: Loss
+    view: Callable[[nn.Module], nn.Module]
+    plain: Callable[[nn.Module], nn.Module]
+    settings: dict[str, Any]
+    title: str
+    pretrained: str
+    training_set: Callable[[int], TrainingSet] | None = None
+    validate: Callable[[nn.Module, Validator], float] | None = None
+    prompt: PromptSpec | None = None
+    thresholds: tuple[float, float] = (0.05, 0.95)
+    save_adapters: Callable[[Path], None] | None = field(default=None, repr=False)
+
+
+def system_module(name: str) -> ModuleType:
+    """The module of a system, by a key of `SYSTEMS`."""
+    return import_module(SYSTEMS[name])  # type: ignore[index]
+
+
+def protocols(name: str) -> dict[str, Protocol]:
+    """Every way that a system can be tested, the automatic one first."""
+    return {AUTOMATIC: _automatic, **getattr(system_module(name), "PROTOCOLS", {})}
+
+
+def open_plain(manifest: Manifest) -> nn.Module:
+    """The plain form of a teacher's bundle, with random weights."""
+    network: nn.Module = system_module(manifest.architecture).open_network(manifest)
+    return network
+
+
+def _automatic(network: nn.Module, validator: Validator) -> Predictions:
+    return validator.predictions(network)

@@ -1,0 +1,95 @@
+"""SAM2-LoRA: low-rank updates of encoder and mask decoder, one mask a class, a learned prompt instead of a human's.
+
+Queries and values alone are updated, in Hiera's fused qkv and in the decoder's attention; upscaling, tokens, prompt and
+hypernetworks are trained as a whole. The neck is frozen, as the whole image encoder is in the paper, whose SAM has no
+pyramid.
+
+Source: Zhang and Liu, Customized Segment Anything Model for Medical Image Segmentation, 2023; ranks 1, 4 and 8 and the
+loss as on FLARE22.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from segcore.bundle import Manifest
+from segcore.preprocess import output_spec
+from teacher.decoders.class_masks import (
+    STRIDE,
+    build_class_masks,
+    class_mask_loss,
+    load_class_masks,
+    train_head,
+)
+from teacher.decoders.supervised_heads import with_plain_encoder
+from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.settings import TeacherSettings
+from teacher.system import System, Task
+from teacher.tuning.adapter_folder import save_adapters
+from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft, save_peft
+from teacher.tuning.tune import Tuning, adapted_encoder, tune_encoder, tuning_of
+
+MEAN_STD = SAM2_MEAN_STD
+_QUERIES_AND_VALUES = r".*\.(q_proj|v_proj)"
+_KEYS_AND_VALUES = r".*\.(k_proj|v_proj)"
+_MLP_OUT = r".*\.mlp\.layers\.1"
+"""Both for ia3, as in `teacher.tuning.tune`."""
+
+
+def build_system(settings: TeacherSettings, task: Task) -> System:
+    """The teacher with its weights loaded and frozen as `--tune` says.
+
+    The decoder's updates are of the encoder's kind where peft makes that, else LoRA; with `all` there are none.
+    """
+    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
+    network, pretrained = load_class_masks(settings, output.channels, task.spec.height_px)
+    network.encoder = tune_encoder(network.encoder, tuning)
+    if tuning.kind != "all":
+        train_head(network)
+        network.decoder.transformer = _tune_transformer(network.decoder.transformer, tuning)
+    return System(
+        network=network,
+        output=output,
+        loss=class_mask_loss,
+        view=lambda trained: trained,
+        plain=partial(_plain, tuning=tuning),
+        settings={"encoder": settings.encoder, **tuning.adapter_settings},
+        title=f"SAM2-LoRA {settings.encoder}",
+        pretrained=pretrained,
+        save_adapters=partial(_save, network.encoder, network.decoder.transformer, tuning),
+    )
+
+
+def open_network(manifest: Manifest) -> nn.Module:
+    """The plain form of a bundle, with random weights."""
+    settings = manifest.architecture_settings
+    network = build_class_masks(
+        encoder=settings["encoder"], outputs=manifest.output.channels, image_px=manifest.input.height_px
+    )
+    network.encoder = adapted_encoder(network.encoder, settings)
+    return network
+
+
+def _tune_transformer(transformer: nn.Module, tuning: Tuning) -> nn.Module:
+    if tuning.kind == "ia3":
+        return add_peft(transformer, "ia3", rank=0, targets=_KEYS_AND_VALUES, feedforward=_MLP_OUT)
+    kind = tuning.kind if tuning.kind in PEFT_KINDS else "lora"
+    return add_peft(transformer, kind, rank=tuning.rank, targets=_QUERIES_AND_VALUES)
+
+
+def _plain(network: nn.Module, tuning: Tuning) -> nn.Module:
+    network = with_plain_encoder(network, tuning)
+    decoder: nn.Module = network.decoder  # type: ignore[assignment]
+    if tuning.kind != "all":
+        decoder.transformer = merge_peft(decoder.transformer)  # type: ignore[arg-type]
+    return network
+
+
+def _save(encoder: nn.Module, transformer: nn.Module, tuning: Tuning, folder: Path) -> None:
+    """The encoder's updates into `folder`, the decoder's into a folder in it, both in peft's format."""
+    save_adapters(encoder, tuning, folder)
+    if tuning.kind != "all":
+        save_peft(transformer, folder / "decoder")

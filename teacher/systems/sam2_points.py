@@ -1,0 +1,101 @@
+"""SAM 2 with its mask decoder tuned for prompts from the mean training mask: nobody is asked, in training or later.
+
+Decoder-only tuning and DiceFocal loss as on chest X-rays with SAM, where points of the mean mask beat boxes, and the
+threshold was chosen on validation between 0.50 and 0.70 (docs/teachers.md).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcore.bundle import Manifest
+from segcore.learn.augment import Sample
+from segcore.preprocess import output_spec
+from teacher.image_model import STRIDE
+from teacher.promptable import (
+    NECK,
+    SLOTS,
+    PromptedSam2,
+    PromptKind,
+    automatic_form,
+    open_promptable,
+    plain_promptable,
+    prepare_promptable,
+    prompt_spec,
+    train_decoder,
+    train_prompt_encoder,
+)
+from teacher.prompts.drawn import drawn_prompts
+from teacher.prompts.mask_losses import dice_focal
+from teacher.prompts.protocols import PROMPTED
+from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.settings import AutomaticPrompt, TeacherSettings
+from teacher.system import Protocol, System, Task
+from teacher.tuning.adapter_folder import save_adapters
+
+MEAN_STD = SAM2_MEAN_STD
+PROTOCOLS: dict[str, Protocol] = PROMPTED
+THRESHOLDS = (0.5, 0.7)
+"""Where the threshold may lie. Source: facts of SAM on chest X-rays, docs/teachers.md."""
+_KINDS: dict[AutomaticPrompt, tuple[PromptKind, ...]] = {
+    "points": ("point",),
+    "box": ("box",),
+    "both": ("point", "box"),
+}
+
+
+class DrawnPrompts(nn.Module):
+    """A promptable network in training: N×3×H×W → every class's answer N×K×H/4×W/4, to prompts drawn anew."""
+
+    means: Tensor
+
+    def __init__(self, model: PromptedSam2, means: Tensor, kind: AutomaticPrompt, count: int) -> None:
+        super().__init__()
+        self.model, self.kind, self.count = model, kind, count
+        self.register_buffer("means", means, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        points, labels = drawn_prompts(self.means, self.kind, self.count, len(x), SLOTS)
+        return self.model.answers(self.model.encode(x), points, labels)
+
+
+def drawn_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
+    """DiceFocal of each class's answer on its own, a class that is not in the picture too; mean over the labelled."""
+    answers, mask = network(images).float(), sample["mask"]
+    classes: int = answers.shape[1]
+    logits = F.interpolate(answers, mask.shape[1:], mode="bilinear", align_corners=False)
+    truth = mask[:, None] == torch.arange(1, classes + 1, device=mask.device)[:, None, None]
+    weight = sample["labelled"].float()
+    return (dice_focal(logits, truth).mean(1) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def build_system(settings: TeacherSettings, task: Task) -> System:
+    """The teacher with its weights loaded and frozen as `--tune` says."""
+    frozen = (*NECK, "sam_prompt_encoder")
+    prepared = prepare_promptable(settings, task, candidates="single", frozen=frozen)
+    network, tuning = prepared.network, prepared.tuning
+    train_decoder(network, candidates=False)
+    if tuning.kind == "all":
+        train_prompt_encoder(network, masks=False)
+    return System(
+        network=DrawnPrompts(network, prepared.means, settings.prompt, settings.points),
+        output=output_spec(task.classes, stride=STRIDE),
+        loss=drawn_loss,
+        view=automatic_form,
+        plain=partial(plain_promptable, tuning=tuning),
+        settings=prepared.settings,
+        title=f"SAM2-points {settings.encoder}",
+        pretrained=prepared.pretrained,
+        prompt=prompt_spec(_KINDS[settings.prompt], "single"),
+        thresholds=THRESHOLDS,
+        save_adapters=partial(save_adapters, network.sam.image_encoder.trunk, tuning),
+    )
+
+
+def open_network(manifest: Manifest) -> nn.Module:
+    """The plain form of a bundle, with random weights."""
+    return open_promptable(manifest, candidates="single")

@@ -1,0 +1,52 @@
+"""SAM 2 as it is: nothing is trained. Its automatic form shows where untuned SAM 2 stands.
+
+Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, 2024.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from segcore.bundle import Manifest
+from segcore.learn.augment import Sample
+from segcore.preprocess import output_spec
+from teacher.image_model import STRIDE
+from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec
+from teacher.prompts.protocols import PROMPTED, upper_bound
+from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.settings import TeacherSettings
+from teacher.system import Protocol, System, Task
+
+MEAN_STD = SAM2_MEAN_STD
+PROTOCOLS: dict[str, Protocol] = {**PROMPTED, "upper bound": upper_bound}
+
+
+def build_system(settings: TeacherSettings, task: Task) -> System:
+    """The teacher with its weights loaded."""
+    frozen = (*NECK, "sam_prompt_encoder", "sam_mask_decoder")
+    prepared = prepare_promptable(settings, task, candidates="all", frozen=frozen)
+    return System(
+        network=prepared.network,
+        output=output_spec(task.classes, stride=STRIDE),
+        loss=_no_loss,
+        view=_as_it_is,
+        plain=_as_it_is,
+        settings=prepared.settings,
+        title=f"SAM 2 {settings.encoder}, zero-shot",
+        pretrained=prepared.pretrained,
+        prompt=prompt_spec(("point", "box", "mask"), "all"),
+        thresholds=(0.5, 0.5),  # SAM 2's own: not even that is fitted
+    )
+
+
+def open_network(manifest: Manifest) -> nn.Module:
+    """The plain form of a bundle, with random weights."""
+    return open_promptable(manifest, candidates="all")
+
+
+def _as_it_is(network: nn.Module) -> nn.Module:
+    return network
+
+
+def _no_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
+    raise AssertionError("nothing of sam2-zeroshot is trained")

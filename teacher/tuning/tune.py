@@ -1,0 +1,95 @@
+"""Freezes an encoder and makes a few of its parameters trainable, in the way that was asked for; and undoes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from teacher.settings import TeacherSettings, Tune
+from teacher.tuning.adapters import ADAPTERS, add_adapters
+from teacher.tuning.bitfit import train_biases
+from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft
+from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values
+
+_ATTENTION = r".*\.attn\.(qkv|proj)"
+_QUERIES_AND_VALUES = r".*\.attn\.qkv\.(query|value)"
+_KEYS_AND_VALUES = r".*\.attn\.qkv\.(key|value)"
+_MLP_OUT = r".*\.mlp\.layers\.1"
+"""The MLP's second layer; ia3 scales its inputs. Source: the paper, which scales keys, values and these."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is trained of an encoder.
+
+    Attributes:
+        kind: the way.
+        rank: of lora, dora and rslora.
+        target: what those update of each attention; ia3 always scales keys, values and the MLP's inner activations.
+        width: of the adapters' bottleneck.
+    """
+
+    kind: Tune
+    rank: int = 4
+    target: Literal["attention", "q-v"] = "attention"
+    width: int = 32
+
+    @property
+    def splits(self) -> bool:
+        """Whether the queries, keys and values of the encoder are layers of their own while it is trained."""
+        return self.kind == "ia3" or (self.kind in PEFT_KINDS and self.target == "q-v")
+
+    @property
+    def adapter_settings(self) -> dict[str, Any]:
+        """What `adapted_encoder` needs, for a manifest's `architecture_settings`."""
+        adapted = self.kind in ADAPTERS
+        return {
+            "adapter_kind": self.kind if adapted else None,
+            "adapter_width": self.width if adapted else None,
+        }
+
+
+def tuning_of(settings: TeacherSettings) -> Tuning:
+    """The tuning that the flags ask for."""
+    target = settings.lora_target or ("q-v" if settings.system == "sam2-lora" else "attention")
+    return Tuning(settings.tuned, settings.lora_rank, target, settings.adapter_width)
+
+
+def tune_encoder(encoder: nn.Module, tuning: Tuning) -> nn.Module:
+    """The encoder with exactly what `tuning` says trainable; computes at first what the encoder did. In place.
+
+    Args:
+        encoder: Hiera, from `build_encoder`, with its weights loaded.
+        tuning: the way.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    encoder.requires_grad_(tuning.kind == "all")
+    if tuning.splits:
+        split_queries_keys_values(encoder)
+    if tuning.kind == "ia3":
+        return add_peft(encoder, "ia3", rank=tuning.rank, targets=_KEYS_AND_VALUES, feedforward=_MLP_OUT)
+    if tuning.kind in PEFT_KINDS:
+        targets = _QUERIES_AND_VALUES if tuning.splits else _ATTENTION
+        return add_peft(encoder, tuning.kind, rank=tuning.rank, targets=targets)
+    if tuning.kind in ADAPTERS:
+        return add_adapters(encoder, tuning.kind, tuning.width)
+    return train_biases(encoder) if tuning.kind == "bitfit" else encoder
+
+
+def plain_encoder(encoder: nn.Module, tuning: Tuning) -> nn.Module:
+    """A tuned encoder with peft's updates merged into its weights; adapters stay. In place.
+
+    Its parameters have the names of `adapted_encoder`'s.
+    """
+    return fuse_queries_keys_values(merge_peft(encoder)) if tuning.kind in PEFT_KINDS else encoder
+
+
+def adapted_encoder(encoder: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """An encoder with the adapters, of random weights, that a bundle's `architecture_settings` name. In place."""
+    width = settings.get("adapter_width")
+    # bundles of version 0.5 and before name a width alone
+    return add_adapters(encoder, settings.get("adapter_kind") or "adapter", width) if width else encoder
