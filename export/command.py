@@ -30,8 +30,9 @@ class ExportSettings(Settings):
     Masks of procedural golden cases, and of validation cases with --data, are compared with torch's: at most
     0.1 % of pixels may differ in fp32 and 0.5 % in fp16. int8 is guarded: it may lose so much Dice on validation
     cases and must be faster, in the engine that runs it. --to tensorrt writes what TensorRT builds an engine from;
-    the same command on the device, given that bundle, builds the engine there. Exit status 3: a gate or the guard
-    failed, nothing was written.
+    the same command on the device, given that bundle, builds the engine there. Of a promptable teacher the encoder and
+    the decoder are written, too; they stay in float, since nothing has calibrated prompts. Exit status 3: a gate or the
+    guard failed, nothing was written.
     """
 
     bundle: Path
@@ -49,7 +50,7 @@ class ExportSettings(Settings):
     size: tuple[int, ...] = ()
     """More square input sizes in pixels, a file each; the runtime takes the one that fits a picture. Needs --data."""
     batch: tuple[int, ...] = ()
-    """More batch sizes, a model file each, for throughput; students only."""
+    """More batch sizes, a model file each, for throughput; students and U-Nets only."""
     calibration_cases: int = Field(128, gt=0)
     """At most so many train cases calibrate int8."""
     guard_cases: int = Field(128, gt=0)
@@ -167,6 +168,10 @@ def export_bundle(settings: ExportSettings, *, limits: Limits | None = None) -> 
 
 
 def _check_settings(settings: ExportSettings, source: Bundle) -> None:
+    from export.attention import (
+        has_attention,  # it knows the teachers, and a device has this command without them
+    )
+
     teacher = source.manifest.kind == "teacher"
     if settings.precision == "int8" and settings.data is None:
         raise InputError(
@@ -175,7 +180,7 @@ def _check_settings(settings: ExportSettings, source: Bundle) -> None:
     if settings.qat and (teacher or settings.precision != "int8"):
         what = "a teacher" if teacher else settings.precision
         raise InputError(f"--qat: must be for a student in int8, got {what}; leave it out")
-    if teacher and any(batch > 1 for batch in settings.batch):
+    if has_attention(source.manifest) and any(batch > 1 for batch in settings.batch):
         raise InputError(
             "--batch: must be 1 for a teacher, got more; its graph holds the batch in many places"
         )

@@ -6,13 +6,14 @@ first with LayerNormalization, which FP16 needs in one piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from export.fold import fold_constants
 from export.layer_names import name_layers
@@ -23,6 +24,8 @@ from segcore.preprocess import InputSpec, OutputSpec
 
 OPSET, MAX_IR = 17, 10
 INPUT, OUTPUT = "picture", "logits"
+Ends = Mapping[str, tuple[int, list[int]]]
+"""Inputs and outputs by name: type, as ONNX numbers it, and shape."""
 _MIN_HALVED = 256  # numbers in a tensor; below, 16 bits save nothing worth a node
 
 
@@ -42,16 +45,32 @@ def write_onnx(
         RuntimeError: what the exporter wrote breaks the contract; this architecture cannot be exported so.
     """
     picture = torch.zeros(batch, *input_spec.size_px, input_spec.channels, dtype=torch.uint8)
+    model = traced_model(graph, {INPUT: picture}, (OUTPUT,), path)
+    check_onnx(model, input_spec, output_spec, batch=batch)
+    onnx.save(model, path)
+
+
+def traced_model(
+    graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path
+) -> onnx.ModelProto:
+    """A module as an ONNX graph of opset 17, its constants folded and its layers named; unchecked.
+
+    Args:
+        graph: in eval mode.
+        inputs: an example of each argument, in order, by the name that it gets.
+        outputs: names of what it gives.
+        path: for the exporter's own file, which the caller overwrites.
+    """
     with quiet():
         torch.onnx.export(
             graph,
-            (picture,),
+            tuple(inputs.values()),
             path,
             dynamo=True,
             opset_version=18,  # its lowest; `to_opset_17` says why the exporter is not asked for 17
             external_data=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            input_names=list(inputs),
+            output_names=list(outputs),
             optimize=True,
             verbose=False,
         )
@@ -61,8 +80,7 @@ def write_onnx(
     fold_constants(model)
     name_layers(model)
     _strip_notes(model)
-    check_onnx(model, input_spec, output_spec, batch=batch)
-    onnx.save(model, path)
+    return model
 
 
 def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec, *, batch: int = 1) -> None:
@@ -71,6 +89,13 @@ def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec, *,
     Biases, normalisation and whatever would overflow stay in 32 bits. Engines fold the casts when loading.
     """
     model = onnx.load(path, load_external_data=False)
+    halve(model)
+    check_onnx(model, input_spec, output_spec, batch=batch)
+    onnx.save(model, path)
+
+
+def halve(model: onnx.ModelProto) -> None:
+    """What `halve_weights` does, in place."""
     casts = []
     for tensor in model.graph.initializer:
         if (
@@ -90,8 +115,6 @@ def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec, *,
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    check_onnx(model, input_spec, output_spec, batch=batch)
-    onnx.save(model, path)
 
 
 def rebatch_onnx(path: Path, out: Path, batch: int, input_spec: InputSpec, output_spec: OutputSpec) -> None:
@@ -116,15 +139,31 @@ def check_onnx(
     Raises:
         RuntimeError: it breaks the contract; every breach is named.
     """
+    height, width = input_spec.size_px
+    stride = output_spec.stride
+    logits = [batch, output_spec.channels, -(-height // stride), -(-width // stride)]
+    check_ends(
+        model,
+        {
+            INPUT: (TensorProto.UINT8, [batch, height, width, input_spec.channels]),
+            OUTPUT: (TensorProto.FLOAT, logits),
+        },
+    )
+
+
+def check_ends(model: onnx.ModelProto, expected: Ends) -> None:
+    """Checks a model against the contract of all our graphs, and that it takes and gives just what is expected.
+
+    Raises:
+        RuntimeError: it breaks the contract; every breach is named.
+    """
     onnx.checker.check_model(model, full_check=True)
-    breaches = list(_breaches(model, input_spec, output_spec, batch))
+    breaches = list(_breaches(model, expected))
     if breaches:
         raise RuntimeError(f"ONNX graph: {'; '.join(breaches)}")
 
 
-def _breaches(
-    model: onnx.ModelProto, input_spec: InputSpec, output_spec: OutputSpec, batch: int
-) -> Iterator[str]:
+def _breaches(model: onnx.ModelProto, expected: Ends) -> Iterator[str]:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET} or model.functions:
         yield f"operators must be of opset {OPSET} alone, got {opsets}"
@@ -132,12 +171,6 @@ def _breaches(
         yield f"IR version must be at most {MAX_IR}, got {model.ir_version}"
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         yield "weights must be in the file, got external data"
-    height, width = input_spec.size_px
-    stride = output_spec.stride
-    expected = {
-        INPUT: (TensorProto.UINT8, [batch, height, width, input_spec.channels]),
-        OUTPUT: (TensorProto.FLOAT, [batch, output_spec.channels, -(-height // stride), -(-width // stride)]),
-    }
     found = {
         value.name: (
             value.type.tensor_type.elem_type,
@@ -148,7 +181,7 @@ def _breaches(
     if found != expected:
         yield f"inputs and outputs (type, shape) must be {expected}, got {found}"
     consumers = [node.op_type for node in model.graph.node if INPUT in node.input]
-    if consumers != ["Cast"]:
+    if INPUT in expected and consumers != ["Cast"]:
         yield f"the picture's only consumer must be a Cast, got {consumers}"
 
 

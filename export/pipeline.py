@@ -54,6 +54,13 @@ def write_bundle(
         path = folder / MODEL_FILES[to]
         guard, written = _write_model(settings, source, graph, data, path, Path(scratch), to=to)
         variants = write_variants(settings, source, written, guard, data, folder, Path(scratch), to=to)
+        prompt, prompt_gate = parent.prompt, dict[str, float]()
+        if prompt is not None:
+            from export.promptable import write_parts
+
+            prompt, prompt_gate = write_parts(
+                graph.network, parent, folder, Path(scratch), to=to, precision=settings.precision
+            )
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
     if data and data.validation:
         references["real"] = real_reference(graph, data.validation, parent)
@@ -71,11 +78,12 @@ def write_bundle(
             "format": to,
             "precision": settings.precision,
             "data": data.record if data else parent.data,
-            "gate": gate,
+            "gate": {**gate, **prompt_gate},
             "guard": guard,
             "made": made,
             "model_file": MODEL_FILES[to],
             "variants": variants,
+            "prompt": prompt,
         },
     )
     _check_sealed(folder)

@@ -35,15 +35,18 @@ from runtime.engine import available_threads
 from runtime.predict_files import predict_files
 from runtime.predict_inputs import Input, inputs_sha256, list_inputs
 from runtime.predict_open import Opening, open_predictor
+from runtime.predict_prompt import Asked, asked_of, predict_prompted
 from runtime.predict_ray import predict_with_ray
 from runtime.predict_record import Records, open_records, read_records
 from runtime.predict_workers import predict_in_processes
 from runtime.predict_write import Outputs
+from runtime.promptable import PromptPredictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat
 from segcore.outfolder import out_folder
+from segcore.prompts import prompt_of
 
 
 class PredictSettings(Settings):
@@ -71,6 +74,15 @@ class PredictSettings(Settings):
     deidentify: bool = False
     """Read DICOM headers without what identifies a patient, and call outputs case-000001 and so on, in the order of
     the inputs' paths (of the lines of a list). Which is which is written nowhere."""
+    point: tuple[float, ...] = ()
+    """X,Y: a place on what is asked for, in the picture's own pixels; repeat for several. For one picture, and a bundle
+    of a promptable teacher."""
+    background: tuple[float, ...] = ()
+    """X,Y: a place beside it; repeat for several."""
+    box: tuple[float, ...] = ()
+    """LEFT,TOP,RIGHT,BOTTOM: a box around it."""
+    prompt_class: str | None = None
+    """The class that is asked for, where the bundle has several; the mask holds it alone."""
     defer_to: Path | None = None
     """Folder of a better, slower exported bundle: it segments the pictures whose quality is below --below."""
     below: float = Field(BELOW, ge=0, le=1)
@@ -105,6 +117,13 @@ def main(settings: PredictSettings) -> None:
         InputError: an input could not be used; the results of the others are in OUT. Or the bundles do not go together.
     """
     bundle, inputs = _checked(settings)
+    asked = asked_of(
+        bundle,
+        inputs,
+        prompt_of(settings.point, settings.background, settings.box),
+        settings.prompt_class,
+        alone={"--defer-to": settings.defer_to, "--workers": settings.workers, "--ray": settings.ray},
+    )
     # Not how many work at it, which does not change the result.
     made_from = {
         "bundle": bundle.sha256,
@@ -117,9 +136,10 @@ def main(settings: PredictSettings) -> None:
         "reference_class": settings.reference_class,
         "deidentify": settings.deidentify,
         "the files of --image": inputs_sha256(inputs),
+        "prompt": asked and {"class": asked.class_name, **asked.prompt.model_dump(mode="json")},
     }
     with out_folder(settings.out, made_from, overwrite=settings.overwrite) as folder:
-        failed = _segment_all(settings, bundle, inputs, folder)
+        failed = _segment_all(settings, bundle, inputs, folder, asked)
     for record in read_records(settings.out):
         if "error" not in record:
             print(json.dumps(_placed(record, settings.out)), flush=True)
@@ -149,7 +169,9 @@ def _checked(settings: PredictSettings) -> tuple[Bundle, tuple[Input, ...]]:
     return bundle, inputs
 
 
-def _segment_all(settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path) -> int:
+def _segment_all(
+    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path, asked: Asked | None
+) -> int:
     """Segments what has no line yet, and says how many inputs have failed in all.
 
     Raises:
@@ -161,7 +183,9 @@ def _segment_all(settings: PredictSettings, bundle: Bundle, inputs: Sequence[Inp
         try:
             for name in ("masks", "overlays") if settings.overlays else ("masks",):
                 (folder / name).mkdir(exist_ok=True)
-            error = _record_all(settings, bundle, left, folder, records, total=len(inputs)) if left else ""
+            error = (
+                _record_all(settings, bundle, left, folder, records, asked, total=len(inputs)) if left else ""
+            )
             if records.failed == len(inputs):
                 raise InputError(
                     error if len(inputs) == 1 else _summary(settings, records.failed, len(inputs))
@@ -182,13 +206,14 @@ def _record_all(
     left: Sequence[Input],
     folder: Path,
     records: Records,
+    asked: Asked | None,
     *,
     total: int,
 ) -> str:
     """Appends a line for each input; gives the last one's error, or an empty string."""
     error = ""
     with (
-        closing(_segment(settings, bundle, left, folder)) as segmented,
+        closing(_segment(settings, bundle, left, folder, asked)) as segmented,
         tqdm(total=total, initial=total - len(left), unit="image", disable=None) as bar,
     ):
         for record in segmented:
@@ -202,7 +227,7 @@ def _record_all(
 
 
 def _segment(
-    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path
+    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path, asked: Asked | None
 ) -> Generator[dict[str, Any], None, None]:
     outputs = Outputs(
         tuple(dict.fromkeys(settings.to)),
@@ -211,6 +236,10 @@ def _segment(
         reference_class=settings.reference_class,
         deidentify=settings.deidentify,
     )
+    if asked:
+        with PromptPredictor.open(bundle, engine=settings.engine, threads=settings.threads) as prompted:
+            yield predict_prompted(prompted, inputs[0], asked, folder, outputs)
+        return
     workers = settings.workers or 1
     opening = Opening(
         settings.bundle,

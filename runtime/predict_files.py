@@ -97,7 +97,7 @@ def _answer(predictor: _AnyPredictor, item: Input, outputs: Outputs) -> Answer |
         depth, shown = _first(predictor).manifest.input.depth, None
         if scan.slices == 1:
             picture = scan.picture(0, depth)
-            shown = _shown(scan, picture)
+            shown = shown_picture(scan, picture)
             predictions = [_light(predictor.predict(picture, name=_slice_name(item, scan, 0)))]
         else:
             pictures = ((scan.picture(n, depth), _slice_name(item, scan, n)) for n in range(scan.slices))
@@ -175,7 +175,7 @@ def _pictures(
             for n in range(scan.slices):
                 picture = scan.picture(n, predictor.manifest.input.depth)
                 if scan.slices == 1:
-                    one.shown = _shown(scan, picture)
+                    one.shown = shown_picture(scan, picture)
                 under_way.append((one, n == scan.slices - 1))
                 names.append(_slice_name(item, scan, n))
                 yield picture
@@ -199,7 +199,7 @@ def _light(prediction: Prediction) -> Prediction:
     return replace(prediction, probabilities=np.zeros((0, 0, 0), np.float32))
 
 
-def _shown(scan: Scan, picture: np.ndarray) -> np.ndarray | None:
+def shown_picture(scan: Scan, picture: np.ndarray) -> np.ndarray | None:
     """The picture where it can be looked at as it is; None where the file's own window must be put on it."""
     return picture if scan.kind == "image" or picture.dtype == np.uint8 else None
 

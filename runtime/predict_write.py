@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from runtime.predict_inputs import Input
 from runtime.prediction import Prediction
 from runtime.predictor import Predictor
+from runtime.promptable import PromptPredictor
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.overlay import overlay
@@ -65,13 +66,17 @@ class Answer:
         predictions: of its slices; their probabilities are let go.
         maker: the model that drew the masks, or some of them.
         shown: a single picture's pixels as they are looked at, if they are at hand; else the file is read again.
+        prompted: class that a user's prompt was for; "" for an automatic answer.
+        details: more for the record, JSON values.
     """
 
     item: Input
     scan: Scan
     predictions: tuple[Prediction, ...]
-    maker: Predictor
+    maker: Predictor | PromptPredictor
     shown: np.ndarray | None = None
+    prompted: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def write_answer(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
@@ -131,8 +136,10 @@ def _write(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
         masks,
         maker.manifest,
         outputs.formats,
-        details={name: record[name] for name in ("measurements", "quality", "quality_min", "total_ms")},
+        details={name: record[name] for name in ("measurements", "quality", "quality_min", "total_ms")}
+        | answer.details,
         bundle_sha256=maker.bundle.sha256,
+        prompted=(answer.prompted,) if answer.prompted else (),
     )
     files: dict[str, str] = {}
     for form, paths in written.items():
@@ -192,4 +199,5 @@ def _record(answer: Answer, masks: np.ndarray, measured: list[dict[str, Any]]) -
         "model": maker.manifest.name,
         **milliseconds,
         "engine": f"{maker.engine_name} {maker.engine_version}",
+        **answer.details,
     }

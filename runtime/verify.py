@@ -12,10 +12,13 @@ from pathlib import Path
 from runtime.buckets import Size
 from runtime.parity import LIMITS, Parity, check_parity, percent
 from runtime.predictor import Predictor
+from runtime.prompt_parity import PROMPT_LIMITS, PromptParity, check_prompt_parity
+from runtime.promptable import PromptPredictor, is_promptable
 from segcore.bundle import Bundle, Variant, open_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden
+from segcore.golden_prompts import GOLDEN_PROMPTS, ask, load_golden_prompts
 
 
 class VerifySettings(Settings):
@@ -60,6 +63,7 @@ class Verification:
         files: the model, then every variant that this engine opens.
         failures: of all of them; those of a variant begin with its name.
         left_out: variants that this engine does not open.
+        prompts: of a promptable bundle's encoder and decoder; None for others.
     """
 
     engine: str
@@ -70,6 +74,7 @@ class Verification:
     files: tuple[FileVerification, ...]
     failures: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    prompts: PromptParity | None = None
 
 
 def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | None = None) -> Verification:
@@ -87,6 +92,8 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
         files = tuple(_verify_file(predictor, variant) for variant in predictor.files)
         model, *variants = files
         opened = {file.file for file in files}
+        prompts = _verify_prompts(predictor) if is_promptable(manifest) else None
+        deaf = prompts.failures(PROMPT_LIMITS[manifest.precision]) if prompts else []
         return Verification(
             engine=predictor.engine_name,
             engine_version=predictor.engine_version,
@@ -94,8 +101,13 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
             cases=model.cases,
             parity=model.parity,
             files=files,
-            failures=(*model.failures, *(f"{one.file}: {text}" for one in variants for text in one.failures)),
+            failures=(
+                *model.failures,
+                *(f"{one.file}: {text}" for one in variants for text in one.failures),
+                *(f"prompts: {text}" for text in deaf),
+            ),
             left_out=tuple(v.file for v in manifest.variants if v.file not in opened),
+            prompts=prompts,
         )
 
 
@@ -118,6 +130,22 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
+def _verify_prompts(predictor: Predictor) -> PromptParity:
+    bundle = predictor.bundle
+    if GOLDEN_PROMPTS not in bundle.manifest.files:
+        raise InputError(f"bundle {bundle.folder}: must hold {GOLDEN_PROMPTS}, has none; export it again")
+    questions, reference = load_golden_prompts(bundle.folder)
+    with PromptPredictor.open(bundle, engine=predictor.engine_name, threads=predictor.threads) as prompted:
+        replies = ask(questions, prompted.model.encode, prompted.model.decode)
+    if replies.logits.shape != reference.logits.shape:
+        raise InputError(
+            f"bundle {bundle.folder}: logits must be {reference.logits.shape} as in {GOLDEN_PROMPTS}, "
+            f"got {replies.logits.shape}; export it again"
+        )
+    manifest = bundle.manifest
+    return check_prompt_parity(replies, reference, manifest.output, manifest.input.size_px)
+
+
 def main(settings: VerifySettings) -> None:
     """Prints a line a figure, then one a variant, PASS or FAIL, and one JSON line.
 
@@ -137,6 +165,8 @@ def main(settings: VerifySettings) -> None:
     print(f"output varies with the input  {'no' if parity.constant else 'yes'}")
     for one in found.files[1:]:
         print(_line(one))
+    if found.prompts:
+        print(_prompts_line(found.prompts))
     for name in found.left_out:
         print(f"{name:30}not verified: {found.engine} does not open it")
     print("FAIL" if found.failures else "PASS")
@@ -154,6 +184,13 @@ def main(settings: VerifySettings) -> None:
             {"file": one.file, "mean_share": one.parity.mean_share, "worst_share": one.parity.worst_share}
             for one in found.files[1:]
         ],
+        prompts=found.prompts
+        and {
+            "answers": found.prompts.answers,
+            "mean_share": found.prompts.parity.mean_share,
+            "worst_share": found.prompts.parity.worst_share,
+            "iou_change": found.prompts.iou_change,
+        },
         passed=not found.failures,
     )
     if found.failures:
@@ -166,6 +203,11 @@ def _line(one: FileVerification) -> str:
     what = f"{'×'.join(map(str, one.size_px))}, batch {one.batch}, {one.cases} golden cases"
     shares = f"mean {percent(one.parity.mean_share)}, worst {percent(one.parity.worst_share)}"
     return f"{one.file:30}{what}: {shares}{', FAIL' if one.failures else ''}"
+
+
+def _prompts_line(found: PromptParity) -> str:
+    shares = f"mean {percent(found.parity.mean_share)}, worst {percent(found.parity.worst_share)}"
+    return f"{'prompts':30}{found.answers} answers: {shares}, estimated IoU off by at most {found.iou_change:.2g}"
 
 
 if __name__ == "__main__":

@@ -114,6 +114,13 @@ def dicom_files() -> ModuleType:
     return beside("dicom_files")
 
 
+@pytest.fixture(scope="session")
+def prompted_discs() -> ModuleType:
+    """tests/prompted_discs.py: writes a promptable bundle whose answers can be worked out in the head."""
+    pytest.importorskip("onnx")
+    return beside("prompted_discs")
+
+
 def beside(name: str) -> ModuleType:
     """A module of this folder, which is no package."""
     spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))

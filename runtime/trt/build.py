@@ -15,8 +15,9 @@ from runtime.trt.library import check_installed, import_tensorrt
 from runtime.trt.plan_request import BuiltPlan, PlanRequest
 from runtime.trt.version import OLDEST, STRONGLY_TYPED, Release, release_of
 from runtime.verify import Verification, verify_bundle
-from segcore.bundle import Bundle, EngineTarget, Manifest, Variant, open_bundle, seal_bundle
+from segcore.bundle import Bundle, Manifest, Variant, open_bundle, seal_bundle
 from segcore.command import log
+from segcore.engine_target import EngineTarget
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE
 from segcore.host import Made, made_now
@@ -211,5 +212,6 @@ def seal_engine(
             "made": made,
             "model_file": "model.plan",
             "variants": tuple(plan.source.model_copy(update={"file": plan.plan}) for plan in others),
+            "prompt": None,  # an engine has one input; encoder and decoder stay behind in the bundle of graphs
         },
     )

@@ -10,6 +10,7 @@ Source: DICOM PS3.3, A.51 (Segmentation IOD) and C.8.20 (its modules).
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from copy import deepcopy
 from io import BytesIO
 from typing import Any
@@ -33,7 +34,13 @@ _NOMINAL_MM = 1.0
 _NAMED = re.compile(r"no attribute '(\w+)'")
 
 
-def encode_seg(scan: Scan, masks: np.ndarray, manifest: Manifest, bundle_sha256: str | None) -> bytes:
+def encode_seg(
+    scan: Scan,
+    masks: np.ndarray,
+    manifest: Manifest,
+    bundle_sha256: str | None,
+    prompted: Collection[str] = (),
+) -> bytes:
     """The file's bytes.
 
     Args:
@@ -41,6 +48,7 @@ def encode_seg(scan: Scan, masks: np.ndarray, manifest: Manifest, bundle_sha256:
         masks: N×H×W uint8, 0 background, k the k-th class.
         manifest: of the model.
         bundle_sha256: of the model's bundle; without it the hash of the model file names the version.
+        prompted: classes that a reader's click or box had a part in.
 
     Raises:
         InputError: no DICOM source, or its header lacks what a SEG must refer to.
@@ -60,6 +68,9 @@ def encode_seg(scan: Scan, masks: np.ndarray, manifest: Manifest, bundle_sha256:
         if found is None or not found[1][:1].isupper():
             raise
         raise missing(scan.name, found[1]) from None
+    for segment, name in zip(seg.SegmentSequence, manifest.classes, strict=True):
+        if name in prompted:  # "calculated segment with user assistance": PS3.3, Segment Description Macro
+            segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
     file = BytesIO()
     seg.save_as(file, enforce_file_format=True)
     return file.getvalue()

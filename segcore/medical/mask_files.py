@@ -45,6 +45,7 @@ def write_masks(
     *,
     details: Mapping[str, Any] | None = None,
     bundle_sha256: str | None = None,
+    prompted: Collection[str] = (),
 ) -> dict[MaskFormat, list[str]]:
     """Writes the masks of one scan in the formats asked for; each file appears whole or not at all.
 
@@ -57,6 +58,7 @@ def write_masks(
         formats: of `MASK_FORMATS`; json lists the others, whatever the order.
         details: for json: measurements, quality, timings; JSON values.
         bundle_sha256: of the model's bundle, for json and the segmentation's algorithm version.
+        prompted: classes that a reader's click or box had a part in, which a segmentation calls semi-automatic.
 
     Returns:
         What was written, as paths relative to `folder`.
@@ -71,7 +73,7 @@ def write_masks(
     if unknown := sorted(set(formats) - set(MASK_FORMATS)):
         raise InputError(f"--format: must be of {', '.join(MASK_FORMATS)}, got {unknown[0]}")
     # First, because a source may not do for one: then nothing is written.
-    seg = encode_seg(scan, masks, manifest, bundle_sha256) if "dicom-seg" in formats else b""
+    seg = encode_seg(scan, masks, manifest, bundle_sha256, prompted) if "dicom-seg" in formats else b""
     written: dict[MaskFormat, list[str]] = {}
     if "png" in formats:
         written["png"] = _write_png(folder, stem, masks * np.uint8(255 if len(manifest.classes) == 1 else 1))

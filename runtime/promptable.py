@@ -1,0 +1,238 @@
+"""Asks a promptable bundle: the picture is looked at once, then each click or box costs the small decoder alone.
+
+with PromptPredictor.open("runs/promptable") as predictor:
+    looked = predictor.look(read_image("chest.png"))
+    first = predictor.answer(looked, Prompt(points=((120, 80, True),)))
+    better = predictor.answer(looked, Prompt(points=((120, 80, True), (40, 60, False))), before=first)
+
+It answers for one thing at a time, whatever the classes of the bundle's automatic model, which `Predictor` opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from runtime.engine import available_threads, choose_engine
+from runtime.prompt_model import PromptModel, open_prompt_model
+from segcore.bundle import Bundle, Manifest, open_bundle
+from segcore.errors import InputError
+from segcore.preprocess import decide, prepare, probabilities
+from segcore.prompts import (
+    MASK_CLIP,
+    Prompt,
+    PromptSpec,
+    answer_spec,
+    check_prompt,
+    choose_candidate,
+    prompt_arrays,
+)
+
+
+@dataclass(frozen=True)
+class PromptTimings:
+    """Where the time of an answer went, in milliseconds.
+
+    Attributes:
+        pre_ms: windowing and resizing the picture, once a picture.
+        encoder_ms: the encoder, once a picture.
+        decoder_ms: the decoder, once a question.
+        post_ms: resizing the mask to the picture's size, once a question.
+    """
+
+    pre_ms: float
+    encoder_ms: float
+    decoder_ms: float = 0.0
+    post_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A picture that the encoder has seen; about 4 MB at 512 px.
+
+    Attributes:
+        image_px: height and width of the picture.
+        features: `runtime.prompt_model.FEATURES`, by name.
+        timings: of looking.
+    """
+
+    image_px: tuple[int, int]
+    features: dict[str, np.ndarray]
+    timings: PromptTimings
+
+
+@dataclass(frozen=True)
+class PromptAnswer:
+    """The mask of what was asked for, at the picture's own size.
+
+    Attributes:
+        mask: H×W uint8, 1 on the thing.
+        probability: 1×H×W float32.
+        estimated_iou: what the model expects of this mask, 0–1.
+        candidate: which of the model's candidates this is, 0 its answer to clear prompts.
+        logits: h×w float32, a quarter of the network's input; part of the next question.
+        timings: of looking, and of this answer.
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    estimated_iou: float
+    candidate: int
+    logits: np.ndarray
+    timings: PromptTimings
+
+
+class PromptPredictor:
+    """An opened promptable bundle. Use as a context manager, or call `close`. One caller at a time.
+
+    Attributes:
+        bundle: the opened bundle.
+        spec: what it may be asked with.
+        engine_name: openvino or onnxruntime.
+        engine_version: of its library.
+        threads: CPU threads of the engine.
+        model: the two graphs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        spec: PromptSpec,
+        model: PromptModel,
+        *,
+        engine_name: str,
+        threads: int,
+    ) -> None:
+        self.bundle = bundle
+        self.spec = spec
+        self.engine_name = engine_name
+        self.engine_version = model.version
+        self.threads = threads
+        self.model = model
+
+    @classmethod
+    def open(
+        cls, bundle: Path | str | Bundle, *, engine: str | None = None, threads: int | None = None
+    ) -> PromptPredictor:
+        """Opens encoder and decoder.
+
+        Args:
+            bundle: its folder, or what `open_bundle` gave.
+            engine: openvino or onnxruntime; by default openvino where it is installed and can open the bundle.
+            threads: CPU threads of the engine; by default all that this process may use.
+
+        Raises:
+            InputError: a damaged or unexported bundle, one that takes no prompts, or an engine that is unknown,
+                unable or not installed.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = open_bundle(bundle)
+        if threads is not None and threads < 1:
+            raise InputError(f"--threads: must be at least 1, got {threads}")
+        spec = prompt_spec(bundle)
+        name = choose_engine(bundle.manifest, engine, name=str(bundle.folder))
+        some = threads or available_threads()
+        model = open_prompt_model(
+            name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=some
+        )
+        return cls(bundle, spec, model, engine_name=name, threads=some)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def look(self, image: np.ndarray, *, name: str = "image") -> Looked:
+        """Runs the encoder on a picture.
+
+        Args:
+            image: H×W or H×W×3, of the depth that the model was trained on, as `read_image` gives it.
+            name: what an error calls the picture.
+
+        Raises:
+            InputError: another depth or shape.
+        """
+        start = perf_counter()
+        picture = prepare(image, self.manifest.input, name=name)
+        prepared = perf_counter()
+        features = self.model.encode(picture)
+        timings = PromptTimings(1e3 * (prepared - start), 1e3 * (perf_counter() - prepared))
+        return Looked((image.shape[0], image.shape[1]), features, timings)
+
+    def answer(self, looked: Looked, prompt: Prompt, *, before: PromptAnswer | None = None) -> PromptAnswer:
+        """Answers one question.
+
+        Args:
+            looked: the picture.
+            prompt: all points so far, and the box, in the picture's own pixels.
+            before: the last answer about this picture, which the model then mends. A model that takes no masks
+                (`PromptSpec.mask_input`) answers from the points alone.
+
+        Raises:
+            InputError: the prompt lies outside the picture, is empty, or has too many points.
+        """
+        check_prompt(prompt, looked.image_px, self.spec)
+        start = perf_counter()
+        points, labels = prompt_arrays(
+            [prompt], looked.image_px, self.manifest.input.size_px, self.spec.slots
+        )
+        given = before.logits if before is not None and self.spec.mask_input else None
+        logits, iou = self.model.decode(looked.features, points, labels, given)
+        decoded = perf_counter()
+        best = choose_candidate(iou, prompt, self.spec, again=given is not None)
+        chosen = logits[best]
+        one = answer_spec(self.manifest.output)
+        probability = probabilities(chosen[None], one, looked.image_px)
+        mask = decide(probability, one)
+        done = perf_counter()
+        return PromptAnswer(
+            mask=mask,
+            probability=probability.astype(np.float32, copy=False),
+            estimated_iou=float(iou[best]),
+            candidate=best,
+            logits=np.clip(chosen, -MASK_CLIP, MASK_CLIP),
+            timings=PromptTimings(
+                looked.timings.pre_ms,
+                looked.timings.encoder_ms,
+                1e3 * (decoded - start),
+                1e3 * (done - decoded),
+            ),
+        )
+
+    def close(self) -> None:
+        """Lets go of encoder and decoder."""
+        self.model.close()
+
+    def __enter__(self) -> PromptPredictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_promptable(manifest: Manifest) -> bool:
+    """Whether `PromptPredictor` can open such a bundle; what its automatic model does is no matter."""
+    spec = manifest.prompt
+    return spec is not None and {spec.encoder_file, spec.decoder_file} <= set(manifest.files)
+
+
+def prompt_spec(bundle: Bundle) -> PromptSpec:
+    """What an exported bundle may be asked with.
+
+    Raises:
+        InputError: it takes no prompts, or holds no encoder and decoder.
+    """
+    spec, manifest = bundle.manifest.prompt, bundle.manifest
+    if spec is None:
+        raise InputError(
+            f"bundle {bundle.folder}: must take prompts, {manifest.architecture} takes none; "
+            "leave --point and --box away, or use a bundle of a promptable teacher"
+        )
+    if manifest.format != "torch" and not is_promptable(manifest):
+        raise InputError(
+            f"bundle {bundle.folder}: must hold an encoder and a decoder to take prompts, {manifest.format} holds "
+            "none; export the teacher with --to onnx or --to openvino"
+        )
+    return spec
