@@ -73,7 +73,11 @@ def main(settings: DemoSettings) -> None:
             )
         )
         for name in models.names:
-            models.predictor(name)  # so that a bundle or an engine that cannot be opened is told now
+            models.predictor(
+                name
+            )  # so that a bundle or an engine that cannot be opened is told now, not to a reader
+        for name in models.promptable(models.names):
+            models.prompt_predictor(name)
         # Only the web server's folder is served; readers' uploads are not.
         for name in ("web/examples", "readers"):
             (folder / name).mkdir(parents=True)

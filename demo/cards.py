@@ -7,7 +7,8 @@ from html import escape
 
 import numpy as np
 
-from demo.compare import apart_words, comparable, speed_rows, speed_words
+from demo.compare import Answer, apart_words, comparable, speed_rows, speed_words
+from demo.prompted import iou_words, prompted_words
 from demo.scores import HINT, against_truth
 from demo.session import Session
 from demo.traffic_light import light_card
@@ -52,9 +53,13 @@ def heading(scan: Scan) -> str:
 def trust(session: Session) -> str:
     """Whether to trust the masks: each model's light, and how far the models agree."""
     parts = []
-    for name, answer in zip(session.chosen, session.answers, strict=True):
+    for name, answer in zip(session.chosen, session.current, strict=True):
         quality = answer.manifest.quality
-        if quality is None or answer.quality is None:
+        if answer.prompted is not None:
+            said = (
+                f"<p>{escape(_by_prompt(answer))}</p><p class='hint'>{escape(iou_words(answer.prompted))}</p>"
+            )
+        elif quality is None or answer.quality is None:
             said = (
                 '<p class="hint">This model does not judge its own mask. Look at the outline with care.</p>'
             )
@@ -67,7 +72,7 @@ def trust(session: Session) -> str:
             parts.append(f"<p>{escape(apart_words(first, other))}</p>")
         else:
             parts.append("<p>These models look for different things, so their masks are not compared.</p>")
-    if session.threshold is not None and any(a.quality is not None for a in session.answers):
+    if session.threshold is not None and any(a.quality is not None for a in session.current):
         parts.append('<p class="hint">The lights judge the masks at the models’ own thresholds.</p>')
     return "".join(parts)
 
@@ -90,6 +95,11 @@ def measured(session: Session) -> str:
         for mask, k in zip(masks, classes, strict=True)
     ]
     text = _measurement_table(names, slices, "This slice" if scan.slices > 1 else "", scores)
+    text += "".join(
+        f'<p class="hint">{escape(name)}: {escape(_by_prompt(answer))}</p>'
+        for name, answer in zip(_short(session), session.shown, strict=True)
+        if answer.prompted is not None
+    )
     if session.truth is not None:
         text += f'<p class="hint">{escape(HINT)}</p>'
     if stacks:
@@ -108,7 +118,17 @@ def speed(session: Session) -> str:
         text += f"<p>{escape(name)} was <strong>{words}</strong> {than} {escape(names[0])}.</p>"
     runs = min(a.times.runs for a in answers)
     note = f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted."
-    return f'{text}{plain_table(speed_rows(names, answers))}<p class="hint">{note}</p>'
+    note += "".join(
+        f" {name} looked at the slice in {p.look_ms:.0f} ms, once, and answered the prompt in {p.answer_ms:.0f} ms."
+        for name, answer in zip(names, session.current, strict=True)
+        if (p := answer.prompted) is not None
+    )
+    return f'{text}{plain_table(speed_rows(names, answers))}<p class="hint">{escape(note)}</p>'
+
+
+def _by_prompt(answer: Answer) -> str:
+    assert answer.prompted is not None
+    return prompted_words(answer.prompted, len(answer.manifest.classes))
 
 
 def _short(session: Session) -> list[str]:

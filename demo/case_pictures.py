@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from demo.compare import fit
 from segcore.overlay import COLOURS
 from segcore.preprocess import resize_mask
+from segcore.prompts import Prompt
 
 SIDE_PX = 640
 """Longest side of a printed picture: 60 mm at 270 dots an inch."""
 LINES = ("solid", "dashed", "dotted")
 _DASH_PX = (0, 16, 6)  # length of a dash and of a gap, of each of `LINES`
 _WIDTH_PX = 3
+INSIDE, BESIDE = (0, 114, 178), (213, 94, 0)
+"""Colours of a prompt's points, as the viewer's (`viewer_prompts.js`); their shapes and signs tell them apart alone."""
+_MARK_PX = 11
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -37,6 +42,32 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
             line &= ((2 * x + 3 * y) // (2 * dash)) % 2 == 0
         picture[line] = COLOURS[(k - 1) % len(COLOURS)]
     return picture
+
+
+def draw_prompt(picture: np.ndarray, prompt: Prompt, image_px: tuple[int, int]) -> np.ndarray:
+    """What was asked, over a picture H×W×3 uint8: a disc with + on the thing, a diamond with − beside it, the box.
+
+    Args:
+        picture: as `outlined` gives it.
+        prompt: in the pixels of the image.
+        image_px: the image's height and width.
+    """
+    drawn = Image.fromarray(picture)
+    pen, white = ImageDraw.Draw(drawn), (255, 255, 255)
+    scale = np.array([picture.shape[1] / image_px[1], picture.shape[0] / image_px[0]])
+    if prompt.box is not None:
+        corners = (np.array(prompt.box).reshape(2, 2) + np.array([[0, 0], [1, 1]])) * scale
+        for colour, width in ((white, 4), (INSIDE, 2)):
+            pen.rectangle(tuple(corners.round().ravel()), outline=colour, width=width)
+    for column, row, inside in prompt.points:
+        (x, y), r = (np.array([column, row]) + 0.5) * scale, _MARK_PX
+        if inside:
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=INSIDE, outline=white, width=2)
+            pen.line((x, y - r / 2, x, y + r / 2), fill=white, width=3)
+        else:
+            pen.polygon(((x - r, y), (x, y - r), (x + r, y), (x, y + r)), fill=BESIDE, outline=white, width=2)
+        pen.line((x - r / 2, y, x + r / 2, y), fill=white, width=3)
+    return np.asarray(drawn)
 
 
 def line_of(k: int) -> str:

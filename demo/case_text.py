@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.case_pictures import line_of, outlined
+from demo.case_pictures import draw_prompt, line_of, outlined
 from demo.case_view import CaseView
 from demo.compare import Answer, apart_words, comparable, fit, heat, heat_map, speed_rows, speed_words, title
 from demo.model_story import short_limits
+from demo.prompted import iou_words, prompted_words
 from demo.scores import HINT, against_truth
 from demo.traffic_light import Light, light_of, limits
 from segcore import __version__
@@ -156,13 +157,19 @@ def _answer_figure(image: np.ndarray, answer: Answer, name: str) -> Figure:
     classes, judged = answer.manifest.classes, answer.manifest.quality is not None
     marked = [c for k, c in enumerate(classes, start=1) if (answer.mask == k).any()]
     estimate = answer.quality if judged else None
+    picture, prompted = outlined(image, answer.mask), answer.prompted
+    if prompted is not None:
+        picture = draw_prompt(picture, prompted.prompt, (image.shape[0], image.shape[1]))
+    note = "" if marked else "Nothing was marked."
+    if prompted is not None:
+        note = f"{note} Answers the reader's prompt.".strip()
     return Figure(
         heading=name,
         detail=answer.manifest.name if answer.manifest.name != name else answer.manifest.kind,
-        picture=outlined(image, answer.mask),
+        picture=picture,
         alt=f"The picture with what {title(answer.manifest)} marks: {', '.join(marked) or 'nothing'}.",
         key=_key(classes),
-        note="" if marked else "Nothing was marked.",
+        note=note,
         light=None if estimate is None else light_of(estimate),
         estimate=estimate,
     )
@@ -176,7 +183,9 @@ def _notes(case: CaseView) -> list[str]:
     found = []
     for answer in case.answers:
         quality = answer.manifest.quality
-        if quality is not None and answer.quality is not None:
+        if answer.prompted is not None:
+            found.append(f"{title(answer.manifest)}: {_prompted(answer)}")
+        elif quality is not None and answer.quality is not None:
             found.append(f"Light of {title(answer.manifest)}: {limits(quality)}")
         else:
             found.append(f"{title(answer.manifest)} does not judge its own mask: it has no light.")
@@ -190,6 +199,13 @@ def _notes(case: CaseView) -> list[str]:
     if any(not comparable(first, other) for other in others):
         found.append("Models that look for different things are not compared.")
     return found
+
+
+def _prompted(answer: Answer) -> str:
+    assert answer.prompted is not None
+    words = prompted_words(answer.prompted, len(answer.manifest.classes)).replace("your", "the reader's")
+    estimate = iou_words(answer.prompted).replace("you meant", "the reader meant")
+    return f"{words} In the picture, + is a point on it, − one beside it. {estimate}"
 
 
 def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:

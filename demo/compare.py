@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
+from demo.prompted import Prompted
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle import Manifest
 from segcore.metrics import dice_per_class, disagreement
@@ -45,6 +46,8 @@ class Answer:
         foreground: probability of each foreground class, K×H×W float32, 0–1.
         times: how long it took.
         quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
+        prompted: what the reader asked, where the mask answers a prompt; None for the automatic mask. The times are
+            the automatic mask's all the same.
     """
 
     manifest: Manifest
@@ -53,6 +56,7 @@ class Answer:
     foreground: np.ndarray
     times: Times
     quality: float | None = None
+    prompted: Prompted | None = None
 
     def at(self, threshold: float | None) -> Answer:
         """The same answer with the mask drawn at another threshold, 0–1; None: at the model's own.

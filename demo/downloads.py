@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -55,6 +55,7 @@ def mask_files(
     threshold: float | None = None,
     bundle_sha256: str | None = None,
     reference: str | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes mask.png (mask-png.zip of several slices), mask.nii.gz, mask-seg.dcm and case.json, as asked for.
 
@@ -67,6 +68,8 @@ def mask_files(
         threshold: that the reader chose, for the JSON; None: the model's own.
         bundle_sha256: of the model's bundle, for the JSON and the segmentation.
         reference: the class that the JSON gives the others' areas as a share of.
+        prompt: `demo.prompted.prompt_record`, where a reader's prompt made a class of the masks: for the JSON, and
+            so that a segmentation calls the class semi-automatic.
 
     Raises:
         InputError: an unknown format, or a segmentation that cannot refer to its source.
@@ -78,7 +81,16 @@ def mask_files(
     if threshold is not None and manifest.output.activation == "sigmoid":
         output = manifest.output.model_copy(update={"threshold": threshold})
         manifest = manifest.model_copy(update={"output": output})
-    made = write_masks(folder, _STEM, scan, masks, manifest, wanted - {"json"}, bundle_sha256=bundle_sha256)
+    made = write_masks(
+        folder,
+        _STEM,
+        scan,
+        masks,
+        manifest,
+        wanted - {"json"},
+        bundle_sha256=bundle_sha256,
+        prompted=() if prompt is None else (prompt["class"],),
+    )
     files: dict[str, list[str]] = {}
     for key, names in made.items():
         files[key] = [_own_name(folder, key, names)]
@@ -88,7 +100,10 @@ def mask_files(
             replace(scan, name=NEUTRAL),
             masks,
             manifest,
-            details={"measurements": [one.model_dump(mode="json") for one in measured]},
+            details={
+                "measurements": [one.model_dump(mode="json") for one in measured],
+                **({} if prompt is None else {"prompt": dict(prompt)}),
+            },
             files=files,
             bundle_sha256=bundle_sha256,
         )

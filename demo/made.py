@@ -17,6 +17,7 @@ from demo.model_story import (
     story_of,
 )
 from demo.traffic_light import limits as quality_limits
+from runtime.promptable import is_promptable
 from segcore.bundle import Manifest
 from segcore.host import Made
 
@@ -70,6 +71,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             "Judges its own mask",
             quality_limits(manifest.quality) if manifest.quality else "no, it gives no estimate",
         ),
+        ("Takes clicks and boxes", _prompts(manifest)),
         ("Checked after export", _gate(manifest) or "not recorded"),
         (
             "Made from",
@@ -77,6 +79,15 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("Learned from", f"teacher {manifest.teacher[:12]}" if manifest.teacher else "no teacher"),
     ]
+
+
+def _prompts(manifest: Manifest) -> str:
+    if not is_promptable(manifest) or manifest.prompt is None:
+        return "no"
+    learnt = " and ".join(
+        {"point": "points", "box": "boxes"}[k] for k in manifest.prompt.kinds if k != "mask"
+    )
+    return f"yes, it was trained with {learnt}; up to {manifest.prompt.slots} points, a box is two"
 
 
 def _gate(manifest: Manifest) -> str:

@@ -21,9 +21,21 @@ FORMATS = {
     "tensorrt-onnx": "ONNX for TensorRT",
     "tensorrt": "TensorRT",
 }
+_ADDITIONS = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "rslora": "LoRA",
+    "ia3": "IA³",
+    "adapter": "adapters",
+    "adapter-parallel": "adapters",
+    "adapter-channel-space": "adapters",
+}
 _TUNED = {
-    "lora": "Of the starting weights, small additions (LoRA) and the decoder were trained.",
-    "adapter": "Of the starting weights, small additions (adapters) and the decoder were trained.",
+    **{
+        k: f"Of the starting weights, small additions ({v}) and the decoder were trained."
+        for k, v in _ADDITIONS.items()
+    },
+    "bitfit": "Of the starting weights, the biases and the decoder were trained.",
     "decoder": "The starting weights stayed as they were; only the decoder was trained.",
     "all": "Every weight was trained.",
 }
@@ -192,6 +204,8 @@ def _learned_words(manifest: Manifest) -> str:
 
 def _start_words(manifest: Manifest) -> str:
     tuned = _TUNED.get(str(manifest.settings.get("tune")), "") if manifest.kind == "teacher" else ""
+    if not manifest.trained_parameters:
+        tuned = "Nothing was trained."
     if manifest.pretrained == NO_WEIGHTS:
         return "It started from random weights, so it learned from nothing but these pictures."
     return f"It started from {manifest.pretrained}. {tuned}".strip()

@@ -12,6 +12,7 @@ import numpy as np
 from demo.compare import MAX_RUNS, Answer, ask, title
 from runtime.engine import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
+from runtime.promptable import PromptPredictor, is_promptable
 from segcore.bundle import Bundle, Manifest
 from segcore.errors import InputError
 
@@ -44,6 +45,7 @@ class Models:
         self._engine = engine
         self._threads = threads
         self._open: dict[tuple[int, str], tuple[Predictor, Lock]] = {}
+        self._open_prompted: dict[tuple[int, str], tuple[PromptPredictor, Lock]] = {}
         self._opening = Lock()
         self._stack = ExitStack()
 
@@ -75,13 +77,8 @@ class Models:
         Raises:
             InputError: no such model, or an engine that cannot open it.
         """
-        index = self._index(name)
+        index, chosen = self._index(name), self._engine_of(name, engine)
         bundle = self.bundles[index]
-        if engine is not None and engine not in (able := engines_for(bundle.manifest)):
-            raise InputError(
-                f"engine {engine}: must be able to open {name}, is not; choose {' or '.join(able)}"
-            )
-        chosen = choose_engine(bundle.manifest, engine or self._engine, name=name)
         with self._opening:
             if (index, chosen) not in self._open:
                 opened = self._stack.enter_context(
@@ -89,6 +86,34 @@ class Models:
                 )
                 self._open[index, chosen] = opened, Lock()
             return self._open[index, chosen]
+
+    def promptable(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the models that take a click or a box."""
+        return tuple(name for name in names if is_promptable(self.manifest(name)))
+
+    def prompt_predictor(self, name: str, engine: str | None = None) -> tuple[PromptPredictor, Lock]:
+        """A promptable model's encoder and decoder, opened, and the lock to hold while they are asked.
+
+        Args:
+            name: one of `names`.
+            engine: as for `predictor`.
+
+        Raises:
+            InputError: no such model, one that takes no prompts, or an engine that cannot open it.
+        """
+        index, chosen = self._index(name), self._engine_of(name, engine)
+        if not is_promptable(self.manifest(name)):
+            able = " or ".join(self.promptable(self.names)) or "a bundle of a promptable teacher"
+            raise InputError(
+                f"prompt: must go to a model that takes clicks, {name} takes none; choose {able}"
+            )
+        with self._opening:
+            if (index, chosen) not in self._open_prompted:
+                opened = self._stack.enter_context(
+                    PromptPredictor.open(self.bundles[index], engine=chosen, threads=self._threads)
+                )
+                self._open_prompted[index, chosen] = opened, Lock()
+            return self._open_prompted[index, chosen]
 
     def ask(
         self, name: str, image: np.ndarray, *, called: str, engine: str | None = None, runs: int = MAX_RUNS
@@ -121,6 +146,7 @@ class Models:
             "depth": manifest.input.depth,
             "threshold": manifest.output.threshold,
             "engines": [e for e in engines_for(manifest) if installed(e)],
+            "prompt": self._prompt_facts(name),
         }
 
     def open_another(self, name: str) -> Predictor:
@@ -136,6 +162,20 @@ class Models:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _engine_of(self, name: str, engine: str | None) -> str:
+        manifest = self.manifest(name)
+        if engine is not None and engine not in (able := engines_for(manifest)):
+            raise InputError(
+                f"engine {engine}: must be able to open {name}, is not; choose {' or '.join(able)}"
+            )
+        return choose_engine(manifest, engine or self._engine, name=name)
+
+    def _prompt_facts(self, name: str) -> dict[str, Any] | None:
+        spec = self.manifest(name).prompt
+        if spec is None or not self.promptable([name]):
+            return None
+        return {"kinds": list(spec.kinds), "most_points": spec.slots}
 
     def _index(self, name: str) -> int:
         if name not in self.names:

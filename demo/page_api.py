@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from demo.models import Models
-from demo.segment import segment_file
+from demo.segment import read_prompt, segment_file
 from demo.sessions import Sessions
 from demo.web_folder import new_folder
 from segcore.errors import InputError
@@ -24,9 +24,9 @@ def add_endpoints(models: Models, sessions: Sessions) -> None:
         return [models.describe(name) for name in models.names]
 
     def segment(
-        file: str | None, model: str, formats: list[str], threshold: float | None
+        file: str | None, model: str, formats: list[str], threshold: float | None, prompt: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """Segments one file: the record, and the mask files that were asked for."""
+        """Segments one file: the record, and the mask files asked for; `prompt` is `demo.segment.AskedFor`."""
         work = Path(tempfile.mkdtemp(prefix="segment-", dir=sessions.folder))
         try:
             record, made = segment_file(
@@ -37,6 +37,7 @@ def add_endpoints(models: Models, sessions: Sessions) -> None:
                 model=model or models.names[-1],
                 formats=formats,
                 threshold=threshold,
+                prompt=None if prompt is None else read_prompt(prompt),
             )
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -52,12 +53,13 @@ def add_endpoints(models: Models, sessions: Sessions) -> None:
         model = gr.Textbox(label="model")
         formats = gr.CheckboxGroup(["png", "nifti", "dicom-seg", "json"], value=["png"], label="formats")
         threshold = gr.Number(None, label="threshold")
+        prompt = gr.JSON(None, label="prompt")
         record, files = gr.JSON(label="record"), gr.File(label="files", file_count="multiple")
         ask, call = gr.Button(), gr.Button()
     ask.click(list_models, None, record, api_name="models", show_progress="hidden")
     call.click(
         segment,
-        [file, model, formats, threshold],
+        [file, model, formats, threshold, prompt],
         [record, files],
         api_name="segment",
         show_progress="hidden",

@@ -11,6 +11,7 @@ from demo import cards
 from demo.downloads import PAGE, formats_for
 from demo.examples import Example
 from demo.models import Models
+from demo.prompting import Step
 from demo.session import Session
 from demo.sessions import Sessions
 from demo.shown import viewer_value
@@ -78,6 +79,7 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
                     visible=False,
                     scale=2,
                 )
+    answered = [said, viewer, trust, measured, speed, files]
     shown = [said, viewer, trust, measured, speed, every, along, formats, of, files]
 
     def show(session: Session) -> list[Any]:
@@ -150,6 +152,21 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
             session.set_threshold(event.threshold)
             return [cards.trust(session), cards.measured(session)]
 
+    def on_prompt(event: gr.EventData, request: gr.Request) -> list[Any]:
+        """A click, a box, or taking one back; where it cannot be answered, the case stays as it is."""
+        session = sessions.of(str(request.session_hash))
+        with session.lock:
+            if session.scan is None or (str(event.key), event.slice) != (str(session.version), session.index):
+                return [gr.skip()] * len(answered)  # it was meant for what has been replaced
+            heading = cards.heading(session.scan)
+            try:
+                session.take(Step.model_validate(event.step))
+            except InputError as error:
+                skipped = [gr.skip()] * (len(answered) - 2)
+                return [heading + cards.problem(str(error)), viewer_value(session), *skipped]
+            numbers = [cards.trust(session), cards.measured(session), cards.speed(session)]
+            return [heading, viewer_value(session), *numbers, gr.File(None, visible=False)]
+
     def on_every(request: gr.Request) -> Iterator[list[Any]]:
         session = sessions.of(str(request.session_hash))
         try:
@@ -180,6 +197,7 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
     truth.upload(on_truth, truth, shown, **busy)
     viewer.input(on_slice, None, shown, **quiet, trigger_mode="always_last")
     viewer.release(on_threshold, None, [trust, measured], **quiet, trigger_mode="always_last")
+    viewer.select(on_prompt, None, answered, **quiet, trigger_mode="multiple")
     every.click(on_every, None, [every, measured, said], **quiet)
     take.click(on_take, [formats, of], [files, said], **busy)
 

@@ -7,14 +7,56 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from demo.compare import Answer
 from demo.downloads import mask_files
 from demo.models import Models
+from demo.prompted import prompt_record
+from demo.prompting import Prompting
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
+from segcore.prompts import Prompt
+from segcore.scan import Scan
 from segcore.scan_measurements import measure_scan
+
+
+class AskedFor(BaseModel):
+    """A program's prompt.
+
+    Attributes:
+        points: (x, y, inside) in the picture's own pixels: a place, and whether it is on the thing.
+        box: left, top, right, bottom.
+        class_name: what the prompt is for, "class" in JSON; "" for the model's first class.
+        slice: the slice that it is about, from 1.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: "class" if name == "class_name" else name,
+    )
+
+    points: tuple[tuple[float, float, bool], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    class_name: str = ""
+    slice: int | None = None
+
+
+def read_prompt(given: Any) -> AskedFor:
+    """A program's JSON, checked.
+
+    Raises:
+        InputError: it is no prompt.
+    """
+    try:
+        return AskedFor.model_validate(given)
+    except ValidationError:
+        raise InputError(
+            'prompt: must be like {"points": [[x, y, true]], "box": [left, top, right, bottom], "class": '
+            f'"lung", "slice": 1}}, each optional, got {str(given)[:120]}'
+        ) from None
 
 
 def segment_file(
@@ -26,6 +68,7 @@ def segment_file(
     model: str,
     formats: Sequence[str] = (),
     threshold: float | None = None,
+    prompt: AskedFor | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Segments every slice of one upload.
 
@@ -37,29 +80,36 @@ def segment_file(
         model: one of the models' names.
         formats: keys of `demo.downloads`.
         threshold: 0–1; None for the model's own.
+        prompt: a click or a box for a promptable model; its answer takes the place of that class on that slice.
 
     Returns:
         A record for JSON, and the files.
 
     Raises:
-        InputError: the file or the model cannot be used; no path in the message.
+        InputError: the file, the model or the prompt cannot be used; no path in the message.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise InputError(f"threshold: must lie between 0 and 1, got {threshold:g}")
     if not sent:
         raise InputError("file: must be given, none was")
     manifest = models.manifest(model)
+    if prompt is not None:
+        models.prompt_predictor(model)  # told now, and not after every slice, where it takes no prompts
     paths = receive([sent], folder / "upload")
     if len(paths) > 1:
         raise InputError(f"{Path(sent).name}: must hold one scan, got {len(paths)}; send them one by one")
     with without_paths(*paths):
         scan = read_scan(paths[0])
+        asked_on = None if prompt is None else _slice_of(prompt, scan)
         answers = list[Answer]()
         for index in range(scan.slices):
             picture = scan.picture(index, manifest.input.depth)
             answer = models.ask(model, picture, called=scan.slice_name(index), runs=1)
+            if prompt is not None and index == asked_on:
+                answer = _ask(models, model, answer, picture, prompt, called=scan.slice_name(index))
             answers.append(answer.at(threshold))
         masks = np.stack([answer.mask for answer in answers])
+        record_of = next((prompt_record(p, i) for i, a in enumerate(answers) if (p := a.prompted)), None)
         sha256, reference = models.sha256(model), models.reference_for(manifest.classes)
         files = list[Path]()
         if formats:
@@ -72,6 +122,7 @@ def segment_file(
                 threshold=threshold,
                 bundle_sha256=sha256,
                 reference=reference,
+                prompt=record_of,
             )
     measured = measure_scan(scan, masks, manifest.classes, reference=reference)
     judged = [answer.quality for answer in answers if answer.quality is not None]
@@ -86,7 +137,26 @@ def segment_file(
         "threshold": threshold if threshold is not None else manifest.output.threshold,
         "measurements": [one.model_dump(mode="json") for one in measured],
         "expected_dice": {"least": min(judged), "mean": sum(judged) / len(judged)} if judged else None,
+        "prompt": record_of,
         "engine_ms": sum(answer.times.engine_ms for answer in answers),
         "note": "research use only, not a medical device",
     }
     return record, files
+
+
+def _slice_of(prompt: AskedFor, scan: Scan) -> int:
+    """Its index, from 0; of several slices the prompt must say which."""
+    number = prompt.slice if prompt.slice is not None or scan.slices > 1 else 1
+    if number is None or not 1 <= number <= scan.slices:
+        raise InputError(f"prompt: slice must be 1 to {scan.slices}, got {number or 'none'}")
+    return number - 1
+
+
+def _ask(
+    models: Models, model: str, answer: Answer, picture: np.ndarray, prompt: AskedFor, *, called: str
+) -> Answer:
+    prompting = Prompting(models, (model,), lambda _: picture, called)
+    if prompt.class_name:
+        prompting.choose_class(prompt.class_name)
+    prompting.ask(Prompt(points=prompt.points, box=prompt.box))
+    return prompting.shown(model, answer)

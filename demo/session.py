@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from demo.compare import MAX_RUNS, Answer
 from demo.models import Models
+from demo.prompting import Prompting, Step
 from demo.scores import as_classes
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
@@ -40,8 +42,10 @@ class Session:
         index: its slice, from 0.
         answers: of the shown slice, at the models' own thresholds.
         threshold: for models of one class; None for each model's own.
+        prompt_class: what the reader's last prompt was for.
         truth: reference masks N×H×W, or None.
         volumes: model's name → masks of every slice N×H×W, once they were asked for.
+        prompting: what the reader asks promptable models about the shown slice.
         waiting: uploads that are still in the web server's folder, until the reader starts the batch.
         version: changes with the scan and the models, not with the slice.
         closed: the reader has left; the folder is gone.
@@ -57,8 +61,10 @@ class Session:
     index: int = 0
     answers: tuple[Answer, ...] = ()
     threshold: float | None = None
+    prompt_class: str = ""
     truth: np.ndarray | None = None
     volumes: dict[str, np.ndarray] = field(default_factory=dict)
+    prompting: Prompting | None = None
     lock: RLock = field(default_factory=RLock, repr=False)
     seen: float = field(default_factory=time.monotonic)
     waiting: set[Path] = field(default_factory=set)
@@ -117,15 +123,44 @@ class Session:
         scan = self._scan()
         if not 0 <= index < scan.slices:
             raise InputError(f"slice: must be 1 to {scan.slices}, got {index + 1}")
-        self.index, self.answers = index, ()
+        if self.prompting is not None and self.prompting.questions:
+            self.volumes = {}  # the prompt's mask was among them
+        self.index, self.answers, self.prompting = index, (), None
         with without_paths(*self.scans):
             self.answers = tuple(self.ask(name, index, runs=runs) for name in self.chosen)
+        self.prompting = Prompting(
+            self.models,
+            self.models.promptable(self.chosen),
+            partial(self._picture, index=index),
+            scan.slice_name(index),
+            engine=self.engine,
+            class_name=self.prompt_class,
+        )
 
     def ask(self, name: str, index: int, *, runs: int = 1) -> Answer:
         """What one model says of one slice."""
-        scan = self._scan()
-        picture = scan.picture(index, self.models.manifest(name).input.depth)
-        return self.models.ask(name, picture, called=scan.slice_name(index), engine=self.engine, runs=runs)
+        called = self._scan().slice_name(index)
+        picture = self._picture(name, index=index)
+        return self.models.ask(name, picture, called=called, engine=self.engine, runs=runs)
+
+    def _picture(self, name: str, *, index: int) -> np.ndarray:
+        """A slice as a model takes it."""
+        return self._scan().picture(index, self.models.manifest(name).input.depth)
+
+    def take(self, step: Step) -> None:
+        """A click, a box, or taking one back: the promptable models answer about the shown slice.
+
+        Raises:
+            InputError: they cannot be asked that; then everything is as it was.
+        """
+        self._scan()
+        assert self.prompting is not None
+        before = self.prompting.questions
+        with without_paths(*self.scans):
+            self.prompting.take(step)
+        self.prompt_class = self.prompting.class_name
+        if self.prompting.questions != before:
+            self.volumes = {}
 
     def use(self, chosen: Sequence[str], engine: str | None) -> None:
         """Changes models or engine, and asks again about what is shown."""
@@ -137,9 +172,16 @@ class Session:
             self.go_to(self.index, runs=MAX_RUNS)
 
     @property
+    def current(self) -> tuple[Answer, ...]:
+        """The answers to the reader's prompt, or the automatic ones, at the models' own thresholds."""
+        if self.prompting is None or not self.answers:
+            return self.answers
+        return tuple(self.prompting.shown(n, a) for n, a in zip(self.chosen, self.answers, strict=True))
+
+    @property
     def shown(self) -> tuple[Answer, ...]:
-        """The answers at the threshold that the reader set."""
-        return tuple(answer.at(self.threshold) for answer in self.answers)
+        """The current answers at the threshold that the reader set."""
+        return tuple(answer.at(self.threshold) for answer in self.current)
 
     @property
     def truth_slice(self) -> np.ndarray | None:
@@ -155,18 +197,29 @@ class Session:
 
         Holds the lock for one slice at a time, and ends early where the reader went on to something else.
         """
-        scan, wanted = self._scan(), (self.version, self.threshold)
+        scan, wanted = self._scan(), self._asked_for()
         masks = {name: list[np.ndarray]() for name in self.chosen}
         for index in range(scan.slices):
             with self.lock:
-                if (self.version, self.threshold) != wanted or self.scan is not scan:
+                if self._asked_for() != wanted or self.scan is not scan:
                     return
                 for name, drawn in masks.items():
-                    drawn.append(self.ask(name, index).at(self.threshold).mask)
+                    drawn.append(self._drawn(name, index))
                 if index + 1 == scan.slices:
                     self.volumes = {name: np.stack(drawn) for name, drawn in masks.items()}
                     self._measured = {}
             yield index + 1
+
+    def _asked_for(self) -> tuple[object, ...]:
+        """What the masks of all slices follow from, but for the scan."""
+        questions = self.prompting.questions if self.prompting else ()
+        return self.version, self.threshold, questions, self.index if questions else None
+
+    def _drawn(self, name: str, index: int) -> np.ndarray:
+        """A model's mask of a slice: where a prompt made it, the shown one."""
+        if index == self.index and self.prompting is not None and self.prompting.questions:
+            return self.shown[self.chosen.index(name)].mask
+        return self.ask(name, index).at(self.threshold).mask
 
     def measured_volume(self, masks: np.ndarray, classes: Sequence[str]) -> Measured:
         """Measurements of masks N×H×W, made once: they take seconds, and are shown again with every slice."""
@@ -210,6 +263,7 @@ class Session:
     def clear(self) -> None:
         """Forgets the case and removes its files."""
         self.scan, self.answers, self.truth, self.volumes, self.scans = None, (), None, {}, ()
+        self.prompting = None
         self._measured = {}
         for folder in (self.folder / "case", self.made / "along"):  # and not a batch that is running
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from demo.case_view import CaseView
 from demo.compare import Answer
+from demo.prompting import prompt_payload
 from demo.session import Session
 from demo.viewer import ModelView, payload, presets
 from segcore.measurements import measure
@@ -27,9 +28,10 @@ def viewer_value(session: Session) -> dict[str, Any]:
         window=(offered[0].low, offered[0].high),
         windows=offered,
         spacing_mm=scan.spacing_mm,
-        models=[_view(n, a) for n, a in zip(session.chosen, session.answers, strict=True)],
+        models=[_view(n, a) for n, a in zip(session.chosen, session.current, strict=True)],
         truth=session.truth_slice,
         unit="HU" if scan.modality == "CT" else "",
+        prompt=None if session.prompting is None else prompt_payload(session.prompting),
     )
 
 
@@ -43,6 +45,8 @@ def _view(name: str, answer: Answer) -> ModelView:
         threshold=output.threshold,
         classes=answer.manifest.classes,
         quality=answer.quality,
+        mask=None if answer.prompted is None else answer.mask,
+        prompted=None if answer.prompted is None else answer.prompted.estimated_iou,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from demo.case_page import case_html
 from demo.case_pdf import case_pdf
 from demo.downloads import PAGE, mask_files
+from demo.prompted import prompt_record
 from demo.session import Session
 from demo.shown import case_view
 
@@ -32,6 +33,7 @@ def case_files(session: Session, model: str, wanted: Sequence[str]) -> list[Path
     if formats:
         assert session.scan is not None
         manifest = session.models.manifest(model)
+        prompted = session.shown[session.chosen.index(model)].prompted
         made += mask_files(
             session.scan,
             session.masks(model),
@@ -41,6 +43,7 @@ def case_files(session: Session, model: str, wanted: Sequence[str]) -> list[Path
             threshold=session.threshold,
             bundle_sha256=session.models.sha256(model),
             reference=session.models.reference_for(manifest.classes),
+            prompt=None if prompted is None else prompt_record(prompted, session.index),
         )
     if PAGE.key in wanted:
         view = case_view(session)

@@ -57,6 +57,7 @@ async function show(value) {
   }
   if (mine !== newest) return;
   const before = state.scene;
+  const moved = !before || before.slice !== scene.slice;
   const fresh = !before || before.key !== scene.key || before.models.length !== scene.models.length;
   state.scene = scene;
   ui.empty.hidden = true;
@@ -74,6 +75,7 @@ async function show(value) {
   describePicture();
   repaintPicture();
   remark();
+  settlePrompt(fresh, moved);
   if (scene.slices > 1) say(`Slice ${scene.slice + 1} of ${scene.slices}.`);
 }
 
@@ -173,14 +175,15 @@ function panelWords(panel) {
     const who = scene.models.map((m) => m.title).join(" and ");
     return { short: `over 0.5 apart: ${far}`, long: `${who} are more than 0.5 apart in ${far} of the picture` };
   }
-  const { classes, title } = scene.models[panel.index];
+  const { classes, title, prompted } = scene.models[panel.index];
   const layer = state.layers[panel.index];
   const seen = classes.map((c, k) => [c, layer.shares[k + 1], layer.shown[k]]).filter((c) => c[1] > 0 && c[2]);
   const list = seen.map(([c, share]) => `${c} ${percent(share)}`).join(", ");
   const long = seen.map(([c, share]) => `${c}, ${percent(share)}`).join(" and ");
-  if (long) return { short: list, long: `${title} marks ${long} of the picture` };
+  const who = prompted === null ? title : `${title}, by your prompt,`;
+  if (long) return { short: list, long: `${who} marks ${long} of the picture` };
   const any = layer.shares[0] < 1;
-  return any ? { short: "hidden", long: `${title}: what it marks is hidden` } : { short: "nothing marked", long: `${title} marks nothing` };
+  return any ? { short: "hidden", long: `${title}: what it marks is hidden` } : { short: "nothing marked", long: `${who} marks nothing` };
 }
 
 let spoken = debounced((text) => (ui.live.textContent = text), 400);
@@ -390,5 +393,6 @@ on("fit", "click", fitView);
 const showOpacity = () => (ui.opacityOut.textContent = `${ui.opacity.value} %`);
 
 showOpacity();
+connectPrompts();
 watch("value", () => show(props.value));
 show(props.value);

@@ -1,11 +1,14 @@
 """The picture viewer as data: what the browser needs to show a picture and every model's mark without asking again.
 
 The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `payload(...)` as its value; None
-empties it. It sends three events, whose data are attributes of `gr.EventData`:
+empties it. It sends three events, whose data are attributes of `gr.EventData`; each has `evt.key`, the payload's, to
+drop what came too late:
 
-    viewer.input(fn, ...)    evt.slice: int, counted from 0; evt.key: the payload's key, to drop what came too late
-    viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again; evt.key
-    viewer.select(fn, ...)   evt.x, evt.y: int, pixel of the picture at its own size that was clicked; evt.key
+    viewer.input(fn, ...)    evt.slice: int, counted from 0
+    viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again
+    viewer.select(fn, ...)   evt.step: what the reader did to ask, the fields of `demo.prompting.Step`; evt.slice
+
+It sends the next step when the last one's answer is there: a value whose `prompt.handled` has changed.
 
 `change` is Gradio's own and means that a new value came, from the server too: do not answer it.
 """
@@ -33,13 +36,12 @@ LEVELS = 65536
 """Probabilities travel as `floor(p · LEVELS)`, so that p ≥ t is kept wherever t · LEVELS is whole, as 0.5."""
 
 _HERE = Path(__file__).parent
+_SCRIPTS = ("viewer_draw.js", "viewer_prompts.js", "viewer_panels.js", "viewer.js")
 VIEWER: dict[str, Any] = {
     "html_template": (_HERE / "viewer.html").read_text("utf-8"),
     "css_template": (_HERE / "viewer.css").read_text("utf-8"),
     # One scope; the file that starts it comes last.
-    "js_on_load": "".join(
-        (_HERE / name).read_text("utf-8") for name in ("viewer_draw.js", "viewer_panels.js", "viewer.js")
-    ),
+    "js_on_load": "".join((_HERE / name).read_text("utf-8") for name in _SCRIPTS),
     "apply_default_css": False,
 }
 """Arguments of `gr.HTML`."""
@@ -58,6 +60,8 @@ class ModelView:
         threshold: the model's own, 0–1.
         classes: K names.
         quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
+        mask: class indices H×W, where it is not what the probabilities alone decide; for "softmax".
+        prompted: the model's estimate of the IoU, 0–1, where the mask answers the reader's prompt; else None.
     """
 
     title: str
@@ -67,6 +71,8 @@ class ModelView:
     threshold: float
     classes: tuple[str, ...]
     quality: float | None = None
+    mask: np.ndarray | None = None
+    prompted: float | None = None
 
 
 def payload(
@@ -82,6 +88,7 @@ def payload(
     models: Sequence[ModelView],
     truth: np.ndarray | None = None,
     unit: str = "",
+    prompt: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The viewer's value: JSON with arrays as base64 of zlib-deflated little-endian bytes, row by row.
 
@@ -97,6 +104,7 @@ def payload(
         models: one or more; the first is what the others are compared with.
         truth: reference mask of class indices, H×W; None where there is none.
         unit: of the values, "HU" in CT.
+        prompt: `demo.prompting.prompt_payload`; None where no model takes a click.
     """
     height, width = picture.shape[:2]
     shown = _shown_size((height, width))
@@ -116,6 +124,7 @@ def payload(
         "models": [_model(m, shown) for m in models],
         "truth": None if truth is None else _packed(resize_mask(truth.astype(np.uint8), shown)),
         "colours": [list(c) for c in COLOURS],
+        "prompt": prompt,
     }
 
 
@@ -155,11 +164,16 @@ def _model(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
         "classes": list(model.classes),
         "probability": [_packed(quantised(p)) for p in reduced],
         # The browser decides by the threshold; the likeliest class is decided here, before rounding.
-        "mask": _packed(_likeliest(reduced)) if model.activation == "softmax" else None,
+        "mask": _packed(_decided(model, reduced, shown)) if model.activation == "softmax" else None,
+        "prompted": model.prompted,
         "light": None
         if light is None
         else {"colour": light.colour, "word": light.word, "dice": round(float(model.quality or 0), 2)},
     }
+
+
+def _decided(model: ModelView, reduced: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+    return _likeliest(reduced) if model.mask is None else resize_mask(model.mask, shown)
 
 
 def _likeliest(foreground: np.ndarray) -> np.ndarray:

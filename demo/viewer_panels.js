@@ -34,10 +34,11 @@ function buildPanel(plan) {
   stage.setAttribute("role", "group");
   stage.setAttribute("aria-label", `${plan.title}: plus and minus zoom, arrows move, 0 fits, space hides the mask`);
   const light = plan.kind === "model" ? make("span") : null;
+  const asked = light && make("span", { className: "v-asked" });
   caption.append(make("strong", {}, plan.title), ...(light ? [light] : []), said);
-  stage.append(canvas);
+  stage.append(canvas, ...(asked ? [asked] : []));
   figure.append(caption, stage);
-  const panel = { ...plan, figure, stage, canvas, said, light, width: 0, height: 0 };
+  const panel = { ...plan, figure, stage, canvas, said, light, asked, width: 0, height: 0 };
   followPointer(panel);
   stage.addEventListener("keydown", (event) => onKey(panel, event));
   stage.addEventListener("keyup", (event) => event.key === " " && peek(false));
@@ -109,6 +110,7 @@ function drawPanel(panel) {
   if (marked && scene.truthLines && state.truthShown) drawTruth(context, matrix);
   drawScaleBar(context, panel, place);
   drawCross(context, panel, place);
+  if (marked) drawPrompt(context, place); // over the cross, which would make a plus of a minus
 }
 
 function drawHeat(context) {
@@ -232,6 +234,7 @@ function onKey(panel, event) {
     PageUp: () => stepSlice(-1),
     PageDown: () => stepSlice(1),
     " ": () => peek(true),
+    Escape: () => (prompting.box ? chooseTool("box") : chooseTool("look")),
   };
   if (!actions[event.key]) return;
   event.preventDefault();
@@ -244,7 +247,7 @@ function peek(on) {
   redraw();
 }
 
-/** Drag moves, two fingers zoom, the right button drags the window, a click is told to the page. */
+/** Drag moves, or draws a box; two fingers zoom, the right button drags the window; a click asks, if it is to. */
 function followPointer(panel) {
   const { stage } = panel;
   const down = new Map();
@@ -255,6 +258,8 @@ function followPointer(panel) {
   };
   stage.addEventListener("pointerdown", (event) => {
     if (down.size === 0) moved = 0;
+    if (down.size === 0 && event.button === 0 && stage.dataset.tool === "box") startBox(panel, point(event));
+    else prompting.box = null; // a second finger zooms
     down.set(event.pointerId, { ...point(event), button: event.button });
     stage.setPointerCapture(event.pointerId);
   });
@@ -271,19 +276,26 @@ function followPointer(panel) {
       panBy(panel, dx / 2, dy / 2);
       zoomAt(panel, { x: (at.x + other.x) / 2, y: (at.y + other.y) / 2 }, spread(at) / spread(from));
     } else if (from.button === 2) dragWindow(dx, dy);
+    else if (prompting.box?.panel === panel) dragBox(panel, at);
     else panBy(panel, dx, dy);
     down.set(event.pointerId, { ...at, button: from.button });
   });
   const lift = (event) => {
     const from = down.get(event.pointerId);
     down.delete(event.pointerId);
-    if (event.type === "pointerup" && from && from.button === 0 && moved < 4) click(panel, point(event));
+    if (event.type !== "pointerup") prompting.box = null;
+    else if (prompting.box?.panel === panel) endBox();
+    else if (from && stage.dataset.tool === "point" && moved < (event.pointerType === "touch" ? 12 : 4)) {
+      askPoint(panel, point(event), event);
+    }
   };
   stage.addEventListener("pointerup", lift);
   stage.addEventListener("pointercancel", lift);
   stage.addEventListener("pointerleave", () => readOut(panel, null));
-  stage.addEventListener("contextmenu", (event) => moved > 3 && event.preventDefault());
-  stage.addEventListener("dblclick", fitView);
+  stage.addEventListener("contextmenu", (event) => {
+    if (moved > 3 || stage.dataset.tool !== "look") event.preventDefault();
+  });
+  stage.addEventListener("dblclick", () => stage.dataset.tool === "look" && fitView());
   stage.addEventListener("wheel", (event) => {
     // At full view, scrolling outwards is the page's.
     if (event.deltaY > 0 && state.view.zoom <= 1) return;
@@ -304,13 +316,6 @@ function pixelAt(panel, at) {
 function ownPixel({ x, y }) {
   const { size, width, height } = state.scene;
   return [Math.floor((x * size[0]) / width), Math.floor((y * size[1]) / height)];
-}
-
-function click(panel, at) {
-  const pixel = pixelAt(panel, at);
-  if (!pixel) return;
-  const [x, y] = ownPixel(pixel);
-  trigger("select", { key: state.scene.key, x, y });
 }
 
 function readOut(panel, at) {

@@ -479,7 +479,7 @@ def test_api_takes_no_file_of_this_computer(served, tmp_path):
 
     secret = tmp_path / "secret.png"
     Image.fromarray(phantom_case("cxr", 3)[0]).save(secret)
-    data = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "", ["png"], None]
+    data = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "", ["png"], None, None]
     call = f"{served}/gradio_api/call/segment"
     request = urllib.request.Request(
         call, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"}
