@@ -29,6 +29,7 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
 }
 _MARKERS = "osD^vPX*"
+_LINES = ("-", "--", ":")
 _PALETTE = (*(c for c in COLOURS if c != (240, 228, 66)), (130, 130, 130))  # yellow is lost on white
 
 
@@ -40,6 +41,11 @@ def colour(index: int) -> str:
 def marker(index: int) -> str:
     """Its marker: nobody must tell models apart by colour alone."""
     return _MARKERS[index % len(_MARKERS)]
+
+
+def line_style(index: int) -> str:
+    """Its line: another one where the colours begin again."""
+    return _LINES[index // len(_PALETTE) % len(_LINES)]
 
 
 def shortened(name: str, most: int = 34) -> str:
