@@ -15,13 +15,22 @@ MODULES = {
     "export": "export.command",
     "benchmarks": "benchmarks.settings",
     "student.search": "student.search_settings",
+    "teacher.train": "teacher.settings",
+    "benchmarks.study": "benchmarks.study_settings",
     "demo": "demo.__main__",
 }
 
 
 def commands() -> list[str]:
     found = []
-    for page in ("README.md", "docs/results.md", "docs/int8.md", "docs/jetson.md", "docs/demo.md"):
+    for page in (
+        "README.md",
+        "docs/results.md",
+        "docs/int8.md",
+        "docs/jetson.md",
+        "docs/demo.md",
+        "docs/teachers.md",
+    ):
         for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.partition("#")[0].strip() for line in lines if line.startswith("python -m ")]
