@@ -7,7 +7,11 @@ import pytest
 from benchmarks.chain import ChainSettings, stages, without
 from segcore.command import Settings, parse_settings
 
-SOURCES = {"export": "export.command", "benchmarks": "benchmarks.settings"}
+SOURCES = {
+    "teacher.train": "teacher.settings",
+    "export": "export.command",
+    "benchmarks": "benchmarks.settings",
+}
 
 
 @pytest.fixture
