@@ -13,7 +13,7 @@ from benchmarks.accuracy import distance_unit, score_case
 from benchmarks.study_record import CaseScore
 from benchmarks.study_settings import words_of
 from segcore.bundle import Bundle, open_bundle
-from segcore.case import Case
+from segcore.case import Case, volumes_of
 from segcore.command import parse_settings
 from segcore.dataset import Dataset, open_dataset
 from segcore.errors import InputError
@@ -88,11 +88,7 @@ def thinned(cases: Sequence[Case], limit: int | None) -> tuple[Case, ...]:
     """
     if limit is None or limit >= len(cases):
         return tuple(cases)
-    wholes: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        key = ("case", case.id) if case.volume is None else ("scan", case.volume)
-        wholes.setdefault(key, []).append(case)
-    groups = list(wholes.values())
+    groups = [[cases[i] for i in places] for places in volumes_of(cases)]
     for count in range(min(limit, len(groups)), 1, -1):
         chosen = [groups[i * len(groups) // count] for i in range(count)]
         if sum(map(len, chosen)) <= limit:

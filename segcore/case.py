@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -133,3 +133,11 @@ class Case:
     def mask(self) -> np.ndarray:
         """Class indices, H×W uint8: 0 background, 1…K the classes."""
         return np.asarray(self.source.mask() // np.uint8(self.mask_scale))
+
+
+def volumes_of(cases: Sequence[Case]) -> list[list[int]]:
+    """Which cases are the slices of one volume, in their order; a case that is alone is a volume of one slice."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for i, case in enumerate(cases):
+        found.setdefault(("case", case.id) if case.volume is None else ("volume", case.volume), []).append(i)
+    return [sorted(places, key=lambda i: cases[i].slice_index) for places in found.values()]

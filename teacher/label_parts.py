@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segcore.case import Case
+from segcore.case import Case, volumes_of
 
 Batch = tuple[Case, ...]
 
@@ -26,14 +26,9 @@ def label_parts(
         mine = tuple(cases[rank::processes])
         shards = [mine[i : i + shard_images] for i in range(0, len(mine), shard_images)]
         return [[s[i : i + batch_size] for i in range(0, len(s), batch_size)] for s in shards]
-    volumes: dict[str, list[Case]] = {}
-    for case in cases:
-        volumes.setdefault(f"case {case.id}" if case.volume is None else f"volume {case.volume}", []).append(
-            case
-        )
     parts: list[list[Batch]] = [[]]
-    for volume in list(volumes.values())[rank::processes]:
+    for places in volumes_of(cases)[rank::processes]:
         if sum(map(len, parts[-1])) >= shard_images:
             parts.append([])
-        parts[-1].append(tuple(sorted(volume, key=lambda case: case.slice_index)))
+        parts[-1].append(tuple(cases[i] for i in places))
     return [part for part in parts if part]

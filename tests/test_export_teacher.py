@@ -14,7 +14,8 @@ from runtime.engine import open_engine  # noqa: E402
 from segcore.dataset import open_dataset  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec, prepare  # noqa: E402
-from teacher.systems.s2agscunet import FinestHead, build_s2agscunet  # noqa: E402
+from teacher.decoders.supervised_heads import FinestHead  # noqa: E402
+from teacher.systems.s2agscunet import build_s2agscunet  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)
 BLOCKS = 12  # of Hiera tiny

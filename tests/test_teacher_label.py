@@ -19,6 +19,7 @@ from segcore.learn.deploy import DeployGraph
 from segcore.learn.weights import save_weights
 from segcore.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
 from segcore.soft_labels import open_soft_labels
+from teacher.decoders.supervised_heads import FinestHead
 from teacher.ensemble import mean_logits
 from teacher.image_model import Sam2ImageModel
 from teacher.label import LabelSettings, main, teacher_hash, teacher_name
@@ -26,7 +27,7 @@ from teacher.load import load_teacher
 from teacher.promptable import SLOTS, PromptedSam2
 from teacher.prompts.from_model import mask_prompts
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.systems.s2agscunet import FinestHead, build_s2agscunet
+from teacher.systems.s2agscunet import build_s2agscunet
 
 DATA = "phantom:cxr:24"  # that of conftest's bundles
 

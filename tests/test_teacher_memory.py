@@ -13,6 +13,7 @@ pytest.importorskip("sam2")
 
 from safetensors.torch import save_file  # noqa: E402
 
+from segcore.case import volumes_of  # noqa: E402
 from segcore.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.augment import sample_seed  # noqa: E402
@@ -28,7 +29,7 @@ from teacher.memory.memory_bank import Memory, remember, shown  # noqa: E402
 from teacher.memory.slice_memory import SliceMemory  # noqa: E402
 from teacher.memory.volume_labels import label_volume  # noqa: E402
 from teacher.memory.volume_model import VolumeSam2, outwards, unstack  # noqa: E402
-from teacher.memory.volumes import inmost, volume_dice, volume_logits, volume_prompt, volumes_of  # noqa: E402
+from teacher.memory.volumes import inmost, volume_dice, volume_logits, volume_prompt  # noqa: E402
 from teacher.promptable import PromptedSam2  # noqa: E402
 from teacher.sam2_package import build_sam2  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
 from segcore.calibration import (
     THRESHOLDS,
@@ -19,7 +18,6 @@ from segcore.calibration import (
 )
 from segcore.case import Case
 from segcore.command import log
-from segcore.learn.evaluate import Validator
 from segcore.preprocess import OutputSpec, activate, probabilities, resize_logits
 
 Calibrate = Literal["none", "threshold", "temperature"]
@@ -27,22 +25,25 @@ _PIXELS = 2000  # of each case, for the temperature and the ECE
 
 
 def calibrate(
-    network: nn.Module, validator: Validator, how: Calibrate, *, between: tuple[float, float] = (0.05, 0.95)
+    answers: Sequence[tuple[Case, np.ndarray]],
+    output: OutputSpec,
+    how: Calibrate,
+    *,
+    between: tuple[float, float] = (0.05, 0.95),
 ) -> tuple[OutputSpec, Calibration | None]:
     """The output spec with what was chosen, and how.
 
     A temperature changes probabilities and no mask; the threshold is chosen after it.
 
     Args:
-        network: plain, in its final form.
-        validator: its cases were not trained on; its output spec is the network's so far.
+        answers: (case, logits) from `Validator.logits`, of cases that were not trained on.
+        output: the network's, so far.
         how: none, the threshold (models of one class), or temperature and threshold.
         between: lowest and highest threshold to choose.
     """
-    output, binary = validator.output, validator.output.activation == "sigmoid"
+    binary = output.activation == "sigmoid"
     if how == "none":
         return output, None
-    answers = list(validator.logits(network))  # at the head's stride: small
     pixels, wanted = _sampled(answers)
     temperature = fit_temperature(pixels, wanted) if how == "temperature" else 1.0
     output = output.model_copy(update={"temperature": temperature})
@@ -54,14 +55,14 @@ def calibrate(
         dice += dice_at(probability[0], truth, tried) / len(answers)
     if binary:
         output = output.model_copy(update={"threshold": choose_threshold(tried, dice.tolist())})
-        log(f"threshold {output.threshold:g}, chosen on {len(validator.cases)} validation cases")
+        log(f"threshold {output.threshold:g}, chosen on {len(answers)} validation cases")
     return output, Calibration(
         thresholds=tuple(tried),
         dice=tuple(float(f"{d:.6f}") for d in dice),
         temperature=temperature,
         ece_before=_ece(pixels, wanted, output.model_copy(update={"temperature": 1.0})),
         ece=_ece(pixels, wanted, output),
-        cases=len(validator.cases),
+        cases=len(answers),
     )
 
 

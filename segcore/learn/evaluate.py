@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from segcore.overlay import error_map, overlay, sheet
 from segcore.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare, through_window
 
 _EXAMPLES = 6
+ScoredCase = tuple[float, Case, np.ndarray, np.ndarray]
 
 
 class Validator:
@@ -43,7 +44,13 @@ class Validator:
 
     def predictions(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
         """(case, predicted mask, true mask) at the case's own size."""
-        for case, logits in self.logits(network):
+        return self.decided(self.logits(network))
+
+    def decided(
+        self, answers: Iterable[tuple[Case, np.ndarray]]
+    ) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
+        """`predictions` from what `logits` gave."""
+        for case, logits in answers:
             truth = case.mask()
             yield case, mask_of_logits(logits, self.output, (truth.shape[0], truth.shape[1])), truth
 
@@ -63,19 +70,22 @@ class Validator:
         return float(np.mean(scores))
 
 
-def draw_examples(validator: Validator, network: nn.Module, path: Path) -> None:
+def score_cases(validator: Validator, answers: Iterable[tuple[Case, np.ndarray]]) -> list[ScoredCase]:
+    """Mean Dice over classes, case, predicted and true mask of what `Validator.logits` gave."""
+    return [
+        (float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth)
+        for case, prediction, truth in validator.decided(answers)
+    ]
+
+
+def draw_examples(scored: Sequence[ScoredCase], spec: InputSpec, path: Path) -> None:
     """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
-    scored = []
-    for case, prediction, truth in validator.predictions(network):
-        scored.append(
-            (float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth)
-        )
-    scored.sort(key=lambda s: s[0])
+    scored = sorted(scored, key=lambda s: s[0])
     picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLES, len(scored))).astype(int))
     rows = []
     for i in picks:
         _, case, prediction, truth = scored[i]
-        image = through_window(case.image(), validator.spec)
+        image = through_window(case.image(), spec)
         rows.append(
             [image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)]
         )

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from torch import nn
 
@@ -14,7 +15,7 @@ from segcore.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.blocks import count_macs
 from segcore.learn.calibrate import calibrate
-from segcore.learn.evaluate import Validator, draw_curves, draw_examples
+from segcore.learn.evaluate import Validator, draw_curves, draw_examples, score_cases
 from segcore.learn.loop import HISTORY, drop_checkpoint
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
@@ -67,10 +68,12 @@ def seal_trained(
     save_weights(folder / WEIGHTS, network)
     repeatable = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     write_text(folder / RECIPE, yaml.safe_dump(repeatable, sort_keys=False))
-    output, calibration = calibrate(network, validator, settings.calibrate, between=thresholds)
+    answers = list(validator.logits(network))  # one pass for threshold, Dice and pictures
+    output, calibration = calibrate(answers, validator.output, settings.calibrate, between=thresholds)
     validator = validator.with_output(output)
-    dice = validator.dice(network)
-    draw_examples(validator, network, folder / "examples.png")
+    scored = score_cases(validator, answers)
+    dice = float(np.mean([score for score, *_ in scored]))
+    draw_examples(scored, validator.spec, folder / "examples.png")
     if (folder / HISTORY).exists():  # a teacher that needs no training has none
         draw_curves(folder / HISTORY, folder / "curves.png")
     # A teacher is who unsure cases are sent to; four more passes of it would cost minutes.

@@ -1,19 +1,34 @@
-"""A U-decoder with a supervised head on every level: its loss, and its deployed form, which keeps the finest head."""
+"""Systems whose U-decoder has a supervised head on every level; the finest is what is deployed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.bundle import Manifest
 from segcore.learn.augment import Sample
-from teacher.system import Loss
-from teacher.tuning.tune import Tuning, plain_encoder
+from segcore.preprocess import output_spec
+from teacher.sam2_weights import load_encoder_weights
+from teacher.settings import EncoderSize, TeacherSettings
+from teacher.system import Loss, System, Task
+from teacher.tuning.adapter_folder import save_adapters
+from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of
+
+STRIDE = 4  # of the finest head
 
 HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits N×K×H×W, target N×H×W, labelled N) → scalar, as those of `segcore.learn.losses`."""
+
+
+class Build(Protocol):
+    """Builds a network with random weights; its `encoder` is Hiera, and called it gives logits, the finest last."""
+
+    def __call__(self, *, encoder: EncoderSize, outputs: int) -> nn.Module: ...
 
 
 class FinestHead(nn.Module):
@@ -45,3 +60,32 @@ def with_plain_encoder(network: nn.Module, tuning: Tuning) -> nn.Module:
     """A network whose `encoder` was tuned, with it in plain form; in place."""
     network.encoder = plain_encoder(network.encoder, tuning)  # type: ignore[arg-type]
     return network
+
+
+def supervised_system(
+    build: Build, settings: TeacherSettings, task: Task, *, head_loss: HeadLoss, name: str
+) -> System:
+    """A teacher of such a network, with its weights loaded and frozen as `--tune` says."""
+    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
+    network = build(encoder=settings.encoder, outputs=output.channels)
+    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder)  # type: ignore[arg-type]
+    encoder = network.encoder = tune_encoder(network.encoder, tuning)  # type: ignore[arg-type]
+    return System(
+        network=network,
+        output=output,
+        loss=deep_supervision(head_loss),
+        view=FinestHead,
+        plain=lambda trained: FinestHead(with_plain_encoder(trained, tuning)),
+        settings={"encoder": settings.encoder, **tuning.adapter_settings},
+        title=f"{name} {settings.encoder}",
+        pretrained=pretrained,
+        save_adapters=partial(save_adapters, encoder, tuning),
+    )
+
+
+def open_supervised(build: Build, manifest: Manifest) -> nn.Module:
+    """The plain form of such a teacher's bundle, with random weights."""
+    settings = manifest.architecture_settings
+    network = build(encoder=settings["encoder"], outputs=manifest.output.channels)
+    network.encoder = adapted_encoder(network.encoder, settings)  # type: ignore[arg-type]
+    return FinestHead(network)

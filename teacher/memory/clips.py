@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from segcore.case import Case
+from segcore.case import Case, volumes_of
 from segcore.learn.augment import Sample, random_geometry, random_intensity, sample_seed, sampling_grid
 from segcore.learn.loader import TrainingSet
 from segcore.learn.losses import cross_entropy, dice_loss
 from segcore.preprocess import InputSpec
 from teacher.memory.volume_model import unstack
-from teacher.memory.volumes import volumes_of
 from teacher.promptable import SLOTS
 from teacher.prompts.mask_losses import overlap
 from teacher.prompts.simulated import first_prompts

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.case import Case
+from segcore.case import Case, volumes_of
 from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
 from segcore.learn.deploy import normaliser
@@ -38,16 +38,6 @@ class VolumePrompt(NamedTuple):
     place: int
     points: Tensor
     labels: Tensor
-
-
-def volumes_of(cases: Sequence[Case]) -> list[list[int]]:
-    """Which cases are the slices of one volume, in their order; a case that is alone is a volume of one slice."""
-    found: dict[str, list[int]] = {}
-    for i, case in enumerate(cases):
-        found.setdefault(
-            f"volume {case.volume}" if case.volume is not None else f"case {case.id}", []
-        ).append(i)
-    return [sorted(places, key=lambda i: cases[i].slice_index) for places in found.values()]
 
 
 def check_volumes(cases: Sequence[Case], data: str, *, limited: bool) -> None:

@@ -6,7 +6,6 @@ Entropy 26(12):1059, 2024. Attention gate: Oktay et al., Attention U-Net, MIDL 2
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,19 +14,14 @@ from torch import Tensor, nn
 from segcore.bundle import Manifest
 from segcore.learn.blocks import double_conv
 from segcore.learn.losses import segmentation_loss
-from segcore.preprocess import output_spec
 from teacher.decoders.scconv import ScConv
-from teacher.decoders.supervised_heads import FinestHead, deep_supervision, with_plain_encoder
+from teacher.decoders.supervised_heads import open_supervised, supervised_system
 from teacher.decoders.u_decoder import supervised_levels
 from teacher.sam2_package import SAM2_MEAN_STD, build_encoder
-from teacher.sam2_weights import load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import System, Task
-from teacher.tuning.adapter_folder import save_adapters
-from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of
 
 MEAN_STD = SAM2_MEAN_STD
-STRIDE = 4
 
 
 class AttentionGate(nn.Module):
@@ -82,26 +76,9 @@ def build_s2agscunet(*, encoder: EncoderSize, outputs: int) -> S2AgScUNet:
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
     """The teacher with its weights loaded and frozen as `--tune` says."""
-    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    network = build_s2agscunet(encoder=settings.encoder, outputs=output.channels)
-    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder)
-    encoder = network.encoder = tune_encoder(network.encoder, tuning)
-    return System(
-        network=network,
-        output=output,
-        loss=deep_supervision(segmentation_loss),
-        view=FinestHead,
-        plain=lambda trained: FinestHead(with_plain_encoder(trained, tuning)),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings},
-        title=f"S2AgScUNet {settings.encoder}",
-        pretrained=pretrained,
-        save_adapters=partial(save_adapters, encoder, tuning),
-    )
+    return supervised_system(build_s2agscunet, settings, task, head_loss=segmentation_loss, name="S2AgScUNet")
 
 
 def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
-    settings = manifest.architecture_settings
-    network = build_s2agscunet(encoder=settings["encoder"], outputs=manifest.output.channels)
-    network.encoder = adapted_encoder(network.encoder, settings)
-    return FinestHead(network)
+    return open_supervised(build_s2agscunet, manifest)

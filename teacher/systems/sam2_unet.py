@@ -7,25 +7,18 @@ everywhere in this project.
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 
 from segcore.bundle import Manifest
 from segcore.learn.losses import boundary_loss
-from segcore.preprocess import output_spec
 from teacher.decoders.receptive_field import ReceptiveField
-from teacher.decoders.supervised_heads import FinestHead, deep_supervision, with_plain_encoder
+from teacher.decoders.supervised_heads import open_supervised, supervised_system
 from teacher.decoders.u_decoder import UpBlock, supervised_levels
 from teacher.sam2_package import SAM2_MEAN_STD, build_encoder
-from teacher.sam2_weights import load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import System, Task
-from teacher.tuning.adapter_folder import save_adapters
-from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of
 
 MEAN_STD = SAM2_MEAN_STD
-STRIDE = 4
 _CHANNELS = 64  # of every level. Source: Xiong et al. 2024
 
 
@@ -54,26 +47,9 @@ def build_sam2_unet(*, encoder: EncoderSize, outputs: int) -> Sam2UNet:
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
     """The teacher with its weights loaded and frozen as `--tune` says."""
-    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    network = build_sam2_unet(encoder=settings.encoder, outputs=output.channels)
-    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder)
-    encoder = network.encoder = tune_encoder(network.encoder, tuning)
-    return System(
-        network=network,
-        output=output,
-        loss=deep_supervision(boundary_loss),
-        view=FinestHead,
-        plain=lambda trained: FinestHead(with_plain_encoder(trained, tuning)),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings},
-        title=f"SAM2-UNet {settings.encoder}",
-        pretrained=pretrained,
-        save_adapters=partial(save_adapters, encoder, tuning),
-    )
+    return supervised_system(build_sam2_unet, settings, task, head_loss=boundary_loss, name="SAM2-UNet")
 
 
 def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
-    settings = manifest.architecture_settings
-    network = build_sam2_unet(encoder=settings["encoder"], outputs=manifest.output.channels)
-    network.encoder = adapted_encoder(network.encoder, settings)
-    return FinestHead(network)
+    return open_supervised(build_sam2_unet, manifest)
