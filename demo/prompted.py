@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
 from segcore.prompts import Prompt
-
-if TYPE_CHECKING:
-    from demo.compare import Answer
-    from runtime.promptable import PromptAnswer
 
 
 @dataclass(frozen=True)
@@ -37,19 +31,6 @@ class Prompted:
     def prompt(self) -> Prompt:
         """The question that the mask answers."""
         return self.questions[-1]
-
-
-def mark_prompted(answer: Answer, found: PromptAnswer, prompted: Prompted) -> Answer:
-    """A model's automatic answer with one class as the prompt found it, and the other classes as they were.
-
-    The prompt wins where it meets another class. The model's estimate of its Dice goes: it judged the automatic mask.
-    """
-    k = answer.manifest.classes.index(prompted.class_name) + 1
-    mask = np.where(answer.mask == k, 0, answer.mask)
-    mask = np.where(found.mask == 1, k, mask).astype(np.uint8)
-    foreground = answer.foreground.copy()
-    foreground[k - 1] = found.probability[0]
-    return replace(answer, mask=mask, foreground=foreground, quality=None, prompted=prompted)
 
 
 def prompt_words(prompt: Prompt) -> str:

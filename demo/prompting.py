@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from demo.compare import Answer
 from demo.models import Models
-from demo.prompted import Prompted, mark_prompted
+from demo.prompted import Prompted
 from segcore.errors import InputError
 from segcore.prompts import Prompt
 
@@ -141,7 +141,7 @@ class Prompting:
             look_ms=times.pre_ms + times.encoder_ms,
             answer_ms=times.decoder_ms + times.post_ms,
         )
-        return mark_prompted(automatic, found, prompted)
+        return _replace_prompted_class(automatic, found, prompted)
 
     def _back_to(self, questions: tuple[Prompt, ...]) -> None:
         """Asks anew what led to an answer, because a model may mend the one before."""
@@ -161,6 +161,19 @@ class Prompting:
                     self._looked[name] = predictor.look(self.picture(name), name=self.called)
                 found[name] = predictor.answer(self._looked[name], prompt, before=before.get(name))
         return found
+
+
+def _replace_prompted_class(answer: Answer, found: PromptAnswer, prompted: Prompted) -> Answer:
+    """A model's automatic answer with one class as the prompt found it, and the other classes as they were.
+
+    The prompt wins where it meets another class. The model's estimate of its Dice goes: it judged the automatic mask.
+    """
+    k = answer.manifest.classes.index(prompted.class_name) + 1
+    mask = np.where(answer.mask == k, 0, answer.mask)
+    mask = np.where(found.mask == 1, k, mask).astype(np.uint8)
+    foreground = answer.foreground.copy()
+    foreground[k - 1] = found.probability[0]
+    return replace(answer, mask=mask, foreground=foreground, quality=None, prompted=prompted)
 
 
 def _line_of(questions: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
