@@ -20,10 +20,10 @@ from benchmarks.latency import summarise_speed
 from benchmarks.memory import measure_start
 from benchmarks.record import CaseRecord, Record, Reliability, Speed, Start
 from benchmarks.reliability import PixelCounts
-from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
 from benchmarks.subject import TORCH, Opened, Subject, open_subject
 from runtime.interleaved import Timed, time_interleaved
 from runtime.load import others_share, read_clock
+from runtime.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import InputError

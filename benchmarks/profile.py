@@ -1,7 +1,7 @@
 """Where a model's time goes and what keeps it from the machine's peak.
 
 `python -m benchmarks.profile --bundle B --threads 1 --out O` asks OpenVINO's per-layer counters, groups the layers, and
-compares the convolutions with the peak that `benchmarks.roofline` measures on the spot.
+compares the convolutions with the peak that `runtime.roofline` measures on the spot.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def main(settings: ProfileSettings) -> None:
         title,
         write_layers,
     )
-    from benchmarks.roofline import measure_roofline
     from benchmarks.subject import name_subjects, open_bundles
     from benchmarks.tables import aligned
     from runtime.engine import choose_engine, installed
+    from runtime.roofline import measure_roofline
     from segcore.golden import golden_inputs
     from segcore.host import describe_host
     from segcore.outfolder import out_folder

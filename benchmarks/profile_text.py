@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks import wording
 from benchmarks.layers import Layer, Profile
-from benchmarks.roofline import Roofline, describe_roofline
 from benchmarks.tables import piped
+from runtime.roofline import Roofline, describe_roofline
 
 SHARE_GOAL, RATE_GOAL = 0.80, 0.40
 """Of the time in convolutions; of the measured peak that these reach."""

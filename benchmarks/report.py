@@ -16,9 +16,9 @@ from benchmarks.latency import KEPT_CALLS
 from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
 from benchmarks.reliability import ECE_IN_WORDS, plot_reliability
-from benchmarks.roofline import Roofline, describe_roofline
 from benchmarks.threshold_plot import calibrated, plot_thresholds
 from runtime.device_report import DeviceReport
+from runtime.roofline import Roofline, describe_roofline
 from segcore.bundle import Bundle
 from segcore.host import Made
 from segcore.overlay import COLOURS, EXTRA, MISSED

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.roofline import Roofline, measure_roofline, share_of_peak
 from runtime.engine import ENGINES, EXTRAS, OPENED_BY, installed
 from runtime.load import BUSY_SHARE
+from runtime.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.command import log, print_result, run_command
 from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now

@@ -11,7 +11,7 @@ from benchmarks.layers import CONVOLUTION, INPUT, JOIN, KINDS, POOLING, TRANSPOS
 from benchmarks.profile import ProfileSettings, main
 from benchmarks.profile_plot import draw_profiles
 from benchmarks.profile_text import Profiled, describe, kind_rows, sentences, write_layers
-from benchmarks.roofline import Roofline
+from runtime.roofline import Roofline
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
 

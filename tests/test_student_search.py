@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.roofline import Roofline
+from runtime.roofline import Roofline
 from segcore.errors import InputError
 from segcore.learn.blocks import count_macs
 from segcore.outfolder import out_folder

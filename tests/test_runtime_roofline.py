@@ -1,4 +1,4 @@
-"""Benchmarks: the machine's peaks, through the engines themselves."""
+"""The machine's peaks, through the engines themselves."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.roofline import (
+from runtime.engine import open_engine
+from runtime.roofline import (
     Roofline,
     Stack,
     _write_probe,
@@ -16,7 +17,6 @@ from benchmarks.roofline import (
     measure_roofline,
     share_of_peak,
 )
-from runtime.engine import open_engine
 from segcore.errors import InputError
 
 needs_onnx = pytest.mark.skipif(find_spec("onnx") is None, reason="onnx is not installed")

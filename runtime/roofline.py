@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import wording
 from runtime.engine import installed, open_engine
 from runtime.load import busy_remark, others_share, read_clock
 from segcore.errors import InputError, need
@@ -87,9 +86,10 @@ def share_of_peak(macs: int, ms: float, gmac_s: float) -> float:
 
 def describe_roofline(roofline: Roofline) -> str:
     """`Peak of openvino 2026.4.1, 1 thread: INT8 537 GMAC/s, FP32 136 GMAC/s, memory 41 GB/s.`"""
+    threads = f"{roofline.threads} thread{'s' * (roofline.threads != 1)}"
     int8 = "" if roofline.int8_gmac_s is None else f"INT8 {roofline.int8_gmac_s:.0f} GMAC/s, "
     return (
-        f"Peak of {roofline.engine} {roofline.engine_version}, {wording.plural(roofline.threads, 'thread')}: "
+        f"Peak of {roofline.engine} {roofline.engine_version}, {threads}: "
         f"{int8}FP32 {roofline.fp32_gmac_s:.0f} GMAC/s, memory {roofline.bandwidth_gb_s:.0f} GB/s."
         f"{busy_remark(roofline.other_load_share)}"
     )
