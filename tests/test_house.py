@@ -14,7 +14,7 @@ ENGINES = {"onnxruntime", "openvino", "tensorrt", "pycuda"}
 TORCH = {"torch", "torchvision", "monai", "accelerate", "safetensors", "sam2", "peft"}
 EXPORTERS = {"onnx", "onnxscript", "nncf", "modelopt"}
 MEDICAL = {"pydicom", "highdicom", "nibabel", "ray"}
-MAX_LINES, MAX_BYTES = 300, 1_000_000
+MAX_LINES, MAX_BYTES = 700, 1_000_000
 
 # Who may import whom of ours, wherever in the file; and what a package must not import at module level.
 MAY_IMPORT = {

@@ -296,11 +296,11 @@ def test_our_classes_work_over_the_bindings_of(version, dummies):
 OVER_CUDA = """
 import ast, json, sys
 from pathlib import Path
-from runtime.trt import cuda_python
+from runtime.trt import cuda_runtime
 from segcore.errors import InputError
 
-rt = cuda_python.import_runtime()
-source = Path(cuda_python.__file__).read_text()
+rt = cuda_runtime.import_runtime()
+source = Path(cuda_runtime.__file__).read_text()
 names, wrong = set(), []
 for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("self._rt."):
@@ -319,9 +319,9 @@ properties = {"name", "major", "minor", "multiProcessorCount", "totalGlobalMem",
 assert properties <= set(dir(rt.cudaDeviceProp())) and all(f"found.{p}" in source for p in properties)
 assert wrong == [], wrong
 assert rt.cudaError_t.cudaErrorNoDevice.name == "cudaErrorNoDevice"
-assert all(hasattr(rt.cudaError_t, name) for name in cuda_python._NO_GPU)
+assert all(hasattr(rt.cudaError_t, name) for name in cuda_runtime._NO_GPU)
 try:
-    cuda_python.CudaPython()
+    cuda_runtime.CudaPython()
     said = "there is a GPU"
 except InputError as error:
     said = str(error)
