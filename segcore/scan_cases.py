@@ -22,10 +22,8 @@ from segcore.bundle import hash_file
 from segcore.case import Case
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
-from segcore.scan import Scan
+from segcore.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
 
-NIFTI_SUFFIXES, DICOM_SUFFIXES = (".nii.gz", ".nii"), (".dcm", ".dicom", ".ima")
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 _KEPT = 4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
 V = TypeVar("V")
 
