@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -245,6 +246,6 @@ def split_counts(dataset: Dataset) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    from segcore.dataset_check import command
-
-    command()
+    # By its name, for the check reads data sets with this module and an import would close a circle. It ends when the
+    # check is the `__main__` of a package.
+    importlib.import_module("segcore.dataset_check").command()

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from segcore.case import Case, FileSource
-from segcore.contact_sheet import contact_sheet
 from segcore.dataset import open_dataset
 from segcore.dataset_check import (
     CheckSettings,
     case_facts,
     check,
     class_shares,
+    contact_sheet,
     copies_across_splits,
     find_problems,
     patient_hints,
