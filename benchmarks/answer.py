@@ -12,7 +12,7 @@ from benchmarks import wording
 from benchmarks.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
 from benchmarks.record import Record, for_threads
 from runtime.load import BUSY_SHARE
-from segcore.bundle import Manifest
+from segcore.manifest import Manifest
 
 FEW_PATIENTS = 20
 _SAME = 0.05

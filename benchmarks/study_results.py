@@ -26,7 +26,8 @@ from benchmarks.study_numbers import (
 from benchmarks.study_plan import Arm, Run, Split
 from benchmarks.study_record import CaseScore, Drop, Memory, RankRange, Row, RunRecord, Spread, Versus
 from benchmarks.study_test import AUTOMATIC, CONTROLS
-from segcore.bundle import MANIFEST, Manifest
+from segcore.bundle import MANIFEST
+from segcore.manifest import Manifest
 
 K = TypeVar("K")
 Kind = Literal["main", "tune", "rank", "share"]

@@ -12,10 +12,11 @@ import numpy as np
 
 from runtime.engine import engines_for
 from segcore.agreement import is_resplit
-from segcore.bundle import Bundle, Manifest, open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.case import Case
 from segcore.dataset import Dataset
 from segcore.errors import InputError
+from segcore.manifest import Manifest
 
 TORCH = "torch"
 _MODEL_SUFFIXES = {".safetensors", ".onnx", ".xml", ".bin"}

@@ -7,10 +7,10 @@ import shlex
 from pathlib import PurePosixPath
 
 from demo.compare import PRECISION_WORDS
-from segcore.bundle import Manifest
 from segcore.guard_record import GuardRecord, points_text
-from segcore.model_limits import limits
+from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec
+from segcore.story import limits
 from segcore.windows import CT_WINDOWS
 
 NO_WEIGHTS = "no pretrained weights"

@@ -13,8 +13,9 @@ from demo.compare import MAX_RUNS, Answer, ask, title
 from runtime.engine import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
-from segcore.bundle import Bundle, Manifest
+from segcore.bundle import Bundle
 from segcore.errors import InputError
+from segcore.manifest import Manifest
 
 _DEPTHS = {"uint8": "8 bits a pixel", "uint16": "16 bits a pixel", "float32": "numbers with a fraction"}
 

@@ -10,10 +10,11 @@ from pydantic import Field
 from runtime.apart import check_apart
 from runtime.engine import installed
 from runtime.parity import LIMITS, UNGATED, Limits, percent
-from segcore.bundle import Bundle, Manifest, open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, print_result
 from segcore.errors import InputError, need
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
+from segcore.manifest import Manifest
 from segcore.outfolder import out_folder
 
 _NEEDED = {

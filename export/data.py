@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segcore.agreement import is_resplit, tested_among
-from segcore.bundle import DataRecord, Manifest
 from segcore.case import Case
 from segcore.dataset import open_dataset
 from segcore.errors import InputError
+from segcore.manifest import DataRecord, Manifest
 
 GATE_CASES = 32
 MIN_CALIBRATION = 2

@@ -13,10 +13,10 @@ from torch import nn
 from export.judge import POINT, case_dice
 from runtime.engine import Engine
 from runtime.parity import Limits, check_parity
-from segcore.bundle import Manifest
 from segcore.case import Case
 from segcore.errors import GateError
 from segcore.golden import GOLDEN_FILE, save_golden
+from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec, prepare
 
 

@@ -10,9 +10,10 @@ from runtime.apart import check_apart
 from runtime.device_engine import BUILDS_FROM
 from runtime.device_speed import check_baseline
 from runtime.engine import engines_for
-from segcore.bundle import MANIFEST, Bundle, Manifest, open_bundle
+from segcore.bundle import MANIFEST, Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import InputError
+from segcore.manifest import Manifest
 from segcore.outfolder import out_folder
 
 SCRIPT = "run_on_device.sh"

@@ -6,8 +6,9 @@ from datetime import date
 from pathlib import Path
 
 from export.kit_wheel import edge_version
-from segcore.bundle import Bundle, Manifest
+from segcore.bundle import Bundle
 from segcore.guard_record import MIN_SPEEDUP
+from segcore.manifest import Manifest
 
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 # Source: trtexec --help of each version; NVIDIA/TensorRT samples/common/sampleOptions.cpp.

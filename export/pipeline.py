@@ -16,13 +16,14 @@ from export.variants import write_variants
 from runtime.engine import EXTRAS, OPENED_BY, Engine, available_threads, installed, open_engine
 from runtime.parity import Limits
 from runtime.verify import verify_bundle
-from segcore.bundle import Bundle, Manifest, open_bundle, seal_bundle
+from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import log
 from segcore.errors import GateError, need
 from segcore.golden import golden_inputs
 from segcore.guard_record import GuardRecord
 from segcore.host import made_now
 from segcore.learn.deploy import DeployGraph
+from segcore.manifest import Manifest
 
 if TYPE_CHECKING:
     from export.command import ExportSettings

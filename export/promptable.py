@@ -21,11 +21,11 @@ from runtime.engine import OPENED_BY, available_threads, installed
 from runtime.parity import percent
 from runtime.prompt_model import FEATURES, open_prompt_model
 from runtime.prompt_parity import PROMPT_LIMITS, check_prompt_parity
-from segcore.bundle import Manifest
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.golden_prompts import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.learn.deploy import DeployGraph
+from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec
 from segcore.prompts import PromptSpec
 from teacher.image_model import Embedding, Promptable

@@ -11,10 +11,10 @@ import onnx
 from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
 from export.rules import require_clean
 from runtime.parity import LIMITS, check_parity
-from segcore.bundle import Manifest, Variant
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.golden import golden_inputs
+from segcore.manifest import Manifest, Variant
 from segcore.preprocess import OutputSpec
 
 TYPED_8 = ("8.6", "10.3")

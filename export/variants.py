@@ -19,12 +19,13 @@ from export.source import as_graph
 from export.typed_files import type_for_tensorrt
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
 from runtime.parity import LIMITS, UNGATED
-from segcore.bundle import Bundle, Variant
+from segcore.bundle import Bundle
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.golden import golden_inputs
 from segcore.guard_record import GuardRecord, points_text
 from segcore.learn.deploy import DeployGraph
+from segcore.manifest import Variant
 from segcore.preprocess import InputSpec
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 from runtime.engine import Engine
-from segcore.bundle import Bundle, Manifest, Variant
+from segcore.bundle import Bundle
 from segcore.errors import InputError
+from segcore.manifest import Manifest, Variant
 
 Size = tuple[int, int]
 """Height and width in pixels."""

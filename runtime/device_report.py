@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, SpeedRatio
+from segcore.manifest import EngineTarget
 
 SCHEMA_VERSION = 1
 

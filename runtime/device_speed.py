@@ -16,10 +16,11 @@ from runtime.engine import ENGINES, engines_for
 from runtime.interleaved import Timed, speedups, time_interleaved
 from runtime.predictor import Predictor
 from runtime.verify import verify_bundle
-from segcore.bundle import Bundle, Manifest
+from segcore.bundle import Bundle
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.guard_record import SpeedRatio
+from segcore.manifest import Manifest
 from segcore.preprocess import prepare
 
 _RANK = {"int8": 0, "fp16": 1, "fp32": 2}

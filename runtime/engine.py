@@ -15,9 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from segcore.bundle import Manifest
-from segcore.engine_target import EngineTarget
 from segcore.errors import InputError, need
+from segcore.manifest import EngineTarget, Manifest
 
 ENGINES = {
     "openvino": "runtime.openvino_engine",

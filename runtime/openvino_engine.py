@@ -12,8 +12,8 @@ import numpy as np
 
 from runtime.compile_cache import cache_folder
 from runtime.stream import in_order
-from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
+from segcore.manifest import EngineTarget
 
 
 def import_openvino() -> Any:

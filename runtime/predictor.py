@@ -17,8 +17,9 @@ from runtime.buckets import OpenFiles, Size, choose_size, model_files, select_fi
 from runtime.engine import Engine, available_threads, choose_engine, open_engine
 from runtime.pipeline import Mapped, Passed, Ready, answer_all
 from runtime.prediction import Prediction, Timings
-from segcore.bundle import Bundle, Manifest, Variant, open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.errors import InputError
+from segcore.manifest import Manifest, Variant
 from segcore.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.quality import quality_of
 

@@ -14,11 +14,12 @@ from runtime.parity import LIMITS, Parity, check_parity, percent
 from runtime.predictor import Predictor
 from runtime.prompt_parity import PROMPT_LIMITS, PromptParity, check_prompt_parity
 from runtime.promptable import PromptPredictor, is_promptable
-from segcore.bundle import Bundle, Variant, open_bundle
+from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden
 from segcore.golden_prompts import GOLDEN_PROMPTS, ask, load_golden_prompts
+from segcore.manifest import Variant
 
 
 class VerifySettings(Settings):

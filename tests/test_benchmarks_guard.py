@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.guard_tables import TITLE, guard_html, guard_markdown, guarded_bundles
 from benchmarks.report import render_html, render_markdown
-from segcore.bundle import Bundle, DataRecord
+from segcore.bundle import Bundle
 from segcore.guard_record import (
     DiceScore,
     FloatLayer,
@@ -17,6 +17,7 @@ from segcore.guard_record import (
     LayerSensitivity,
     SpeedRatio,
 )
+from segcore.manifest import DataRecord
 
 
 def _load(name: str):

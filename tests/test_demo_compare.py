@@ -21,7 +21,7 @@ from demo.compare import (
     title,
 )
 from demo.traffic_light import light_card, light_of
-from segcore.bundle import Manifest
+from segcore.manifest import Manifest
 from segcore.quality import QualityModel
 
 MANIFEST = Manifest.model_validate(

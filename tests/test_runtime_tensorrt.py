@@ -18,11 +18,11 @@ from runtime.trt.progress import PhaseBars
 from runtime.trt.target import Here, check_target, describe_here, read_l4t
 from runtime.trt.version import STRONGLY_TYPED, Serves, release_of
 from runtime.trt.words import build_error, killed_error, load_error, parse_error
-from segcore.bundle import Bundle, DataRecord, Variant, open_bundle, seal_bundle
-from segcore.engine_target import EngineTarget
+from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.golden import save_golden
 from segcore.host import made_now
+from segcore.manifest import DataRecord, EngineTarget, Variant
 from segcore.preprocess import InputSpec, output_spec
 
 ORIN = Here("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")

@@ -15,12 +15,12 @@ from runtime.trt.library import check_installed, import_tensorrt
 from runtime.trt.plan_request import BuiltPlan, PlanRequest
 from runtime.trt.version import OLDEST, STRONGLY_TYPED, Release, release_of
 from runtime.verify import Verification, verify_bundle
-from segcore.bundle import Bundle, Manifest, Variant, open_bundle, seal_bundle
+from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import log
-from segcore.engine_target import EngineTarget
 from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE
 from segcore.host import Made, made_now
+from segcore.manifest import EngineTarget, Manifest, Variant
 from segcore.outfolder import out_folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.trt.library import import_tensorrt
-from segcore.engine_target import EngineTarget
+from segcore.manifest import EngineTarget
 
 if TYPE_CHECKING:
     from runtime.trt.execution import TensorRtEngine

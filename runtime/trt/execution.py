@@ -20,8 +20,8 @@ from runtime.trt.log import TensorRtLog
 from runtime.trt.target import check_target, describe_here
 from runtime.trt.version import release_of
 from runtime.trt.words import load_error
-from segcore.engine_target import EngineTarget
 from segcore.errors import InputError
+from segcore.manifest import EngineTarget
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from torch import nn
 
-from segcore.bundle import DataRecord, Manifest, Metric, seal_bundle
+from segcore.bundle import seal_bundle
 from segcore.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.blocks import count_macs
@@ -20,6 +20,7 @@ from segcore.learn.loop import HISTORY, drop_checkpoint
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
+from segcore.manifest import DataRecord, Manifest, Metric
 from segcore.outfolder import write_text
 from segcore.prompts import PromptSpec
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.bundle import Manifest
 from segcore.learn.deploy import normaliser
+from segcore.manifest import Manifest
 from teacher.memory.volume_model import VolumeSam2
 from teacher.memory.volumes import volume_logits, volume_prompt
 

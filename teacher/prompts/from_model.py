@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from segcore.bundle import Manifest
 from segcore.learn.deploy import normaliser
+from segcore.manifest import Manifest
 from teacher.promptable import PromptedSam2
 from teacher.prompts.mean_mask import automatic_prompts
 from teacher.settings import AutomaticPrompt

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from segcore.bundle import Manifest
 from segcore.learn.blocks import double_conv
 from segcore.learn.losses import segmentation_loss
+from segcore.manifest import Manifest
 from teacher.decoders.scconv import ScConv
 from teacher.decoders.supervised_heads import open_supervised, supervised_system
 from teacher.decoders.u_decoder import supervised_levels

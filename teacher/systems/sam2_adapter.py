@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import nn
 
-from segcore.bundle import Manifest
+from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.decoders.class_masks import (
     STRIDE,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from segcore.bundle import Manifest
 from segcore.learn.losses import boundary_loss
+from segcore.manifest import Manifest
 from teacher.decoders.receptive_field import ReceptiveField
 from teacher.decoders.supervised_heads import open_supervised, supervised_system
 from teacher.decoders.u_decoder import UpBlock, supervised_levels
