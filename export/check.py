@@ -13,7 +13,7 @@ from segcore.errors import GateError, InputError, need
 if TYPE_CHECKING:
     import onnx
 
-    from export.rules import Finding
+    from export.rules.finding import Finding
 
 
 class CheckSettings(Settings):
@@ -38,8 +38,7 @@ def main(settings: CheckSettings) -> None:
     """
     if not installed("onnx"):
         raise need("onnx", "export")
-    from export.rules import VERSIONS
-    from export.rules.check import check_versions
+    from export.rules.check import VERSIONS, check_versions
 
     model, versions = read_onnx(settings.onnx), settings.tensorrt or VERSIONS
     _refuse_foreign(settings.onnx, model, versions)

@@ -160,7 +160,7 @@ def _write(
         halve(model)
     check_ends(model, ends)
     if to == "tensorrt-onnx":
-        from export.rules import require_clean
+        from export.rules.check import require_clean
 
         require_clean(model, TYPED_8 + TYPED_10, name=path.name)
     onnx.save(model, onnx_path)

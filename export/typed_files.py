@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
-from export.rules import require_clean
+from export.rules.check import require_clean
 from runtime.parity import LIMITS, check_parity
 from segcore.command import log
 from segcore.errors import GateError

@@ -26,8 +26,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from export.onnx_export import check_onnx, write_onnx  # noqa: E402
 from export.qdq import calibrate_qdq  # noqa: E402
 from export.qdq_ranges import Magnitudes  # noqa: E402
-from export.rules import VERSIONS  # noqa: E402
-from export.rules.check import check_versions  # noqa: E402
+from export.rules.check import VERSIONS, check_versions  # noqa: E402
 from export.transposed import rewrite_transposed  # noqa: E402
 from export.uint8_activations import to_uint8  # noqa: E402
 from runtime.engine import open_engine  # noqa: E402

@@ -13,7 +13,8 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
-from export.rules import VERSIONS, Finding, check_graph, require_clean  # noqa: E402
+from export.rules.check import VERSIONS, check_graph, require_clean  # noqa: E402
+from export.rules.finding import Finding  # noqa: E402
 from export.rules.table import FILE_RULES, RULES  # noqa: E402
 from segcore.errors import GateError, InputError  # noqa: E402
 

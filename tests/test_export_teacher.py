@@ -9,7 +9,7 @@ pytest.importorskip("sam2")
 pytest.importorskip("nncf")
 
 from export.model_file import calibrate, write_model  # noqa: E402
-from export.rules import check_graph  # noqa: E402
+from export.rules.check import check_graph  # noqa: E402
 from runtime.engine import open_engine  # noqa: E402
 from segcore.dataset import open_dataset  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
