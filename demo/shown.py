@@ -9,7 +9,7 @@ from demo.case_view import CaseView
 from demo.compare import Answer
 from demo.prompting import prompt_payload
 from demo.session import Session
-from demo.viewer import ModelView, payload, presets
+from demo.viewer import ModelView, ViewerScene, offered_windows, scene_json
 from segcore.measurements import measure
 
 
@@ -18,24 +18,23 @@ def viewer_value(session: Session) -> dict[str, Any]:
     scan = session.scan
     assert scan is not None
     picture = scan.values(session.index)
-    offered = presets(picture, own=scan.windows, modality=scan.modality)
-    return payload(
+    scene = ViewerScene(
         key=str(session.version),
         name=scan.name,
         slice_index=session.index,
         slices=scan.slices,
         picture=picture,
-        window=(offered[0].low, offered[0].high),
-        windows=offered,
+        windows=offered_windows(picture, own=scan.windows, modality=scan.modality),
         spacing_mm=scan.spacing_mm,
-        models=[_view(n, a) for n, a in zip(session.chosen, session.current, strict=True)],
+        models=tuple(_model_view(n, a) for n, a in zip(session.chosen, session.current, strict=True)),
         truth=session.truth_slice,
         unit="HU" if scan.modality == "CT" else "",
         prompt=None if session.prompting is None else prompt_payload(session.prompting),
     )
+    return scene_json(scene)
 
 
-def _view(name: str, answer: Answer) -> ModelView:
+def _model_view(name: str, answer: Answer) -> ModelView:
     output = answer.manifest.output
     return ModelView(
         title=name,

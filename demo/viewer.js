@@ -1,5 +1,5 @@
 // The viewer: what is shown, what the reader does, and what the page is told. Runs once per mount, as the body of a
-// function with Gradio's `element`, `props`, `trigger` and `watch`. Text from the payload is only ever set as text.
+// function with Gradio's `element`, `props`, `trigger` and `watch`. Text from the scene is only ever set as text.
 
 const ui = Object.fromEntries([...element.querySelectorAll("[data-v]")].map((e) => [e.dataset.v, e]));
 const KEYS = matchMedia("(pointer: coarse)").matches

@@ -1,8 +1,8 @@
 """The picture viewer as data: what the browser needs to show a picture and every model's mark without asking again.
 
-The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `payload(...)` as its value; None
-empties it. It sends three events, whose data are attributes of `gr.EventData`; each has `evt.key`, the payload's, to
-drop what came too late:
+The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `scene_json(...)` as its value;
+None empties it. It sends three events, whose data are attributes of `gr.EventData`; each has `evt.key`, the scene's,
+to drop what came too late:
 
     viewer.input(fn, ...)    evt.slice: int, counted from 0
     viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again
@@ -75,60 +75,66 @@ class ModelView:
     prompted: float | None = None
 
 
-def payload(
-    *,
-    key: str,
-    name: str,
-    slice_index: int,
-    slices: int,
-    picture: np.ndarray,
-    window: tuple[float, float],
-    windows: Sequence[Window],
-    spacing_mm: tuple[float, float] | None,
-    models: Sequence[ModelView],
-    truth: np.ndarray | None = None,
-    unit: str = "",
-    prompt: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The viewer's value: JSON with arrays as base64 of zlib-deflated little-endian bytes, row by row.
+@dataclass(frozen=True)
+class ViewerScene:
+    """One slice as the viewer draws it, with what every model says of it.
 
-    Args:
+    Attributes:
         key: the same for every slice of one scan with the same models: a new key resets zoom, window and threshold.
         name: the file's own name, shown as text.
         slice_index: which slice this is, from 0.
         slices: how many the scan has.
         picture: H×W, or H×W×3 (RGB); uint8, uint16 or float32.
-        window: the values that are black and white at first.
-        windows: what the select offers; see `presets`.
+        windows: what the select offers, see `offered_windows`; the picture is shown through the first one at first.
         spacing_mm: distance of neighbouring rows and columns; None where unknown.
         models: one or more; the first is what the others are compared with.
         truth: reference mask of class indices, H×W; None where there is none.
         unit: of the values, "HU" in CT.
         prompt: `demo.prompting.prompt_payload`; None where no model takes a click.
     """
-    height, width = picture.shape[:2]
-    shown = _shown_size((height, width))
-    values = _reduced(picture, shown)
+
+    key: str
+    name: str
+    slice_index: int
+    slices: int
+    picture: np.ndarray
+    windows: tuple[Window, ...]
+    spacing_mm: tuple[float, float] | None
+    models: tuple[ModelView, ...]
+    truth: np.ndarray | None = None
+    unit: str = ""
+    prompt: dict[str, Any] | None = None
+
+
+def scene_json(scene: ViewerScene) -> dict[str, Any]:
+    """The viewer's value: JSON with arrays as base64 of zlib-deflated little-endian bytes, row by row."""
+    height, width = scene.picture.shape[:2]
+    shown_hw = _shown_size((height, width))
+    first = scene.windows[0]
     return {
-        "key": key,
-        "name": name,
-        "slice": slice_index,
-        "slices": slices,
-        "size": [width, height],
-        "shown": [shown[1], shown[0]],
-        "picture": _values(values),
-        "window": [float(window[0]), float(window[1])],
-        "windows": [{"name": w.name, "low": float(w.low), "high": float(w.high)} for w in windows],
-        "unit": unit,
-        "spacing_mm": None if spacing_mm is None else [float(s) for s in spacing_mm],
-        "models": [_model(m, shown) for m in models],
-        "truth": None if truth is None else _packed(resize_mask(truth.astype(np.uint8), shown)),
+        "key": scene.key,
+        "name": scene.name,
+        "slice": scene.slice_index,
+        "slices": scene.slices,
+        "size": [width, height],  # the browser counts width first, numpy height first
+        "shown": [shown_hw[1], shown_hw[0]],
+        "picture": _picture_json(_reduce_plane(scene.picture, shown_hw)),
+        "window": [float(first.low), float(first.high)],
+        "windows": [{"name": w.name, "low": float(w.low), "high": float(w.high)} for w in scene.windows],
+        "unit": scene.unit,
+        "spacing_mm": None if scene.spacing_mm is None else [float(s) for s in scene.spacing_mm],
+        "models": [_model_json(model, shown_hw) for model in scene.models],
+        "truth": None
+        if scene.truth is None
+        else _pack_array(resize_mask(scene.truth.astype(np.uint8), shown_hw)),
         "colours": [list(c) for c in COLOURS],
-        "prompt": prompt,
+        "prompt": scene.prompt,
     }
 
 
-def presets(picture: np.ndarray, *, own: Sequence[Window] = (), modality: str = "") -> tuple[Window, ...]:
+def offered_windows(
+    picture: np.ndarray, *, own: Sequence[Window] = (), modality: str = ""
+) -> tuple[Window, ...]:
     """Display windows to offer, the best to begin with first.
 
     Args:
@@ -148,13 +154,13 @@ def presets(picture: np.ndarray, *, own: Sequence[Window] = (), modality: str = 
     return (*offered, Window("full range", least, most if most > least else least + 1.0))
 
 
-def quantised(probability: np.ndarray) -> np.ndarray:
+def quantise_probability(probability: np.ndarray) -> np.ndarray:
     """Probabilities as they travel: `floor(p · 65536)`, at most 65535, uint16."""
     return np.asarray(np.minimum(np.asarray(probability, np.float64) * LEVELS, LEVELS - 1), "<u2")
 
 
-def _model(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
-    reduced = np.stack([_reduced(np.asarray(p, np.float32), shown) for p in model.probability])
+def _model_json(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
+    reduced = np.stack([_reduce_plane(np.asarray(p, np.float32), shown) for p in model.probability])
     light = None if model.quality is None else light_of(model.quality)
     return {
         "title": model.title,
@@ -162,9 +168,9 @@ def _model(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
         "activation": model.activation,
         "threshold": float(model.threshold),
         "classes": list(model.classes),
-        "probability": [_packed(quantised(p)) for p in reduced],
+        "probability": [_pack_array(quantise_probability(p)) for p in reduced],
         # The browser decides by the threshold; the likeliest class is decided here, before rounding.
-        "mask": _packed(_decided(model, reduced, shown)) if model.activation == "softmax" else None,
+        "mask": _pack_array(_decide_mask(model, reduced, shown)) if model.activation == "softmax" else None,
         "prompted": model.prompted,
         "light": None
         if light is None
@@ -172,16 +178,16 @@ def _model(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _decided(model: ModelView, reduced: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
-    return _likeliest(reduced) if model.mask is None else resize_mask(model.mask, shown)
+def _decide_mask(model: ModelView, reduced: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+    return _likeliest_class(reduced) if model.mask is None else resize_mask(model.mask, shown)
 
 
-def _likeliest(foreground: np.ndarray) -> np.ndarray:
+def _likeliest_class(foreground: np.ndarray) -> np.ndarray:
     background = 1.0 - foreground.sum(axis=0, keepdims=True)
     return np.asarray(np.concatenate([background, foreground]).argmax(axis=0), np.uint8)
 
 
-def _values(picture: np.ndarray) -> dict[str, Any]:
+def _picture_json(picture: np.ndarray) -> dict[str, Any]:
     """The picture as 8 or 16 bits with the way back: value = offset + scale · stored."""
     scale, offset, stored = 1.0, 0.0, picture
     if picture.dtype.kind == "f":
@@ -196,7 +202,7 @@ def _values(picture: np.ndarray) -> dict[str, Any]:
         "channels": 1 if stored.ndim == 2 else 3,
         "scale": scale,
         "offset": offset,
-        "data": _packed(stored.astype("<u2" if kind == "uint16" else "u1")),
+        "data": _pack_array(stored.astype("<u2" if kind == "uint16" else "u1")),
     }
 
 
@@ -205,16 +211,16 @@ def _shown_size(size_px: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size_px[0] * factor)), max(1, round(size_px[1] * factor))
 
 
-def _reduced(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+def _reduce_plane(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     """The mean over each pixel's area; whole values stay whole."""
     if plane.shape[:2] == size_px:
         return plane
     if plane.ndim == 3:
-        return np.stack([_reduced(plane[..., c], size_px) for c in range(plane.shape[2])], axis=-1)
+        return np.stack([_reduce_plane(plane[..., c], size_px) for c in range(plane.shape[2])], axis=-1)
     image = Image.fromarray(plane.astype(np.float32))
     means = np.asarray(image.resize((size_px[1], size_px[0]), Image.Resampling.BOX))
     return np.asarray(means if plane.dtype.kind == "f" else means.round(), plane.dtype)
 
 
-def _packed(array: np.ndarray) -> str:
+def _pack_array(array: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 1)).decode()

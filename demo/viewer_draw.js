@@ -13,7 +13,7 @@ async function inflate(text) {
 
 const inflate16 = async (text) => new Uint16Array((await inflate(text)).buffer);
 
-/** A payload with its arrays; `shown` is the size of all of them, width first. */
+/** A scene's JSON with its arrays; `shown` is the size of all of them, width first. */
 async function decode(value) {
   const models = [...value.models].map(async (m) => ({
     ...m,

@@ -10,7 +10,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from demo.viewer import LEVELS, SHOWN_SIDE_PX, VIEWER, ModelView, payload, presets, quantised
+from demo.viewer import (
+    LEVELS,
+    SHOWN_SIDE_PX,
+    VIEWER,
+    ModelView,
+    ViewerScene,
+    offered_windows,
+    quantise_probability,
+    scene_json,
+)
 from segcore.overlay import COLOURS
 from segcore.preprocess import OutputSpec, decide
 from segcore.windows import CT_WINDOWS, Window
@@ -44,10 +53,10 @@ def view(probability, **changes):
 
 def value_of(picture, models, **changes):
     given = {
-        "key": "1", "name": "chest.png", "slice_index": 0, "slices": 1, "window": (0, 255),
-        "windows": presets(picture), "spacing_mm": None,
+        "key": "1", "name": "chest.png", "slice_index": 0, "slices": 1, "windows": offered_windows(picture),
+        "spacing_mm": None,
     }  # fmt: skip
-    return payload(picture=picture, models=models, **given | changes)
+    return scene_json(ViewerScene(picture=picture, models=tuple(models), **given | changes))
 
 
 def test_threshold_in_the_browser_is_the_servers_on_the_whole_slider():
@@ -68,7 +77,7 @@ def test_threshold_in_the_browser_is_the_servers_on_the_whole_slider():
 
 def test_probabilities_are_rounded_down_and_one_fits():
     given = np.array([0.0, 0.99999, 1.0, 0.5, 1 / LEVELS], np.float32)
-    assert quantised(given).tolist() == [0, 65535, 65535, 32768, 1]
+    assert quantise_probability(given).tolist() == [0, 65535, 65535, 32768, 1]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +136,7 @@ def test_softmax_sends_the_likeliest_class_of_background_and_foreground():
 
 def test_windows_that_are_offered():
     hounsfield = np.linspace(-1000, 2000, 4096, dtype=np.float32).reshape(64, 64)
-    offered = presets(hounsfield, own=(Window("LUNG", -1400, 200), Window("", 0, 80)), modality="CT")
+    offered = offered_windows(hounsfield, own=(Window("LUNG", -1400, 200), Window("", 0, 80)), modality="CT")
     words = [
         "as in the file (LUNG)",
         "as in the file",
@@ -140,8 +149,8 @@ def test_windows_that_are_offered():
     assert [w.name for w in offered] == words
     assert offered[2:5] == CT_WINDOWS
     assert (offered[-1].low, offered[-1].high) == (-1000, 2000)
-    assert presets(np.zeros((2, 2), np.uint8)) == (Window("full range", 0, 255),)
-    assert all(w.low < w.high for w in presets(np.full((4, 4), 7, np.uint16)))
+    assert offered_windows(np.zeros((2, 2), np.uint8)) == (Window("full range", 0, 255),)
+    assert all(w.low < w.high for w in offered_windows(np.full((4, 4), 7, np.uint16)))
 
 
 def test_templates_hold_nothing_that_gradio_would_fill_in():
@@ -171,8 +180,8 @@ def address():
         one = np.stack([disc(at=0.3), disc(at=0.7)]) * 0.9
         model = view(one, activation="softmax", classes=("lung", "heart"))
         return value_of(
-            picture, [model], key="ct", name="series.zip", slice_index=index, slices=9, window=(-1350, 150),
-            windows=presets(picture, modality="CT"), unit="HU",
+            picture, [model], key="ct", name="series.zip", slice_index=index, slices=9,
+            windows=offered_windows(picture, modality="CT"), unit="HU",
         )  # fmt: skip
 
     def large():
