@@ -14,6 +14,7 @@ from demo import cards
 from demo.batch import BatchProgress, run_batch
 from demo.downloads import FORMATS
 from demo.models import Models
+from demo.page_case import Updates
 from demo.sessions import Sessions
 from demo.uploads import receive
 from segcore.errors import InputError
@@ -43,9 +44,15 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
             table = gr.HTML(elem_classes="s2e", elem_id="batch-table")
             result = gr.File(label="Masks and table", interactive=False, visible=False, elem_id="batch-zip")
 
-    def run(
-        paths: list[str] | None, name: str, wanted: list[str], request: gr.Request
-    ) -> Iterator[list[Any]]:
+    def show_progress(progress: BatchProgress, zip_path: Path | None = None) -> Updates:
+        return {
+            said: _progress_line(progress),
+            table: cards.plain_table(progress.table),
+            result: gr.File(None if zip_path is None else str(zip_path), visible=zip_path is not None),
+            sent: None,  # the files have been taken: they are no longer where the browser would look for them
+        }
+
+    def run(paths: list[str] | None, name: str, wanted: list[str], request: gr.Request) -> Iterator[Updates]:
         session = sessions.of(str(request.session_hash))
         folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.folder))
         for old in session.made.glob("batch-*"):
@@ -65,18 +72,16 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
                     if session.closed:
                         return
                     session.seen_now()
-                    yield [
-                        _words(progress),
-                        cards.plain_table(progress.table),
-                        gr.File(None, visible=False),
-                        None,
-                    ]
+                    yield show_progress(progress)
             done = True
-            yield [
-                _words(progress), cards.plain_table(progress.table), gr.File(str(progress.zip_path), visible=True), None
-            ]  # fmt: skip
+            yield show_progress(progress, progress.zip_path)
         except InputError as error:
-            yield [cards.problem(str(error)), "", gr.File(None, visible=False), None]
+            yield {
+                said: cards.problem(str(error)),
+                table: "",
+                result: gr.File(None, visible=False),
+                sent: None,
+            }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if not done or session.closed:
@@ -84,6 +89,14 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
 
     def on_sent(paths: list[str] | None, request: gr.Request) -> None:
         sessions.of(str(request.session_hash)).waiting.update(Path(path) for path in paths or [])
+
+    def on_stop() -> Updates:
+        return {
+            stop: gr.Button(visible=False),
+            said: '<p role="status">Stopped. Nothing was kept.</p>',
+            table: "",
+            sent: None,
+        }
 
     queue: dict[str, Any] = {
         "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden"
@@ -95,7 +108,7 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
     running.then(lambda: gr.Button(visible=False), None, stop, **gone)
     # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.
     stop.click(
-        lambda: (gr.Button(visible=False), '<p role="status">Stopped. Nothing was kept.</p>', "", None),
+        on_stop,
         None,
         [stop, said, table, sent],
         cancels=[running],
@@ -103,7 +116,7 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
     )
 
 
-def _words(progress: BatchProgress) -> str:
+def _progress_line(progress: BatchProgress) -> str:
     left = f", {progress.failed} could not be used" if progress.failed else ""
     return (
         f'<p role="status">{progress.done} of {progress.total} files done{left}. '

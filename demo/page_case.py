@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from demo import cards
 from demo.downloads import PAGE, formats_for
@@ -22,6 +23,9 @@ from segcore.errors import InputError
 OWN_ENGINE = "each model's own"
 QUEUE: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
 """Two readers' files may be read at once; a model answers one at a time."""
+
+Updates = dict[Block, Any]
+"""A handler's answer: new values by component, any of the event's outputs; Gradio leaves the others as they are."""
 
 
 def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Example]) -> None:
@@ -79,132 +83,150 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
                     visible=False,
                     scale=2,
                 )
-    answered = [said, viewer, trust, measured, speed, files]
-    shown = [said, viewer, trust, measured, speed, every, along, formats, of, files]
+    # What each kind of answer may change. A handler returns values by component: what it leaves out stays as it is.
+    case_outputs = [said, viewer, trust, measured, speed, every, along, formats, of, files]
+    prompt_outputs = [said, viewer, trust, measured, speed, files]
 
-    def show(session: Session) -> list[Any]:
+    def show_case(session: Session) -> Updates:
         if session.scan is None or not session.answers:
-            return _nothing("")
-        several = session.scan.slices > 1
+            return show_nothing("")
         choices = [(one.words, one.key) for one in formats_for(session.scan)]
-        return [
-            cards.heading(session.scan),
-            viewer_value(session),
-            cards.trust(session),
-            cards.measured(session),
-            cards.speed(session),
-            gr.Button(visible=several),
-            gr.Row(visible=True),
-            gr.CheckboxGroup(choices, value=[choices[0][1], PAGE.key]),
-            gr.Dropdown(list(session.chosen), value=session.chosen[-1]),
-            gr.File(None, visible=False),
-        ]
+        return {
+            said: cards.heading(session.scan),
+            viewer: viewer_value(session),
+            trust: cards.trust(session),
+            measured: cards.measured(session),
+            speed: cards.speed(session),
+            every: gr.Button(visible=session.scan.slices > 1),
+            along: gr.Row(visible=True),
+            formats: gr.CheckboxGroup(choices, value=[choices[0][1], PAGE.key]),
+            of: gr.Dropdown(list(session.chosen), value=session.chosen[-1]),
+            files: gr.File(None, visible=False),
+        }
 
-    def attempt(request: gr.Request, change: Callable[[Session], None]) -> list[Any]:
+    def show_nothing(words: str) -> Updates:
+        """No case: only the words why. The list of models keeps what it offered, it is hidden with its row."""
+        return {
+            said: words,
+            viewer: None,
+            trust: "",
+            measured: "",
+            speed: "",
+            every: gr.Button(visible=False),
+            along: gr.Row(visible=False),
+            formats: gr.CheckboxGroup([], value=[]),
+            files: gr.File(None, visible=False),
+        }
+
+    def attempt(request: gr.Request, change: Callable[[Session], None]) -> Updates:
         """Changes the reader's session and shows it; a problem stands where the case would, and nothing else does."""
         session = sessions.of(str(request.session_hash))
         with session.lock:
             try:
                 change(session)
-                return show(session)
+                return show_case(session)
             except InputError as error:
-                return _nothing(cards.problem(str(error)))
+                return show_nothing(cards.problem(str(error)))
 
-    def on_upload(sent: list[str] | None, request: gr.Request) -> list[Any]:
-        # The drop zone is empty again at once: the file is no longer where the browser would look for it.
-        result = attempt(request, lambda session: session.upload(sent or []))
-        names = sessions.of(str(request.session_hash)).scan_names
-        return [*result, None, gr.Dropdown(names, value=names[0] if names else None, visible=len(names) > 1)]
+    def upload_to(source: gr.File | gr.UploadButton) -> Callable[[list[str] | None, gr.Request], Updates]:
+        def on_upload(sent: list[str] | None, request: gr.Request) -> Updates:
+            updates = attempt(request, lambda session: session.upload(sent or []))
+            names = sessions.of(str(request.session_hash)).scan_names
+            # The drop zone is empty again at once: the file is no longer where the browser would look for it.
+            updates[source] = None
+            updates[scan] = gr.Dropdown(names, value=names[0] if names else None, visible=len(names) > 1)
+            return updates
 
-    def on_scan(number: int | None, request: gr.Request) -> list[Any]:
+        return on_upload
+
+    def on_scan(number: int | None, request: gr.Request) -> Updates:
         return attempt(request, lambda session: session.choose(number or 0))
 
-    def on_example(event: gr.SelectData, request: gr.Request) -> list[Any]:
+    def on_example(event: gr.SelectData, request: gr.Request) -> Updates:
         example = examples[event.index]
-        result = attempt(request, lambda session: session.show_example(example.scan, example.truth))
-        return [*result, gr.Dropdown(visible=False)]
+        updates = attempt(request, lambda session: session.show_example(example.scan, example.truth))
+        return updates | {scan: gr.Dropdown(visible=False)}
 
-    def on_models(names: list[str], engine: str, request: gr.Request) -> list[Any]:
+    def on_models(names: list[str], engine: str, request: gr.Request) -> Updates:
         own = None if engine == OWN_ENGINE else engine
         return attempt(request, lambda session: session.use(names, own))
 
-    def on_truth(sent: str | None, request: gr.Request) -> list[Any]:
+    def on_truth(sent: str | None, request: gr.Request) -> Updates:
         session = sessions.of(str(request.session_hash))
         with session.lock:
             try:
                 session.compare_with(sent or "")
-                return show(session)
+                return show_case(session)
             except InputError as error:  # the case stays: it is the mask that cannot be used
                 heading = cards.heading(session.scan) if session.scan else ""
-                return [heading + cards.problem(str(error)), *[gr.skip()] * (len(shown) - 1)]
+                return {said: heading + cards.problem(str(error))}
 
-    def on_slice(event: gr.EventData, request: gr.Request) -> list[Any]:
+    def on_slice(event: gr.EventData, request: gr.Request) -> Updates:
         def go(session: Session) -> None:
             if str(event.key) == str(session.version):  # else it was meant for a scan that has been replaced
                 session.go_to(int(event.slice))
 
         return attempt(request, go)
 
-    def on_threshold(event: gr.EventData, request: gr.Request) -> list[Any]:
+    def on_threshold(event: gr.EventData, request: gr.Request) -> Updates:
         """The viewer has drawn the masks already: only the words and numbers follow."""
         session = sessions.of(str(request.session_hash))
         with session.lock:
             session.set_threshold(event.threshold)
-            return [cards.trust(session), cards.measured(session)]
+            return {trust: cards.trust(session), measured: cards.measured(session)}
 
-    def on_prompt(event: gr.EventData, request: gr.Request) -> list[Any]:
+    def on_prompt(event: gr.EventData, request: gr.Request) -> Updates:
         """A click, a box, or taking one back; where it cannot be answered, the case stays as it is."""
         session = sessions.of(str(request.session_hash))
         with session.lock:
             if session.scan is None or (str(event.key), event.slice) != (str(session.version), session.index):
-                return [gr.skip()] * len(answered)  # it was meant for what has been replaced
+                # It was meant for what has been replaced. Gradio takes an empty dict for a value: one must be named.
+                return {said: gr.skip()}
             heading = cards.heading(session.scan)
             try:
                 session.take(Step.model_validate(event.step))
             except InputError as error:
-                skipped = [gr.skip()] * (len(answered) - 2)
-                return [heading + cards.problem(str(error)), viewer_value(session), *skipped]
-            numbers = [cards.trust(session), cards.measured(session), cards.speed(session)]
-            return [heading, viewer_value(session), *numbers, gr.File(None, visible=False)]
+                # The viewer gets its value again: by `prompt.handled` it knows that the step was refused.
+                return {said: heading + cards.problem(str(error)), viewer: viewer_value(session)}
+            return {
+                said: heading,
+                viewer: viewer_value(session),
+                trust: cards.trust(session),
+                measured: cards.measured(session),
+                speed: cards.speed(session),
+                files: gr.File(None, visible=False),  # made of the masks before the prompt
+            }
 
-    def on_every(request: gr.Request) -> Iterator[list[Any]]:
+    def on_every(request: gr.Request) -> Iterator[Updates]:
         session = sessions.of(str(request.session_hash))
         try:
             for done in session.measure_all():
-                yield [gr.Button(f"Measured {done} slices …", interactive=False), gr.skip(), gr.skip()]
+                yield {every: gr.Button(f"Measured {done} slices …", interactive=False)}
             with session.lock:
-                answer = [cards.measured(session), gr.skip()]
+                updates: Updates = {measured: cards.measured(session)}
         except InputError as error:
-            answer = [gr.skip(), cards.problem(str(error))]
-        yield [gr.Button("Measure every slice", interactive=True), *answer]
+            updates = {said: cards.problem(str(error))}
+        yield updates | {every: gr.Button("Measure every slice", interactive=True)}
 
-    def on_take(wanted: list[str], model: str, request: gr.Request) -> list[Any]:
+    def on_take(wanted: list[str], model: str, request: gr.Request) -> Updates:
         session = sessions.of(str(request.session_hash))
         with session.lock:
             try:
                 made = case_files(session, model, wanted)
-                return [gr.File([str(path) for path in made], visible=True), gr.skip()]
+                return {files: gr.File([str(path) for path in made], visible=True)}
             except InputError as error:
-                return [gr.File(None, visible=False), cards.problem(str(error))]
+                return {files: gr.File(None, visible=False), said: cards.problem(str(error))}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", **QUEUE}
     busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [viewer], **QUEUE}
-    upload.upload(on_upload, upload, [*shown, upload, scan], **busy)
-    folder.upload(on_upload, folder, [*shown, folder, scan], **busy)
-    scan.input(on_scan, scan, shown, **busy)
-    gallery.select(on_example, None, [*shown, scan], **busy)
-    gr.on([chosen.input, engine.input], on_models, [chosen, engine], shown, **busy)
-    truth.upload(on_truth, truth, shown, **busy)
-    viewer.input(on_slice, None, shown, **quiet, trigger_mode="always_last")
+    upload.upload(upload_to(upload), upload, [*case_outputs, upload, scan], **busy)
+    folder.upload(upload_to(folder), folder, [*case_outputs, folder, scan], **busy)
+    scan.input(on_scan, scan, case_outputs, **busy)
+    gallery.select(on_example, None, [*case_outputs, scan], **busy)
+    gr.on([chosen.input, engine.input], on_models, [chosen, engine], case_outputs, **busy)
+    truth.upload(on_truth, truth, case_outputs, **busy)
+    viewer.input(on_slice, None, case_outputs, **quiet, trigger_mode="always_last")
     viewer.release(on_threshold, None, [trust, measured], **quiet, trigger_mode="always_last")
-    viewer.select(on_prompt, None, answered, **quiet, trigger_mode="multiple")
+    viewer.select(on_prompt, None, prompt_outputs, **quiet, trigger_mode="multiple")
     every.click(on_every, None, [every, measured, said], **quiet)
     take.click(on_take, [formats, of], [files, said], **busy)
-
-
-def _nothing(said: str) -> list[Any]:
-    """No case: only the words why."""
-    return [
-        said, None, "", "", "", gr.Button(visible=False), gr.Row(visible=False), gr.CheckboxGroup([], value=[]),
-        gr.skip(), gr.File(None, visible=False),
-    ]  # fmt: skip
