@@ -146,8 +146,7 @@ def _score(
     import torch
 
     from segcore.learn.evaluate import Validator
-    from teacher.load import load_teacher
-    from teacher.system import protocols
+    from teacher.system import load_teacher, protocols
 
     manifest = bundle.manifest
     network = load_teacher(bundle).to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -77,7 +77,7 @@ def _load_graph(bundle: Bundle) -> Any:
     from segcore.learn.deploy import DeployGraph
 
     if bundle.manifest.kind == "teacher":
-        from teacher.load import load_teacher as load
+        from teacher.system import load_teacher as load
     else:
         from student.network import load_student as load
     return DeployGraph(load(bundle), bundle.manifest.input).eval()

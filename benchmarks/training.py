@@ -124,9 +124,9 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
     from segcore.learn.loader import TrainingSet, training_input
     from segcore.learn.loop import open_accelerator, open_run
     from segcore.preprocess import output_spec
+    from student.design import check_size, find_design
     from student.distill import DistillSettings, loss_function
     from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_student
-    from student.presets import check_size, find_design
 
     torch.set_num_threads(settings.threads)
     design = find_design(settings.design)

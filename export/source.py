@@ -22,7 +22,7 @@ def open_network(bundle: Bundle) -> nn.Module:
             "export the bundle that it was made from"
         )
     if bundle.manifest.kind == "teacher":
-        from teacher.load import load_teacher
+        from teacher.system import load_teacher
 
         network: nn.Module = load_teacher(bundle)
         return network

@@ -1,6 +1,6 @@
 """From which probability on a pixel is marked, and how far probabilities mean what they say.
 
-Both are found on validation cases when a model is sealed (`segcore.learn.calibrate`) and travel in the manifest.
+Both are found on validation cases when a model is sealed (`segcore.learn.evaluate`) and travel in the manifest.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from student.design import Design
-from student.presets import PRESETS
+from student.design import PRESETS, Design
 
 _STEMS = (("strided", 4, 4), ("strided", 2, 2), ("unshuffle", 4, 1), ("unshuffle", 2, 1), ("none", 1, 1))
 """Stem, its stride, and how often it is drawn, relative to the others."""
@@ -95,7 +94,7 @@ def draw_candidates(
     """
     found: list[Candidate] = []
     seen: set[Design] = set()
-    for name, design in _designs(seed, tries=20 * count):
+    for name, design in _all_designs(seed, tries=20 * count):
         if len(found) >= count:
             break
         if design in seen or size_px % design.stride:
@@ -112,7 +111,7 @@ def cost_of(name: str, design: Design, *, size_px: int, channels: int, outputs: 
     """Counts parameters, MACs, activations and layers of the sealed network.
 
     It runs on the smallest picture that the design takes: all but the parameters grow with the picture's area. The
-    MACs are those of `segcore.learn.blocks.count_macs`, counted a few times faster: there are many candidates.
+    MACs are those of `segcore.learn.deploy.count_macs`, counted a few times faster: there are many candidates.
     """
     import torch
     from torch import Tensor, nn
@@ -162,18 +161,18 @@ def name_of(design: Design) -> str:
     return f"{codes['stem'][design.stem]}{design.stem_stride}-{widths}-d{depths}-u{up_depths}{unusual}{head}"
 
 
-def _designs(seed: int, *, tries: int) -> Iterator[tuple[str, Design]]:
+def _all_designs(seed: int, *, tries: int) -> Iterator[tuple[str, Design]]:
     yield from PRESETS.items()
     rng = np.random.default_rng(seed)
     for _ in range(tries):
         try:
-            design = _draw(rng)
+            design = _draw_design(rng)
         except ValidationError:
             continue  # parts that do not go together
         yield name_of(design), design
 
 
-def _draw(rng: np.random.Generator) -> Design:
+def _draw_design(rng: np.random.Generator) -> Design:
     weights = np.array([weight for *_, weight in _STEMS], float)
     stem, stride, _ = _STEMS[rng.choice(len(_STEMS), p=weights / weights.sum())]
     levels = int(rng.integers(3, 6))

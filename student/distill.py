@@ -24,7 +24,7 @@ from segcore.labelled_share import training_cases
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
 from segcore.soft_labels import SoftLabels, open_soft_labels
-from student.presets import check_size, find_design, title_of
+from student.design import check_size, find_design, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +66,12 @@ def main(settings: DistillSettings) -> None:
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256,
               "tta": soft.record.tta if soft else None}  # fmt: skip
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        dice, parameters = _train(settings, design, dataset, soft, teacher, teacher_sha256, folder)
+        dice, parameters = _train_student(settings, design, dataset, soft, teacher, teacher_sha256, folder)
     log(f"wrote {settings.out}")
     print_result(bundle=str(settings.out), dice_val=dice, parameters=parameters)
 
 
-def _train(
+def _train_student(
     settings: DistillSettings,
     design: Design,
     dataset: Dataset,

@@ -11,7 +11,7 @@ from torch import Tensor
 from segcore.bundle import Bundle
 from segcore.learn.deploy import normaliser
 from student.network import load_student
-from teacher.load import load_teacher
+from teacher.system import load_teacher
 
 
 def open_live_teacher(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:

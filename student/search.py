@@ -19,30 +19,83 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
 from runtime.engine import ENGINES, EXTRAS, OPENED_BY, installed
 from runtime.load import BUSY_SHARE
 from runtime.roofline import Roofline, measure_roofline, share_of_peak
-from segcore.command import log, print_result, run_command
+from segcore.bundle import open_bundle
+from segcore.command import Settings, log, print_result, run_command
+from segcore.dataset import open_dataset
 from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now
 from segcore.outfolder import out_folder, write_text
 from segcore.preprocess import InputSpec, output_spec
 from student.candidates import Candidate, draw_candidates
-from student.search_loop import MEASURED, MODELS, Final, explore, final_run
-from student.search_measure import Bench, draw_pictures
-from student.search_output import CONFIG, PICTURE, RECORD, TABLE, Row, draw_search, write_config, write_table
+from student.distill import DistillSettings
+from student.distill import main as distill
+from student.search_measure import MEASURED, MODELS, Bench, FinalRun, draw_pictures, explore, final_run
+from student.search_output import (
+    CONFIG,
+    PICTURE,
+    RECORD,
+    TABLE,
+    SearchRow,
+    draw_search,
+    write_config,
+    write_table,
+)
 from student.search_plan import front_of, on_one_scale, proxies
-from student.search_proxy import check_data, train_proxies
-from student.search_settings import SearchSettings
+
+
+class SearchSettings(Settings):
+    """Find the largest student that keeps a latency budget on this machine."""
+
+    budget_ms: float = Field(gt=0)
+    """Milliseconds a picture may take, in the engine: picture of the network's size in, logits out."""
+    out: Path
+    """New folder for search.csv, search.png, distill.yaml and record.json."""
+    engine: str = "openvino"
+    """What will run the student: openvino or onnxruntime."""
+    precision: Literal["int8", "fp32"] = "int8"
+    """int8, or fp32 (what fp16 files compute in on a CPU)."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the engine."""
+    size: int = Field(256, ge=32, multiple_of=32)
+    """Height and width of the network's input, in pixels."""
+    channels: Literal[1, 3] = 1
+    """1 for grey pictures, 3 for colour."""
+    classes: int = Field(1, ge=1)
+    """Classes to tell apart, besides the background."""
+    max_parameters: int = Field(500_000, ge=1)
+    """Leave out designs with more."""
+    budget_minutes: float = Field(10.0, gt=0)
+    """Longest time for measuring, the last run included; proxy trainings come on top."""
+    rounds: int = Field(5, ge=1)
+    """Rounds of a batch's interleaved timing; the last run has twice as many."""
+    data: str | None = None
+    """Dataset for short proxy trainings: then the best validation Dice is chosen, not the highest capacity."""
+    proxy_epochs: int = Field(5, ge=1)
+    """Epochs of a proxy training."""
+    proxy_candidates: int = Field(4, ge=1)
+    """How many are trained, of different kinds."""
+    proxy_images: int | None = Field(None, ge=1)
+    """Train proxies on at most so many images."""
+    seed: int = 0
+    """Of the list of candidates and of their weights."""
+    overwrite: bool = False
+    """Replace a complete --out."""
+
 
 FINAL_SHARE, FINAL_MIN_S = 0.1, 8.0
 """Of the search's time, for the last run of the finalists; and at least so long."""
@@ -53,11 +106,11 @@ ROOFLINE = "roofline.json"
 
 def main(settings: SearchSettings) -> None:
     """Runs the search; see the module."""
-    _check(settings)
+    _check_flags(settings)
     if settings.data:
         check_data(settings.data, channels=settings.channels, classes=settings.classes)
     with out_folder(settings.out, kept_with(settings), overwrite=settings.overwrite) as folder:
-        result = _search(settings, folder)
+        result = _run_search(settings, folder)
         for name in (MEASURED, ROOFLINE):
             (folder / name).unlink()
         shutil.rmtree(folder / MODELS)
@@ -72,7 +125,7 @@ def kept_with(settings: SearchSettings) -> dict[str, Any]:
     return {**fields, **versions, "host": describe_host()}
 
 
-def _check(settings: SearchSettings) -> None:
+def _check_flags(settings: SearchSettings) -> None:
     engine = settings.engine
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: must be one of {', '.join(ENGINES)}, got {engine}")
@@ -88,11 +141,11 @@ def _check(settings: SearchSettings) -> None:
             raise need(package, "export")
 
 
-def _search(settings: SearchSettings, folder: Path) -> dict[str, Any]:
+def _run_search(settings: SearchSettings, folder: Path) -> dict[str, Any]:
     begin = time.monotonic()
-    bench = _bench(settings)
-    roofline = _roofline(settings, folder / ROOFLINE)
-    candidates = _candidates(settings)
+    bench = _open_bench(settings)
+    roofline = _measured_roofline(settings, folder / ROOFLINE)
+    candidates = _draw_on_paper(settings)
     seconds = 60 * settings.budget_minutes
     measured = explore(
         candidates,
@@ -124,11 +177,13 @@ def _search(settings: SearchSettings, folder: Path) -> dict[str, Any]:
     )
     _check_met(settings, final.ms)
     everyone = list(dict.fromkeys([*candidates, *wanted]))
-    rows = _rows(settings, everyone, ms, final, dice, _peak(settings, roofline), anchor=candidates[0].name)
-    return _write(settings, rows, final, roofline, folder, seconds=time.monotonic() - begin)
+    rows = _table_rows(
+        settings, everyone, ms, final, dice, _peak_gmac_s(settings, roofline), anchor=candidates[0].name
+    )
+    return _write_results(settings, rows, final, roofline, folder, seconds=time.monotonic() - begin)
 
 
-def _bench(settings: SearchSettings) -> Bench:
+def _open_bench(settings: SearchSettings) -> Bench:
     from student.network import GREY_MEAN_STD, RGB_MEAN_STD
 
     mean, std = GREY_MEAN_STD if settings.channels == 1 else RGB_MEAN_STD
@@ -145,7 +200,7 @@ def _bench(settings: SearchSettings) -> Bench:
     )
 
 
-def _roofline(settings: SearchSettings, path: Path) -> Roofline:
+def _measured_roofline(settings: SearchSettings, path: Path) -> Roofline:
     if path.is_file():
         return Roofline(**json.loads(path.read_text()))
     log("measuring the machine's peaks")
@@ -154,12 +209,12 @@ def _roofline(settings: SearchSettings, path: Path) -> Roofline:
     return roofline
 
 
-def _peak(settings: SearchSettings, roofline: Roofline) -> float:
+def _peak_gmac_s(settings: SearchSettings, roofline: Roofline) -> float:
     int8 = roofline.int8_gmac_s if settings.precision == "int8" else None
     return int8 or roofline.fp32_gmac_s
 
 
-def _candidates(settings: SearchSettings) -> list[Candidate]:
+def _draw_on_paper(settings: SearchSettings) -> list[Candidate]:
     count = int(np.clip(CANDIDATES_A_MINUTE * settings.budget_minutes, MIN_CANDIDATES, MAX_CANDIDATES))
     with tqdm(total=count, desc="candidates", unit="design") as bar:
         found = draw_candidates(
@@ -188,16 +243,16 @@ def _check_met(settings: SearchSettings, ms: dict[str, float]) -> None:
         )
 
 
-def _rows(
+def _table_rows(
     settings: SearchSettings,
     candidates: Sequence[Candidate],
     ms: dict[str, float],
-    final: Final,
+    final: FinalRun,
     dice: dict[str, float],
     peak: float,
     *,
     anchor: str,
-) -> list[Row]:
+) -> list[SearchRow]:
     """All that was measured, at the speed of the last run; the chosen one is among the finalists."""
     drift = final.ms[anchor] / ms[anchor]
     all_ms = {name: t * drift for name, t in ms.items()} | final.ms
@@ -205,7 +260,7 @@ def _rows(
     kept = [c for c in candidates if final.ms.get(c.name, math.inf) <= settings.budget_ms]
     chosen = max(kept, key=lambda c: (dice.get(c.name, -1.0), c.capacity))
     return [
-        Row(
+        SearchRow(
             candidate=c,
             ms=all_ms[c.name],
             final=c.name in final.ms,
@@ -220,10 +275,10 @@ def _rows(
     ]
 
 
-def _write(
+def _write_results(
     settings: SearchSettings,
-    rows: Sequence[Row],
-    final: Final,
+    rows: Sequence[SearchRow],
+    final: FinalRun,
     roofline: Roofline,
     folder: Path,
     seconds: float,
@@ -270,7 +325,7 @@ def _write(
     return result
 
 
-def _print_front(rows: Sequence[Row]) -> None:
+def _print_front(rows: Sequence[SearchRow]) -> None:
     print(f"{'':1} {'design':44} {'ms':>8} {'M params':>9} {'M MACs':>8} {'of peak':>8} {'Dice':>6}")
     for row in sorted(
         (r for r in rows if r.on_front or r.chosen or r.dice_val is not None), key=lambda r: r.ms
@@ -281,6 +336,71 @@ def _print_front(rows: Sequence[Row]) -> None:
             f"{'*' * row.chosen:1} {c.name:44} {row.ms:8.3f} {c.parameters / 1e6:9.3f} "
             f"{c.macs / 1e6:8.1f} {row.share_of_peak:8.0%} {dice:>6}"
         )
+
+
+def check_data(data: str, *, channels: int, classes: int) -> None:
+    """Checks that the search's model is one for this data, before anything is measured.
+
+    Raises:
+        InputError: the data has other channels or classes, or cannot be read.
+    """
+    dataset = open_dataset(data)
+    if len(dataset.classes) != classes:
+        raise InputError(
+            f"--classes {classes}: must be {len(dataset.classes)} for --data {data} "
+            f"({', '.join(dataset.classes)}), got {classes}; add --classes {len(dataset.classes)}"
+        )
+    found = 3 if dataset.split("train", limit=1)[0].image().ndim == 3 else 1
+    if found != channels:
+        raise InputError(
+            f"--channels {channels}: must be {found} for --data {data}, got {channels}; add --channels {found}"
+        )
+
+
+def train_proxies(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    data: str,
+    size_px: int,
+    epochs: int,
+    images: int | None,
+    seed: int,
+) -> dict[str, float]:
+    """Trains each candidate briefly; what was trained before, or half trained, is taken up.
+
+    Args:
+        candidates: whom to train.
+        folder: each becomes a bundle of its name in it.
+        data: as every `--data`.
+        size_px: of the input.
+        epochs: of each training.
+        images: train on at most so many; None for all.
+        seed: of each training.
+
+    Returns:
+        Validation Dice by name.
+    """
+    dice = {}
+    for i, candidate in enumerate(candidates):
+        out = folder / candidate.name
+        if not out.exists():
+            log(f"proxy training {i + 1} of {len(candidates)}: {candidate.name}")
+            settings = DistillSettings.model_validate(
+                {
+                    "data": data,
+                    "out": out,
+                    "size": size_px,
+                    "epochs": epochs,
+                    "limit": images,
+                    "seed": seed,
+                    "design": candidate.design.model_dump(mode="json"),
+                }
+            )
+            with redirect_stdout(sys.stderr):  # its result line is not this command's
+                distill(settings)
+        dice[candidate.name] = open_bundle(out).manifest.metric("dice_mean", "val") or 0.0
+    return dice
 
 
 if __name__ == "__main__":

@@ -1,27 +1,44 @@
-"""Makes a candidate's model file with random weights, and times candidates against each other.
+"""The measuring of a search: model files of candidates, their timing batch by batch, then the finalists together.
 
-Latency does not depend on what the weights are, only on the graph, as long as 8-bit ranges are sane: batch norms
-therefore get the statistics of a few phantoms, which also calibrate INT8.
+Latency does not depend on what the weights are, only on the graph, as long as 8-bit ranges are sane: weights
+are random, and batch norms get the statistics of a few phantoms, which also calibrate INT8. All that was
+measured is in a file, so that an interrupted search goes on.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from export.model_file import MODEL_FILES
 from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
 from runtime.interleaved import Timed, time_interleaved
+from runtime.load import others_share, read_clock
 from segcore.case import Case, PhantomSource
+from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.preprocess import InputSpec, output_spec, prepare
-from student.design import Design
+from student.candidates import Candidate
+from student.design import PRESETS, Design
+from student.search_plan import (
+    BATCH,
+    FINALISTS,
+    REACH,
+    Measurement,
+    front_of,
+    next_batch,
+    on_one_scale,
+    spread_sample,
+)
 
 BURST_S = 0.1
 
@@ -115,16 +132,150 @@ def time_models(
         for path in paths:
             engine = open_engine(bench.engine, path, precision=bench.precision, threads=bench.threads)
             opened.enter_context(closing(engine))
-            timed.append(Timed(run=_caller(engine.run, batches), predict=_nothing))
+            timed.append(Timed(run=_call_in_turn(engine.run, batches), predict=_leave_untimed))
         samples = time_interleaved(timed, rounds=rounds, burst_s=BURST_S, progress=progress)
     return [float(np.median(np.concatenate(sample.engine_ms))) for sample in samples]
 
 
-def _caller(
+def _call_in_turn(
     run: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]
 ) -> Callable[[int], object]:
     return lambda i: run(batches[i % len(batches)])
 
 
-def _nothing(_: int) -> None:
+def _leave_untimed(_: int) -> None:
     """The whole way from picture to mask is not timed here."""
+
+
+SPREAD_SHARE = 1 / 3
+"""Of the time, at most, for the first sample."""
+MEASURED, MODELS = "measured.json", "models"
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """The last run.
+
+    Attributes:
+        ms: median milliseconds by name, the anchor's included.
+        other_load_share: of processor time that other programs took meanwhile, 0–1; None where unknown.
+    """
+
+    ms: dict[str, float]
+    other_load_share: float | None
+
+
+def explore(
+    candidates: Sequence[Candidate],
+    bench: Bench,
+    folder: Path,
+    *,
+    budget_ms: float,
+    rounds: int,
+    seconds: float,
+    used: Callable[[], float],
+) -> list[Measurement]:
+    """Measures candidates until time is up or nothing is left that could be better; at least one batch.
+
+    Args:
+        candidates: the first is the anchor.
+        bench: how they are measured.
+        folder: keeps what was measured, and the models.
+        budget_ms: where to look.
+        rounds: of each batch's timing.
+        seconds: for all of it.
+        used: seconds that went by in this process.
+    """
+    measured = read_measured(folder)
+    before = sum(one.took_s for one in measured)  # by a search that was interrupted
+    presets = [c for c in candidates if c.name in PRESETS]
+    sample: list[Candidate] | None = None
+    with tqdm(initial=len(measured), desc="measured", unit="design") as bar:
+        while True:
+            ms = on_one_scale(measured)
+            gone = before + used()
+            if not ms:
+                batch = presets or list(candidates[:BATCH])
+            else:
+                if sample is None:
+                    sample = spread_sample(candidates, ms, budget_ms)
+                left = [c for c in sample if c.name not in ms] if gone < SPREAD_SHARE * seconds else []
+                batch = left[:BATCH] or next_batch(candidates, ms, budget_ms)
+            each_s = sum(one.took_s for one in measured) / max(len(measured), 1)
+            if not batch or (measured and gone + len(batch) * each_s > seconds):
+                return measured
+            measured += _measure_batch(batch, candidates[0], bench, folder, rounds=rounds, first=not measured)
+            write_text(folder / MEASURED, json.dumps([asdict(one) for one in measured]))
+            kept = sum(t <= budget_ms for t in on_one_scale(measured).values())
+            bar.set_postfix_str(f"{kept} within {budget_ms:g} ms")
+            bar.update(len(measured) - bar.n)
+
+
+def read_measured(folder: Path) -> list[Measurement]:
+    """What an interrupted search has measured."""
+    path = folder / MEASURED
+    return [Measurement(**one) for one in json.loads(path.read_text())] if path.is_file() else []
+
+
+def _measure_batch(
+    batch: Sequence[Candidate], anchor: Candidate, bench: Bench, folder: Path, *, rounds: int, first: bool
+) -> list[Measurement]:
+    begin = time.monotonic()
+    others = [c for c in batch if c != anchor]
+    ms = _time_group([anchor, *others], bench, folder, rounds=rounds)
+    took_s = (time.monotonic() - begin) / len(batch)
+    return [
+        Measurement(c.name, ms[c.name], ms[anchor.name], took_s) for c in ([anchor] if first else []) + others
+    ]
+
+
+def final_run(
+    wanted: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    ms: dict[str, float],
+    bench: Bench,
+    folder: Path,
+    *,
+    budget_ms: float,
+    rounds: int,
+) -> FinalRun:
+    """Times the finalists together, freshly opened; if none keeps the budget, the next ones down the front.
+
+    Args:
+        wanted: finalists in any case (proxies that were trained); without them the front near the budget.
+        candidates: all; the first is the anchor.
+        ms: what was measured so far.
+        bench: how they are measured.
+        folder: of the search.
+        budget_ms: what one of them should keep.
+        rounds: of the timing.
+    """
+    front = [c for c in front_of(candidates, ms) if ms[c.name] <= REACH * budget_ms and c not in wanted]
+    groups = [list(wanted)] if wanted else []
+    while front:
+        groups.append(front[-FINALISTS:])
+        front = front[:-FINALISTS]
+    found: dict[str, float] = {}
+    before = read_clock()
+    for group in groups:
+        anchor = candidates[0]
+        found |= _time_group(list(dict.fromkeys([anchor, *group])), bench, folder, rounds=rounds)
+        if any(found[c.name] <= budget_ms for c in group):
+            break
+    return FinalRun(found, others_share(before, read_clock()))
+
+
+def _time_group(group: Sequence[Candidate], bench: Bench, folder: Path, *, rounds: int) -> dict[str, float]:
+    paths = [_model_of(candidate, bench, folder / MODELS) for candidate in group]
+    times = time_models(paths, bench, rounds=rounds)
+    return {candidate.name: ms for candidate, ms in zip(group, times, strict=True)}
+
+
+def _model_of(candidate: Candidate, bench: Bench, models: Path) -> Path:
+    """The candidate's model file, made where there is none yet; never a half one."""
+    folder = models / candidate.name
+    if not folder.exists():
+        partial = models / f"{candidate.name}.partial"
+        write_model(candidate.design, bench, partial)
+        partial.rename(folder)
+    return folder / bench.model_file

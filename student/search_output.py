@@ -17,7 +17,7 @@ _MARKERS = {1: "s", 2: "^", 4: "o"}
 
 
 @dataclass(frozen=True)
-class Row:
+class SearchRow:
     """A measured candidate.
 
     Attributes:
@@ -37,16 +37,16 @@ class Row:
     dice_val: float | None = None
 
 
-def write_table(path: Path, rows: Sequence[Row]) -> None:
+def write_table(path: Path, rows: Sequence[SearchRow]) -> None:
     """One line a candidate, fastest first: what it is, what it costs, what it reached."""
     with path.open("w", newline="") as file:
-        lines = [_line(row) for row in sorted(rows, key=lambda row: row.ms)]
+        lines = [_table_line(row) for row in sorted(rows, key=lambda row: row.ms)]
         writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
 
 
-def _line(row: Row) -> dict[str, object]:
+def _table_line(row: SearchRow) -> dict[str, object]:
     c = row.candidate
     design = c.design.model_dump(mode="json")
     return {
@@ -82,7 +82,7 @@ def write_config(path: Path, chosen: Candidate, size_px: int, promise: str) -> N
     )
 
 
-def draw_search(path: Path, rows: Sequence[Row], *, budget_ms: float, title: str) -> None:
+def draw_search(path: Path, rows: Sequence[SearchRow], *, budget_ms: float, title: str) -> None:
     """Capacity against latency, both on log axes, with the budget, the front and the chosen design.
 
     Args:

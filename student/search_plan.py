@@ -32,7 +32,7 @@ _WORTH = 0.6
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A candidate's latency, and that of the anchor, a candidate that is timed in every batch.
 
     Attributes:
@@ -48,7 +48,7 @@ class Measured:
     took_s: float
 
 
-def on_one_scale(measured: Sequence[Measured]) -> dict[str, float]:
+def on_one_scale(measured: Sequence[Measurement]) -> dict[str, float]:
     """Milliseconds by name, as if the anchor had run at its median speed in every batch: so drift cancels out."""
     usual = float(np.median([one.anchor_ms for one in measured])) if measured else 0.0
     return {one.name: one.ms * usual / one.anchor_ms for one in measured}
@@ -88,7 +88,7 @@ def predict_ms(
         others: to predict.
     """
     took = np.array([ms[c.name] for c in known])
-    weights = _fit(_features(known) / took[:, None])
+    weights = _fit_weights(_features(known) / took[:, None])
     errors: dict[tuple[object, ...], list[float]] = {}
     for candidate, error in zip(known, np.log(took / (_features(known) @ weights)), strict=True):
         errors.setdefault(candidate.kind, []).append(float(error))
@@ -101,7 +101,7 @@ def _features(candidates: Sequence[Candidate]) -> np.ndarray:
     return np.array([(1e-2, c.macs / 1e8, c.activations / 1e6, c.layers / 1e1) for c in candidates])
 
 
-def _fit(rows: np.ndarray) -> np.ndarray:
+def _fit_weights(rows: np.ndarray) -> np.ndarray:
     """Weights ≥ 0 so that rows · weights is nearly 1: least squares, dropping what comes out negative."""
     keep = list(range(rows.shape[1]))
     while True:

@@ -40,7 +40,7 @@ def main(settings: CheckpointSettings) -> None:
     import torch
     from safetensors.torch import save
 
-    from teacher.load import load_teacher
+    from teacher.system import load_teacher
 
     if settings.out.suffix not in (".pt", ".safetensors"):
         raise InputError(

@@ -43,23 +43,23 @@ def open_ensemble(
     Raises:
         InputError: a torch bundle that is not a teacher, or an engine that is not installed.
     """
-    asks, size_px = [_open(bundle, device) for bundle in bundles], label_size(bundles)
-    first_ask = _open(prompter, device) if prompter else None
+    asks, size_px = [_open_teacher(bundle, device) for bundle in bundles], label_size(bundles)
+    first_ask = _open_teacher(prompter, device) if prompter else None
     activation = bundles[0].manifest.output.activation
 
     def label(cases: Sequence[Case]) -> np.ndarray:
         images = [case.image() for case in cases]
         views = []
         for bundle, ask in zip(bundles, asks, strict=True):
-            pictures, masks = _pictures(cases, images, bundle), None
+            pictures, masks = _prepare_pictures(cases, images, bundle), None
             if prompter and first_ask:
-                guessed = first_ask(_pictures(cases, images, prompter), None)
+                guessed = first_ask(_prepare_pictures(cases, images, prompter), None)
                 output, asked_px = prompter.manifest.output, bundle.manifest.input.size_px
                 masks = np.stack([mask_of_logits(one, output, asked_px) for one in guessed])
-            views.append(_resized(ask(pictures, masks), size_px))
+            views.append(_resize_each(ask(pictures, masks), size_px))
             if tta == "flips":
-                mirrored = ask(_mirrored(pictures), None if masks is None else _mirrored(masks))
-                views.append(_resized(mirrored[..., ::-1], size_px))
+                mirrored = ask(_mirror_pictures(pictures), None if masks is None else _mirror_pictures(masks))
+                views.append(_resize_each(mirrored[..., ::-1], size_px))
         mean = mean_logits(np.stack(views), activation) if len(views) > 1 else views[0]
         return mean.clip(-_LARGEST, _LARGEST).astype(np.float16)
 
@@ -91,21 +91,21 @@ def _log_mean(logs: np.ndarray) -> np.ndarray:
     return np.asarray(np.logaddexp.reduce(logs, axis=0) - np.float32(np.log(len(logs))))
 
 
-def _resized(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+def _resize_each(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     return np.stack([resize_logits(one, size_px) for one in logits])
 
 
-def _pictures(cases: Sequence[Case], images: Sequence[np.ndarray], bundle: Bundle) -> np.ndarray:
+def _prepare_pictures(cases: Sequence[Case], images: Sequence[np.ndarray], bundle: Bundle) -> np.ndarray:
     """N×H×W×C uint8 as a bundle takes them."""
     spec = bundle.manifest.input
     return np.stack([prepare(i, spec, name=f"image {c.id}") for c, i in zip(cases, images, strict=True)])
 
 
-def _mirrored(pictures: np.ndarray) -> np.ndarray:
+def _mirror_pictures(pictures: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pictures[:, :, ::-1])
 
 
-def _open(bundle: Bundle, device: str) -> Ask:
+def _open_teacher(bundle: Bundle, device: str) -> Ask:
     manifest = bundle.manifest
     if manifest.kind != "teacher" or manifest.format != "torch":
         predictor = Predictor.open(bundle)
@@ -113,9 +113,9 @@ def _open(bundle: Bundle, device: str) -> Ask:
     import torch
 
     from segcore.learn.deploy import DeployGraph
-    from teacher.load import load_teacher
-    from teacher.memory.volume_labels import label_volume
     from teacher.memory.volume_model import VolumeSam2
+    from teacher.memory.volumes import label_volume
+    from teacher.system import load_teacher
 
     network = load_teacher(bundle).to(device)
     graph = DeployGraph(network, manifest.input).to(device).eval()
@@ -129,7 +129,7 @@ def _open(bundle: Bundle, device: str) -> Ask:
             elif masks is None:
                 logits = graph(given)
             else:
-                from teacher.prompts.from_model import ask_with_masks
+                from teacher.promptable import ask_with_masks
 
                 logits = ask_with_masks(network, manifest, given, torch.from_numpy(masks))
             return logits.float().cpu().numpy()  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from segcore.agreement import check_agreement
 from segcore.bundle import Bundle, open_bundle
-from segcore.case import Case
+from segcore.case import Case, volumes_of
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
 from segcore.errors import InputError
@@ -32,10 +32,10 @@ from segcore.soft_labels import (
     write_shard,
 )
 from teacher.ensemble import label_size, open_ensemble
-from teacher.label_parts import Batch, label_parts
 from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
 
 MEAN = "mean"
+Batch = tuple[Case, ...]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ def main(settings: LabelSettings) -> None:
     if prompter:
         recipe["prompt_from"] = prompter.sha256
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        _label(settings, bundles, prompter, dataset, cases, folder)
+        _write_labels(settings, bundles, prompter, dataset, cases, folder)
     log(f"wrote {settings.out}")
     print_result(soft=str(settings.out), images=len(cases), teacher=teacher)
 
@@ -116,7 +116,32 @@ def teacher_name(names: Sequence[str]) -> str:
     return " + ".join(f"{n} × {name}" if n > 1 else name for name, n in Counter(names).items())
 
 
-def _label(
+def label_parts(
+    cases: Sequence[Case], *, rank: int, processes: int, shard_images: int, batch_size: int, by_volume: bool
+) -> list[list[Batch]]:
+    """How the images are divided: a process's shards, each a list of batches.
+
+    Args:
+        cases: of all processes.
+        rank: of this process.
+        processes: how many there are.
+        shard_images: images a shard; by volume a shard ends with the volume that fills it.
+        batch_size: images a batch, unless `by_volume`.
+        by_volume: a batch is a whole volume, in the order of its slices, for a teacher that remembers neighbours.
+    """
+    if not by_volume:
+        mine = tuple(cases[rank::processes])
+        shards = [mine[i : i + shard_images] for i in range(0, len(mine), shard_images)]
+        return [[s[i : i + batch_size] for i in range(0, len(s), batch_size)] for s in shards]
+    parts: list[list[Batch]] = [[]]
+    for places in volumes_of(cases)[rank::processes]:
+        if sum(map(len, parts[-1])) >= shard_images:
+            parts.append([])
+        parts[-1].append(tuple(cases[i] for i in places))
+    return [part for part in parts if part]
+
+
+def _write_labels(
     settings: LabelSettings,
     bundles: Sequence[Bundle],
     prompter: Bundle | None,
@@ -146,17 +171,17 @@ def _label(
             tuple(case.id for batch in part for case in batch),
         )
         if done.get(name) != ids:
-            write_shard(folder, name, ids, _run(label, part, bar))
+            write_shard(folder, name, ids, _label_shard(label, part, bar))
         else:
             bar.update(len(ids))
     bar.close()
     state.wait_for_everyone()
     if state.is_main_process:
-        seal_labels(folder, _record(settings, bundles, prompter, dataset, finished_shards(folder)))
+        seal_labels(folder, _label_record(settings, bundles, prompter, dataset, finished_shards(folder)))
     state.wait_for_everyone()
 
 
-def _run(label: Label, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
+def _label_shard(label: Label, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
     import numpy as np
 
     logits = []
@@ -166,7 +191,7 @@ def _run(label: Label, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
     return np.concatenate(logits)
 
 
-def _record(
+def _label_record(
     settings: LabelSettings,
     bundles: Sequence[Bundle],
     prompter: Bundle | None,

@@ -1,6 +1,7 @@
 """SAM 2 that is asked with prompts, and asks itself where no human does: the network of the promptable systems.
 
 Automatic form: the prompts are buffers, one question a class, which come from the mean training mask of each class.
+`ask_with_masks` takes the prompts from masks that another model predicted, such as an earlier student.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segcore.learn.deploy import normaliser
 from segcore.learn.loader import check_classes
 from segcore.manifest import Manifest
 from segcore.prompts import PADDING, PromptSpec
 from teacher.image_model import MASKS, Answers, Embedding, Sam2ImageModel
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.sam2_weights import load_for_system
-from teacher.settings import EncoderSize, TeacherSettings
+from teacher.settings import AutomaticPrompt, EncoderSize, TeacherSettings
 from teacher.system import Task
 from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of
 
@@ -128,8 +130,8 @@ def compete(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
 
 
-class Prepared(NamedTuple):
-    """A network to train.
+class PromptableParts(NamedTuple):
+    """What a promptable system is made of before it says what else is trained.
 
     Attributes:
         network: with its weights and prompts; its encoder is tuned as `tuning` says, all else is frozen.
@@ -148,7 +150,7 @@ class Prepared(NamedTuple):
 
 def prepare_promptable(
     settings: TeacherSettings, task: Task, *, candidates: Candidates, frozen: Sequence[str]
-) -> Prepared:
+) -> PromptableParts:
     """Builds the network, loads its weights, and gives it the prompts of the mean training masks.
 
     Args:
@@ -173,7 +175,7 @@ def prepare_promptable(
     sam.no_mem_embed.requires_grad_(tuning.kind == "all")
     sam.image_encoder.trunk = tune_encoder(sam.image_encoder.trunk, tuning)
     kept = {"encoder": settings.encoder, "slots": labels.shape[1], **tuning.adapter_settings}
-    return Prepared(network, tuning, means, pretrained, kept)
+    return PromptableParts(network, tuning, means, pretrained, kept)
 
 
 def train_decoder(network: PromptedSam2, *, candidates: bool) -> None:
@@ -224,6 +226,44 @@ def open_promptable(manifest: Manifest, *, candidates: Candidates) -> PromptedSa
     sam = Sam2ImageModel(size, manifest.input.height_px)
     sam.image_encoder.trunk = adapted_encoder(sam.image_encoder.trunk, settings)
     return PromptedSam2(sam, classes=len(manifest.classes), slots=settings["slots"], candidates=candidates)
+
+
+def ask_with_masks(network: nn.Module, manifest: Manifest, pictures: Tensor, masks: Tensor) -> Tensor:
+    """Asks a promptable teacher for every class, with points or a box of a mask of each picture.
+
+    The prompts are of the kind that the teacher was trained to ask itself with. A class that a mask does not hold is
+    asked for as in the automatic form, with the prompts of the mean training mask: the model may have missed it.
+
+    Args:
+        network: a `PromptedSam2` from a bundle.
+        manifest: the bundle's.
+        pictures: N×H×W×C uint8, on the network's device.
+        masks: N×H×W class indices.
+
+    Returns:
+        Logits N×K'×h×w, as in the automatic form.
+    """
+    assert isinstance(network, PromptedSam2)
+    points, labels = mask_prompts(network, masks, manifest.settings["prompt"], manifest.settings["points"])
+    x = pictures.permute(0, 3, 1, 2).float() / 255
+    normalised = normaliser(manifest.input, pictures.device)
+    return network.ask(normalised(x), points, labels)
+
+
+def mask_prompts(
+    network: PromptedSam2, masks: Tensor, kind: AutomaticPrompt, count: int
+) -> tuple[Tensor, Tensor]:
+    """Prompts N×K×P×2 and their labels N×K×P for N masks of class indices; see `ask_with_masks`."""
+    classes = len(network.points)
+    points = network.points.repeat(len(masks), 1, 1, 1)
+    labels = network.labels.repeat(len(masks), 1, 1)
+    for n, mask in enumerate(masks):
+        for k in range(classes):
+            found = mask == k + 1
+            if bool(found.any()):
+                of_one = automatic_prompts(found[None].float(), kind, count, points.shape[2])
+                points[n, k], labels[n, k] = of_one[0][0], of_one[1][0]
+    return points, labels
 
 
 def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates) -> PromptSpec:

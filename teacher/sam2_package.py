@@ -3,6 +3,9 @@
 `import sam2` initialises Hydra for the whole process, so it happens inside the functions, and the model's settings are
 read from sam2's own YAML without Hydra.
 
+One part is replaced: sam2's LayerNorm over the channels of a map is made of seven operators, and squares its
+input outside any normalisation, which 16 bits do not hold (NVIDIA/TensorRT#3657, #4723).
+
 Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, 2024; Ryali et al., Hiera, ICML 2023.
 """
 
@@ -12,11 +15,11 @@ import re
 from importlib import import_module, resources
 from typing import Any
 
+import torch.nn.functional as F
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from segcore.errors import need
-from teacher.channel_norm import join_channel_norms
 from teacher.settings import EncoderSize
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,7 +42,7 @@ def build_encoder(size: EncoderSize) -> nn.Module:
     Raises:
         InputError: the sam2 package is not installed.
     """
-    encoder: nn.Module = _instantiate(_config(size)["image_encoder"]["trunk"])
+    encoder: nn.Module = _instantiate(_read_config(size)["image_encoder"]["trunk"])
     return encoder
 
 
@@ -52,7 +55,7 @@ def build_sam2(size: EncoderSize, image_px: int) -> Any:
     Raises:
         InputError: the sam2 package is not installed.
     """
-    config = _config(size)
+    config = _read_config(size)
     config["image_size"] = image_px
     for attention in ("self_attention", "cross_attention"):  # rotary positions of a stride-16 map
         config["memory_attention"]["layer"][attention]["feat_sizes"] = [image_px // 16, image_px // 16]
@@ -61,7 +64,7 @@ def build_sam2(size: EncoderSize, image_px: int) -> Any:
     return sam2
 
 
-def _config(size: EncoderSize) -> dict[str, Any]:
+def _read_config(size: EncoderSize) -> dict[str, Any]:
     try:
         text = resources.files("sam2").joinpath(f"configs/sam2.1/{_CONFIGS[size]}").read_text()
     except ModuleNotFoundError as error:
@@ -85,3 +88,26 @@ def _instantiate(config: Any) -> Any:
     module, _, name = config["_target_"].rpartition(".")
     assert module.startswith("sam2."), module
     return getattr(import_module(module), name)(**built)
+
+
+class ChannelNorm(nn.Module):
+    """N×C×H×W, normalised over C at each pixel, by one operator.
+
+    Shares the parameters of the `LayerNorm2d` that it replaces.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.permute(0, 2, 3, 1)  # N H W C
+        return F.layer_norm(last, last.shape[-1:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def join_channel_norms(network: nn.Module) -> None:
+    """Replaces, in place, every `LayerNorm2d` of sam2; the names of its parameters stay."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "LayerNorm2d":
+                setattr(module, name, ChannelNorm(child))

@@ -19,16 +19,16 @@ NO_WEIGHTS = "no pretrained weights"
 TRUNK = "image_encoder.trunk."
 
 
-class _Published(NamedTuple):
+class _Checkpoint(NamedTuple):
     repository: str
     file: str
 
 
-_PUBLISHED: dict[EncoderSize, _Published] = {
-    "tiny": _Published("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt"),
-    "small": _Published("facebook/sam2.1-hiera-small", "sam2.1_hiera_small.pt"),
-    "base+": _Published("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
-    "large": _Published("facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt"),
+_PUBLISHED: dict[EncoderSize, _Checkpoint] = {
+    "tiny": _Checkpoint("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt"),
+    "small": _Checkpoint("facebook/sam2.1-hiera-small", "sam2.1_hiera_small.pt"),
+    "base+": _Checkpoint("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
+    "large": _Checkpoint("facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt"),
 }
 
 
@@ -52,9 +52,9 @@ def load_for_system(model: nn.Module, settings: TeacherSettings, *, frozen: Sequ
     Raises:
         InputError: as `load_sam2_weights` and `check_frozen_parts` do.
     """
-    loaded = _load(model, str(settings.weights), settings.encoder)
+    loaded = _load_parts(model, str(settings.weights), settings.encoder)
     check_frozen_parts(settings, loaded.absent, frozen)
-    return _said(loaded, str(settings.weights))
+    return _describe_origin(loaded, str(settings.weights))
 
 
 def check_frozen_parts(settings: TeacherSettings, absent: Sequence[str], frozen: Sequence[str]) -> None:
@@ -95,36 +95,36 @@ def load_sam2_weights(model: nn.Module, weights: str, size: EncoderSize) -> str:
     Raises:
         InputError: no such file or model, no network, not a checkpoint, or of another model.
     """
-    return _said(_load(model, weights, size), weights)
+    return _describe_origin(_load_parts(model, weights, size), weights)
 
 
-class _Loaded(NamedTuple):
+class _WeightsOrigin(NamedTuple):
     origin: str
     absent: list[str]
 
 
-def _load(model: nn.Module, weights: str, size: EncoderSize) -> _Loaded:
+def _load_parts(model: nn.Module, weights: str, size: EncoderSize) -> _WeightsOrigin:
     if weights == "none":
-        return _Loaded(NO_WEIGHTS, [])
-    path = _download(weights, size) if _is_hub_name(weights) else Path(weights)
+        return _WeightsOrigin(NO_WEIGHTS, [])
+    path = _download_checkpoint(weights, size) if _is_hub_name(weights) else Path(weights)
     if not path.is_file():
         names = ", ".join(p.repository for p in _PUBLISHED.values())
         raise InputError(
             f"--weights {weights}: must be a .pt or .safetensors file, one of {names}, or none; no such file"
         )
-    found, wanted = _read(path), model.state_dict()
+    found, wanted = _read_tensors(path), model.state_dict()
     _check_kind(found, weights)
-    parts = {_part(name) for name in wanted}
-    absent = sorted(part for part in parts if not any(_part(name) == part for name in found))
-    found = {name: tensor for name, tensor in found.items() if _part(name) in parts}
-    wanted = {name: tensor for name, tensor in wanted.items() if _part(name) not in absent}
-    _check(found, wanted, weights, size)
+    parts = {_part_of(name) for name in wanted}
+    absent = sorted(part for part in parts if not any(_part_of(name) == part for name in found))
+    found = {name: tensor for name, tensor in found.items() if _part_of(name) in parts}
+    wanted = {name: tensor for name, tensor in wanted.items() if _part_of(name) not in absent}
+    _check_tensors(found, wanted, weights, size)
     model.load_state_dict(found, strict=False)
     origin = f"{weights} ({path.name})" if _is_hub_name(weights) else path.name
-    return _Loaded(origin, absent)
+    return _WeightsOrigin(origin, absent)
 
 
-def _said(loaded: _Loaded, weights: str) -> str:
+def _describe_origin(loaded: _WeightsOrigin, weights: str) -> str:
     """The origin of a model's weights; what stays random is named there and on the terminal."""
     if not loaded.absent:
         return loaded.origin
@@ -133,7 +133,7 @@ def _said(loaded: _Loaded, weights: str) -> str:
     return f"{loaded.origin}, without {parts}"
 
 
-def _part(name: str) -> str:
+def _part_of(name: str) -> str:
     """ "image_encoder.trunk.blocks.0…" → "image_encoder.trunk", "sam_mask_decoder.…" → "sam_mask_decoder"."""
     words = name.split(".")
     return ".".join(words[:2]) if words[0] == "image_encoder" else words[0]
@@ -143,7 +143,7 @@ def _is_hub_name(weights: str) -> bool:
     return weights.startswith("facebook/") and not Path(weights).exists()
 
 
-def _download(name: str, size: EncoderSize) -> Path:
+def _download_checkpoint(name: str, size: EncoderSize) -> Path:
     published = next((p for p in _PUBLISHED.values() if p.repository == name), None)
     if published is None:
         names = ", ".join(p.repository for p in _PUBLISHED.values())
@@ -166,7 +166,7 @@ def _download(name: str, size: EncoderSize) -> Path:
         ) from None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -201,7 +201,7 @@ def _check_kind(found: dict[str, Tensor], weights: str) -> None:
         )
 
 
-def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, size: str) -> None:
+def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, size: str) -> None:
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
     shapes = sorted(k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape)

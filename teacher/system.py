@@ -1,4 +1,4 @@
-"""The seam between training and the teachers: what a system is, and the table of them.
+"""The seam between training and the teachers: what a system is, the table of them, and how their bundles are opened.
 
 A system's module in `teacher/systems` offers
 
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from segcore.bundle import Bundle
 from segcore.case import Case
 from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
+from segcore.learn.weights import check_torch_bundle, load_weights
 from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec, OutputSpec
 from segcore.prompts import PromptSpec
@@ -114,7 +116,7 @@ def system_module(name: str) -> ModuleType:
 
 def protocols(name: str) -> dict[str, Protocol]:
     """Every way that a system can be tested, the automatic one first."""
-    return {AUTOMATIC: _automatic, **getattr(system_module(name), "PROTOCOLS", {})}
+    return {AUTOMATIC: _predict_alone, **getattr(system_module(name), "PROTOCOLS", {})}
 
 
 def open_plain(manifest: Manifest) -> nn.Module:
@@ -123,5 +125,18 @@ def open_plain(manifest: Manifest) -> nn.Module:
     return network
 
 
-def _automatic(network: nn.Module, validator: Validator) -> Predictions:
+def load_teacher(bundle: Bundle) -> nn.Module:
+    """Builds the network of a torch bundle and loads its weights; in eval mode, without peft.
+
+    Called with a picture it gives logits; a promptable one (`Manifest.prompt`) also has `encode` and `decode`, see
+    `teacher.image_model.Promptable`.
+
+    Raises:
+        InputError: not a teacher in torch format.
+    """
+    check_torch_bundle(bundle, "teacher")
+    return load_weights(open_plain(bundle.manifest), bundle)
+
+
+def _predict_alone(network: nn.Module, validator: Validator) -> Predictions:
     return validator.predictions(network)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _TrainingResult:
     dice_val: float
     trained_parameters: int
     parameters: int
@@ -41,7 +41,7 @@ def main(settings: TeacherSettings) -> None:
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256}
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        trained = _train(settings, dataset, folder)
+        trained = _train_teacher(settings, dataset, folder)
     log(f"wrote {settings.out}")
     print_result(
         bundle=str(settings.out),
@@ -51,7 +51,7 @@ def main(settings: TeacherSettings) -> None:
     )
 
 
-def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Trained:
+def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _TrainingResult:
     import torch
 
     from segcore.learn.augment import Augmentation
@@ -60,7 +60,7 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Traine
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import seal_trained
     from teacher.system import Task, system_module
-    from teacher.tuning.checkpointing import recompute_blocks
+    from teacher.tuning.tune import recompute_blocks
 
     split = training_cases(
         dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
@@ -79,7 +79,7 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Traine
     accelerator = open_accelerator(settings)
     validator = Validator(held, spec, system.output, len(dataset.classes), batch=settings.batch_size)
     log(
-        f"{system.title}, {settings.tuned}: {trained:,} of {_count(network):,} parameters are trained; "
+        f"{system.title}, {settings.tuned}: {trained:,} of {_count_parameters(network):,} parameters are trained; "
         f"{system.pretrained}; {len(cases)} training and {len(held)} validation images; {accelerator.device}"
     )
 
@@ -98,7 +98,7 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Traine
         fit(
             network,
             data,
-            loss_of=_loss(system, spec, accelerator.device),
+            loss_of=_loss_on_batch(system, spec, accelerator.device),
             validate=validate,
             settings=settings,
             folder=folder,
@@ -125,17 +125,19 @@ def _train(settings: TeacherSettings, dataset: Dataset, folder: Path) -> _Traine
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
     accelerator.wait_for_everyone()
-    return _Trained(dice, trained, _count(network))
+    return _TrainingResult(dice, trained, _count_parameters(network))
 
 
-def _loss(system: System, spec: InputSpec, device: torch.device) -> Callable[[nn.Module, Sample], Tensor]:
+def _loss_on_batch(
+    system: System, spec: InputSpec, device: torch.device
+) -> Callable[[nn.Module, Sample], Tensor]:
     from segcore.learn.deploy import normaliser
 
     normalised = normaliser(spec, device)
     return lambda network, sample: system.loss(network, normalised(sample["image"]), sample)
 
 
-def _count(network: nn.Module) -> int:
+def _count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 

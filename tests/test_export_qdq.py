@@ -12,9 +12,8 @@ import torch
 from segcore.case import Case, PhantomSource
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec, output_spec, prepare
-from student.design import Design, unet
+from student.design import PRESETS, Design, unet
 from student.network import build_student, sealed_form
-from student.presets import PRESETS
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     if find_spec(package) is None:

@@ -14,7 +14,6 @@ MODULES = {
     "segcore.dataset": "segcore.dataset_check",
     "export": "export.command",
     "benchmarks": "benchmarks.settings",
-    "student.search": "student.search_settings",
     "teacher.train": "teacher.settings",
     "benchmarks.study": "benchmarks.study_settings",
     "demo": "demo.__main__",

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.learn.allocator import keep_freed_memory
-from segcore.learn.loop import add_gradient, open_accelerator, open_run, update_weights
+from segcore.learn.loop import add_gradient, keep_freed_memory, open_accelerator, open_run, update_weights
 from segcore.learn.settings import TrainSettings
 
 SETTINGS = TrainSettings(data="-", out=Path("-"), device="cpu", lr=0.01, weight_decay=0.1, ema=0.75)

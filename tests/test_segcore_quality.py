@@ -144,13 +144,13 @@ def held():
 
 
 def test_fit_beats_the_mean_on_cases_it_left_out(held):
-    from segcore.learn.quality_fit import _measure, fit_quality
+    from segcore.learn.quality_fit import _observe, fit_quality
 
     network = Darkness()
     fitted = fit_quality(network, held)
     assert fitted is not None
     assert fitted.cases == 30
-    measured = _measure(network, held)
+    measured = _observe(network, held)
     dice = measured.dice.mean(axis=1)
     guess = np.abs(dice - dice.mean())
     assert fitted.error_degraded < 0.75 * guess[measured.degraded].mean()
@@ -184,12 +184,12 @@ def test_regression_finds_the_weights_that_made_the_data():
 
 
 def test_empty_masks_are_wrong_unless_they_were_seen_to_be_right():
-    from segcore.learn.quality_fit import _empty_right, _Measured
+    from segcore.learn.quality_fit import _empty_right, _Observations
 
     def share(marked, dice, degraded):
         n = len(marked)
         return _empty_right(
-            _Measured(np.arange(n), np.array(degraded), np.zeros((n, 1, 5)), np.zeros((n, 1, 7)),
+            _Observations(np.arange(n), np.array(degraded), np.zeros((n, 1, 5)), np.zeros((n, 1, 7)),
                       np.array(marked)[:, None], np.array(dice, float)[:, None])
         )[0]  # fmt: skip
 

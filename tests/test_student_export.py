@@ -8,9 +8,8 @@ import torch
 
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec, output_spec
-from student.design import Design
+from student.design import PRESETS, Design
 from student.network import Student, build_student, sealed_form
-from student.presets import PRESETS
 
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
     if find_spec(package) is None:  # not imported here: openvino must be imported with its telemetry off

@@ -9,10 +9,8 @@ from pydantic import ValidationError
 
 from segcore.errors import InputError
 from segcore.learn.losses import dice_loss
-from student.blocks import Reparam
-from student.design import Design, unet
-from student.network import Student, build_student, design_of, sealed_form
-from student.presets import PRESETS, find_design, title_of
+from student.design import PRESETS, Design, find_design, title_of, unet
+from student.network import Reparam, Student, build_student, design_of, sealed_form
 
 QUARTER = {"stem": "strided", "stem_stride": 4, "widths": (16, 32), "depths": (0, 1), "up_depths": (1,)}
 BLOCKS = ("plain", "residual", "reparam", "separable", "inverted")

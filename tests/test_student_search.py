@@ -12,20 +12,18 @@ import yaml
 
 from runtime.roofline import Roofline
 from segcore.errors import InputError
-from segcore.learn.blocks import count_macs
+from segcore.learn.deploy import count_macs
 from segcore.outfolder import out_folder
 from segcore.preprocess import InputSpec
 from student.candidates import Candidate, cost_of, draw_candidates, name_of
-from student.design import Design
+from student.design import PRESETS, Design, find_design
 from student.distill import DistillSettings
 from student.network import GREY_MEAN_STD, build_student, sealed_form
-from student.presets import PRESETS, find_design
 from student.search import ROOFLINE, SearchSettings, kept_with, main
-from student.search_loop import MEASURED, explore, final_run
-from student.search_measure import Bench, draw_pictures
-from student.search_output import Row, draw_search, write_table
+from student.search_measure import MEASURED, Bench, draw_pictures, explore, final_run
+from student.search_output import SearchRow, draw_search, write_table
 from student.search_plan import (
-    Measured,
+    Measurement,
     front_of,
     next_batch,
     of_each_kind,
@@ -92,7 +90,7 @@ def test_costs_are_those_of_the_sealed_network(fields):
 
 
 def test_drift_of_the_machine_cancels_out():
-    measured = [Measured("a", 1.0, 0.5, 1), Measured("b", 2.0, 0.5, 1), Measured("c", 4.0, 1.0, 1)]
+    measured = [Measurement("a", 1.0, 0.5, 1), Measurement("b", 2.0, 0.5, 1), Measurement("c", 4.0, 1.0, 1)]
     assert on_one_scale(measured) == {"a": 1.0, "b": 2.0, "c": 2.0}
 
 
@@ -167,8 +165,8 @@ def test_proxies_differ_in_kind_and_the_first_has_a_twin():
 def test_table_and_picture(tmp_path):
     several = [candidate("a", 10**8), candidate("b", 2 * 10**8, skip="concat")]
     rows = [
-        Row(several[1], 2.0, True, 0.5, False, True, False),
-        Row(several[0], 1.0, True, 0.5, True, True, True, dice_val=0.9),
+        SearchRow(several[1], 2.0, True, 0.5, False, True, False),
+        SearchRow(several[0], 1.0, True, 0.5, True, True, True, dice_val=0.9),
     ]
     write_table(tmp_path / "t.csv", rows)
     lines = list(csv.DictReader((tmp_path / "t.csv").open()))
@@ -216,7 +214,7 @@ def interrupted(out, measured, **fields):
 
 def test_a_budget_that_none_keeps_names_the_fastest(tmp_path):
     names = [c.name for c in draw(2)]
-    measured = [Measured(names[0], 5.0, 5.0, 1e6), Measured(names[1], 4.0, 5.0, 1e6)]
+    measured = [Measurement(names[0], 5.0, 5.0, 1e6), Measurement(names[1], 4.0, 5.0, 1e6)]
     settings = interrupted(
         tmp_path / "o", measured, budget_ms=3.5, engine="onnxruntime", precision="fp32", seed=0
     )
@@ -249,7 +247,7 @@ def test_exploring_keeps_what_it_measured(tmp_path):
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_an_interrupted_search_ends_with_a_config_that_distill_takes(tmp_path, capsys):
     best = draw(1)[0]
-    settings = interrupted(tmp_path / "o", [Measured(best.name, 2.0, 2.0, 1e6)], budget_ms=1e4)
+    settings = interrupted(tmp_path / "o", [Measurement(best.name, 2.0, 2.0, 1e6)], budget_ms=1e4)
     main(settings)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["chosen"] == best.name

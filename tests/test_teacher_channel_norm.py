@@ -5,8 +5,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from teacher.channel_norm import ChannelNorm, join_channel_norms  # noqa: E402
-from teacher.sam2_package import build_sam2  # noqa: E402
+from teacher.sam2_package import (  # noqa: E402
+    ChannelNorm,
+    build_sam2,
+    join_channel_norms,
+)
 
 
 class LayerNorm2d(torch.nn.Module):

@@ -24,10 +24,9 @@ from teacher.decoders.supervised_heads import FinestHead
 from teacher.ensemble import mean_logits
 from teacher.image_model import Sam2ImageModel
 from teacher.label import LabelSettings, main, teacher_hash, teacher_name
-from teacher.load import load_teacher
-from teacher.promptable import SLOTS, PromptedSam2
-from teacher.prompts.from_model import mask_prompts
+from teacher.promptable import SLOTS, PromptedSam2, mask_prompts
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
+from teacher.system import load_teacher
 from teacher.systems.s2agscunet import build_s2agscunet
 
 DATA = "phantom:cxr:24"  # that of conftest's bundles

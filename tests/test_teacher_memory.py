@@ -23,13 +23,22 @@ from segcore.learn.loader import build_loader, to_device, training_input  # noqa
 from segcore.preprocess import output_spec  # noqa: E402
 from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
 from teacher.image_model import Sam2ImageModel  # noqa: E402
-from teacher.label_parts import label_parts  # noqa: E402
+from teacher.label import label_parts  # noqa: E402
 from teacher.memory.clips import ClipSet, agreement, pick_object, walk  # noqa: E402
-from teacher.memory.memory_bank import Memory, remember, shown  # noqa: E402
-from teacher.memory.slice_memory import SliceMemory  # noqa: E402
-from teacher.memory.volume_labels import label_volume  # noqa: E402
+from teacher.memory.slice_memory import (  # noqa: E402
+    Memory,
+    SliceMemory,
+    remember,
+    shown,
+)
 from teacher.memory.volume_model import VolumeSam2, outwards, unstack  # noqa: E402
-from teacher.memory.volumes import inmost, volume_dice, volume_logits, volume_prompt  # noqa: E402
+from teacher.memory.volumes import (  # noqa: E402
+    inmost,
+    label_volume,
+    volume_dice,
+    volume_logits,
+    volume_prompt,
+)
 from teacher.promptable import PromptedSam2  # noqa: E402
 from teacher.sam2_package import build_sam2  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402

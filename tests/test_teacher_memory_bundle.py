@@ -15,10 +15,13 @@ from segcore.preprocess import prepare, resize_logits  # noqa: E402
 from segcore.soft_labels import open_soft_labels  # noqa: E402
 from teacher.label import LabelSettings  # noqa: E402
 from teacher.label import main as label  # noqa: E402
-from teacher.load import load_teacher  # noqa: E402
-from teacher.memory.volume_labels import label_volume  # noqa: E402
-from teacher.memory.volumes import volume_logits, volume_prompt  # noqa: E402
+from teacher.memory.volumes import (  # noqa: E402
+    label_volume,
+    volume_logits,
+    volume_prompt,
+)
 from teacher.settings import TeacherSettings  # noqa: E402
+from teacher.system import load_teacher  # noqa: E402
 from teacher.train import main  # noqa: E402
 
 SIZE = 64

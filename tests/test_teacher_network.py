@@ -7,12 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from segcore.errors import InputError
-from teacher.decoders.scconv import ScConv
 from teacher.image_model import Sam2ImageModel
 from teacher.sam2_package import build_encoder
 from teacher.sam2_weights import NO_WEIGHTS, load_encoder_weights, load_sam2_weights
 from teacher.settings import TeacherSettings, check_settings
-from teacher.systems.s2agscunet import build_s2agscunet
+from teacher.systems.s2agscunet import ScConv, build_s2agscunet
 
 PREFIX = "image_encoder.trunk."
 

@@ -13,10 +13,9 @@ from segcore.preprocess import InputSpec, output_spec
 from segcore.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
 from teacher.image_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.promptable import SLOTS, PromptedSam2, best, compete
-from teacher.prompts.mask_losses import dice_focal
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.prompts.protocols import prompted
-from teacher.prompts.simulated import points_inside
+from teacher.prompts.training import dice_focal, points_inside
 from teacher.settings import TeacherSettings, check_settings
 from teacher.system import Task, system_module
 

@@ -15,12 +15,11 @@ from segcore.preprocess import InputSpec, output_spec
 from teacher.checkpoint import CheckpointSettings
 from teacher.checkpoint import main as write_checkpoint
 from teacher.image_model import Sam2ImageModel
-from teacher.load import load_teacher
 from teacher.promptable import SLOTS
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.sam2_weights import load_sam2_weights
 from teacher.settings import TeacherSettings
-from teacher.system import protocols
+from teacher.system import load_teacher, protocols
 from teacher.train import main
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)

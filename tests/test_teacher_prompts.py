@@ -6,14 +6,17 @@ import torch
 
 from segcore.case import Case
 from segcore.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
-from teacher.prompts.drawn import drawn_prompts
-from teacher.prompts.mask_losses import dice, dice_focal, focal, overlap
 from teacher.prompts.mean_mask import automatic_prompts, core_box, mean_masks, peaks
-from teacher.prompts.simulated import (
+from teacher.prompts.training import (
     boxes_of,
+    dice,
+    dice_focal,
+    drawn_prompts,
     error_points,
     first_prompts,
+    focal,
     jittered,
+    overlap,
     pick_objects,
     points_inside,
 )

@@ -16,9 +16,12 @@ from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec  # noqa: E402
 from teacher.decoders.class_masks import ClassMaskNetwork, class_mask_loss  # noqa: E402
 from teacher.image_model import Sam2ImageModel  # noqa: E402
-from teacher.load import load_teacher  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402
-from teacher.system import Task, system_module  # noqa: E402
+from teacher.system import (  # noqa: E402
+    Task,
+    load_teacher,
+    system_module,
+)
 from teacher.train import main  # noqa: E402
 from teacher.tuning.peft_kinds import load_peft, merge_peft  # noqa: E402
 

@@ -13,13 +13,10 @@ from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
 from segcore.learn.losses import boundary_loss
 from segcore.preprocess import InputSpec
-from teacher.decoders.receptive_field import ReceptiveField
-from teacher.decoders.u_decoder import UpBlock
-from teacher.load import load_teacher
 from teacher.sam2_package import build_encoder
 from teacher.settings import TeacherSettings
-from teacher.system import Task, open_plain
-from teacher.systems.sam2_unet import MEAN_STD, build_sam2_unet, build_system
+from teacher.system import Task, load_teacher, open_plain
+from teacher.systems.sam2_unet import MEAN_STD, ReceptiveField, UpBlock, build_sam2_unet, build_system
 from teacher.train import main as train
 
 DATA = "phantom:cxr:12"

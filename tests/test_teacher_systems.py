@@ -29,7 +29,7 @@ from teacher.memory.slice_memory import SliceMemory  # noqa: E402
 from teacher.settings import CONTROLS, TeacherSettings  # noqa: E402
 from teacher.system import SYSTEMS, Task, open_plain, system_module  # noqa: E402
 from teacher.train import main as train  # noqa: E402
-from teacher.tuning.checkpointing import recompute_blocks  # noqa: E402
+from teacher.tuning.tune import recompute_blocks  # noqa: E402
 
 PX = 64
 

@@ -16,9 +16,13 @@ from segcore.errors import InputError  # noqa: E402
 from teacher.sam2_package import build_encoder  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402
 from teacher.tuning.adapter_folder import load_adapters, save_adapters  # noqa: E402
-from teacher.tuning.adapters import add_adapters  # noqa: E402
-from teacher.tuning.bottleneck import AdapterAfter, AdapterBeside, Bottleneck  # noqa: E402
-from teacher.tuning.channel_space import ChannelSpaceAdapter  # noqa: E402
+from teacher.tuning.adapters import (  # noqa: E402
+    AdapterAfter,
+    AdapterBeside,
+    Bottleneck,
+    ChannelSpaceAdapter,
+    add_adapters,
+)
 from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, load_peft, merge_peft, save_peft  # noqa: E402
 from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values  # noqa: E402
 from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of  # noqa: E402

@@ -20,9 +20,8 @@ from segcore.learn.weights import save_weights
 from segcore.preprocess import InputSpec, prepare
 from student.distill import DistillSettings, loss_function
 from student.network import GREY_MEAN_STD, RGB_MEAN_STD, load_student
-from teacher.load import load_teacher
 from teacher.settings import TeacherSettings, check_settings
-from teacher.system import Task
+from teacher.system import Task, load_teacher
 from teacher.systems.unet import MEAN_STD, build_system
 from teacher.train import main as train
 

@@ -27,8 +27,8 @@ from student.distill import main as distill
 from student.network import load_student
 from teacher.label import LabelSettings
 from teacher.label import main as label
-from teacher.load import load_teacher
 from teacher.settings import TeacherSettings
+from teacher.system import load_teacher
 from teacher.train import main as train
 
 REPO = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path, capsys):
     assert manifest.trained_parameters == 7_437_366
     code = (
         "import sys; sys.modules['peft'] = None\n"
-        "from segcore.bundle import open_bundle; from teacher.load import load_teacher\n"
+        "from segcore.bundle import open_bundle; from teacher.system import load_teacher\n"
         f"import torch; print(load_teacher(open_bundle({str(tmp_path / 't')!r}))(torch.zeros(1, 3, 32, 32)).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)

@@ -1,4 +1,7 @@
-"""The graph contract: 8-bit picture in, logits out. Exported models and the PyTorch reference share this wrapper."""
+"""The graph contract: 8-bit picture in, logits out; and what such a graph costs.
+
+Exported models and the PyTorch reference share this wrapper.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +46,14 @@ def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     if x.shape[1] != mean.shape[1]:  # not always: an Expand that changes nothing would stay in every graph
         x = x.expand(-1, mean.shape[1], -1, -1)
     return (x - mean) * scale
+
+
+def count_macs(network: nn.Module, spec: InputSpec) -> int:
+    """Multiply-accumulates of one picture: convolutions, matrix products and attention, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    graph = DeployGraph(network, spec).to(next(network.parameters()).device).eval()
+    picture = torch.zeros(1, *spec.size_px, spec.channels, dtype=torch.uint8, device=graph.mean.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        graph(picture)
+    return int(counter.get_total_flops()) // 2

@@ -1,4 +1,7 @@
-"""Validation at the pictures' own size, through the path that deployment takes; and what a reader looks at."""
+"""What a network is worth on validation cases: Dice, threshold and temperature, and pictures for a reader.
+
+Masks are scored at the pictures' own size, through the path that deployment takes.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,38 @@ import copy
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from segcore.calibration import (
+    THRESHOLDS,
+    Calibration,
+    choose_threshold,
+    dice_at,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_rows,
+)
 from segcore.case import Case
+from segcore.command import log
 from segcore.learn.deploy import DeployGraph
 from segcore.metrics import dice_per_class
 from segcore.overlay import error_map, overlay, sheet
-from segcore.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare, through_window
+from segcore.preprocess import (
+    InputSpec,
+    OutputSpec,
+    activate,
+    mask_of_logits,
+    prepare,
+    probabilities,
+    resize_logits,
+    through_window,
+)
 
-_EXAMPLES = 6
+_EXAMPLE_CASES = 6
 ScoredCase = tuple[float, Case, np.ndarray, np.ndarray]
 
 
@@ -81,7 +104,7 @@ def score_cases(validator: Validator, answers: Iterable[tuple[Case, np.ndarray]]
 def draw_examples(scored: Sequence[ScoredCase], spec: InputSpec, path: Path) -> None:
     """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
     scored = sorted(scored, key=lambda s: s[0])
-    picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLES, len(scored))).astype(int))
+    picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLE_CASES, len(scored))).astype(int))
     rows = []
     for i in picks:
         _, case, prediction, truth = scored[i]
@@ -112,3 +135,69 @@ def draw_curves(history_csv: Path, path: Path) -> None:
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+Calibrate = Literal["none", "threshold", "temperature"]
+_PIXELS_A_CASE = 2000  # of each case, for the temperature and the ECE
+
+
+def calibrate(
+    answers: Sequence[tuple[Case, np.ndarray]],
+    output: OutputSpec,
+    how: Calibrate,
+    *,
+    between: tuple[float, float] = (0.05, 0.95),
+) -> tuple[OutputSpec, Calibration | None]:
+    """The output spec with what was chosen, and how.
+
+    A temperature changes probabilities and no mask; the threshold is chosen after it.
+
+    Args:
+        answers: (case, logits) from `Validator.logits`, of cases that were not trained on.
+        output: the network's, so far.
+        how: none, the threshold (models of one class), or temperature and threshold.
+        between: lowest and highest threshold to choose.
+    """
+    binary = output.activation == "sigmoid"
+    if how == "none":
+        return output, None
+    pixels, wanted = _sample_pixels(answers)
+    temperature = fit_temperature(pixels, wanted) if how == "temperature" else 1.0
+    output = output.model_copy(update={"temperature": temperature})
+    tried = [t for t in THRESHOLDS if between[0] <= t <= between[1]] if binary else []
+    dice = np.zeros(len(tried))
+    for case, logits in answers if binary else ():
+        truth = case.mask()
+        probability = probabilities(logits, output, (truth.shape[0], truth.shape[1]))
+        dice += dice_at(probability[0], truth, tried) / len(answers)
+    if binary:
+        output = output.model_copy(update={"threshold": choose_threshold(tried, dice.tolist())})
+        log(f"threshold {output.threshold:g}, chosen on {len(answers)} validation cases")
+    return output, Calibration(
+        thresholds=tuple(tried),
+        dice=tuple(float(f"{d:.6f}") for d in dice),
+        temperature=temperature,
+        ece_before=_calibration_error(pixels, wanted, output.model_copy(update={"temperature": 1.0})),
+        ece=_calibration_error(pixels, wanted, output),
+        cases=len(answers),
+    )
+
+
+def _sample_pixels(answers: Sequence[tuple[Case, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits n×K and true class of some pixels of every case, at the case's own size."""
+    random, logits, truths = np.random.default_rng(0), [], []
+    for case, one in answers:
+        truth = case.mask()
+        picked = random.integers(0, truth.size, _PIXELS_A_CASE)
+        full = resize_logits(one, (truth.shape[0], truth.shape[1]))
+        logits.append(full.reshape(len(one), -1)[:, picked].T)
+        truths.append(truth.ravel()[picked])
+    return np.concatenate(logits), np.concatenate(truths)
+
+
+def _calibration_error(logits: np.ndarray, truth: np.ndarray, output: OutputSpec) -> float:
+    """Of sampled pixels: logits n×K, truth n."""
+    p = activate(logits.T[:, :, None], output)[:, :, 0]  # K n
+    if output.activation == "sigmoid":
+        return expected_calibration_error(reliability_rows(p[0], truth == 1))
+    return expected_calibration_error(reliability_rows(p.max(0), p.argmax(0) == truth))

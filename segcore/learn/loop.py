@@ -7,8 +7,10 @@ random in an epoch follows from (seed, epoch), so a run that was killed ends wit
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,7 +27,6 @@ from tqdm import tqdm
 
 from segcore.command import log
 from segcore.errors import InputError
-from segcore.learn.allocator import keep_freed_memory
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.settings import TrainSettings
@@ -121,7 +122,7 @@ def fit(
         processes=accelerator.num_processes,
         passes=settings.passes,
     )
-    history = _resume(folder, run)
+    history = _resume_run(folder, run)
     steps = [s for s in _read_steps(folder) if s.epoch <= len(history)]
     for epoch in range(len(history), settings.epochs):
         started, order.epoch = time.perf_counter(), epoch
@@ -139,7 +140,7 @@ def fit(
             log(
                 f"epoch {epoch + 1:3d}/{settings.epochs}  loss {loss:.4f}  val Dice {dice:.4f} {star} {seconds:.1f} s"
             )
-            _save(folder, run, history, best=kept if best else None)
+            _save_epoch(folder, run, history, best=kept if best else None)
             _write_rows(folder / STEPS, steps)
         accelerator.wait_for_everyone()
     network.load_state_dict(load_file(folder / _BEST))
@@ -174,7 +175,7 @@ def open_run(
     # Accelerate puts its mixed precision into the network's own forward, and copies and sealed forms would keep it;
     # here steps alone are mixed, in `add_gradient`, and what is validated computes as what is deployed.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    average = _average(network, settings.ema) if settings.ema else None
+    average = _moving_average(network, settings.ema) if settings.ema else None
     return Run(network, wrapped, optimizer, average, loss_of, accelerator)
 
 
@@ -240,12 +241,12 @@ def drop_checkpoint(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _average(network: nn.Module, decay: float) -> AveragedModel:
+def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _save(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module | None) -> None:
+def _save_epoch(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module | None) -> None:
     """The best weights first: a kill in between repeats this epoch, which makes them again."""
     if best is not None:
         save_weights(folder / _BEST, best)
@@ -274,7 +275,7 @@ def _read_steps(folder: Path) -> list[Step]:
     return [Step(int(r["epoch"]), int(r["step"]), float(r["loss"]), float(r["lr"])) for r in rows]
 
 
-def _resume(folder: Path, run: Run) -> list[Epoch]:
+def _resume_run(folder: Path, run: Run) -> list[Epoch]:
     if not (folder / _LAST).is_file():
         return []
     checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
@@ -285,3 +286,22 @@ def _resume(folder: Path, run: Run) -> list[Epoch]:
     history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
     log(f"resuming after epoch {len(history)}, best val Dice so far {max(e.dice_val for e in history):.4f}")
     return history
+
+
+# Source: mallopt(3) and glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_LARGEST_INT = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep large blocks that are freed, for the next step takes as much; returns whether it could.
+
+    By default it maps each large tensor anew, and the kernel clears its pages when they are first written: a fifth
+    of the time of a small student's step. A process that trains has no better use for the memory.
+    """
+    if sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if set_option is None:
+        return False
+    return bool(set_option(_M_MMAP_MAX, 0)) and bool(set_option(_M_TRIM_THRESHOLD, _LARGEST_INT))

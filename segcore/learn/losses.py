@@ -32,7 +32,7 @@ def iou_loss(logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor |
 
     `weights`, one number a pixel and foreground class (N×K×H×W), makes pixels count more or less.
     """
-    p, t = _foreground(logits, target)
+    p, t = _foreground_probabilities(logits, target)
     w = 1.0 if weights is None else weights
     both, total = (w * p * t).sum((2, 3)), (w * (p + t)).sum((2, 3))
     return _labelled_mean((1 - (both + 1) / (total - both + 1)).mean(1), labelled)
@@ -43,7 +43,7 @@ def dice_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
 
     Source: Milletari et al., V-Net, 3DV 2016, without squares; 1 is added above and below.
     """
-    p, t = _foreground(logits, target)
+    p, t = _foreground_probabilities(logits, target)
     both, total = (p * t).sum((2, 3)), (p + t).sum((2, 3))
     return _labelled_mean((1 - (2 * both + 1) / (total + 1)).mean(1), labelled)
 
@@ -63,7 +63,7 @@ def boundary_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
     Source: Wei et al., F3Net, AAAI 2020; Xiong et al., SAM2-UNet, 2024, both for one class. Their code lets PyTorch
     average the BCE before it is weighted (`reduce="none"` counts as true), which takes the weights out again.
     """
-    weights = boundary_weights(_truth(target, logits.shape[1]))
+    weights = boundary_weights(_class_masks(target, logits.shape[1]))
     return cross_entropy(logits, target, labelled, weights.amax(1)) + iou_loss(
         logits, target, labelled, weights
     )
@@ -103,15 +103,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return temperature**2 * kl.mean()
 
 
-def _foreground(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _foreground_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and one-hot truth of the foreground classes, both N×K×H×W float32."""
-    truth = _truth(target, logits.shape[1])
+    truth = _class_masks(target, logits.shape[1])
     if logits.shape[1] == 1:
         return torch.sigmoid(logits.float()), truth
     return logits.float().softmax(1)[:, 1:], truth
 
 
-def _truth(target: Tensor, channels: int) -> Tensor:
+def _class_masks(target: Tensor, channels: int) -> Tensor:
     """The foreground classes' masks, N×K×H×W float32, for logits of so many channels."""
     if channels == 1:
         return target[:, None].float()

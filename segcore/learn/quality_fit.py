@@ -55,7 +55,7 @@ DEGRADATIONS: tuple[Degradation, ...] = (contrast, noise, occlusion)
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Observations:
     """Rows are pictures × classes: what was seen, and how good the mask was."""
 
     patient: np.ndarray  # N, number of the patient
@@ -65,8 +65,8 @@ class _Measured:
     marked: np.ndarray  # N×C booleans
     dice: np.ndarray  # N×C
 
-    def pick(self, rows: np.ndarray) -> _Measured:
-        return _Measured(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def pick(self, rows: np.ndarray) -> _Observations:
+        return _Observations(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def fit_quality(network: nn.Module, validator: Validator) -> QualityModel | None:
@@ -80,25 +80,25 @@ def fit_quality(network: nn.Module, validator: Validator) -> QualityModel | None
         None, and a line on stderr, if there are fewer than 20 cases with something marked.
     """
     if len(validator.cases) < MIN_CASES:
-        _refuse(len(validator.cases))
+        _log_too_few(len(validator.cases))
         return None
-    measured = _measure(network, validator)
+    measured = _observe(network, validator)
     usable = int(measured.marked[~measured.degraded].any(axis=1).sum())
     if usable < MIN_CASES:
-        _refuse(usable)
+        _log_too_few(usable)
         return None
     error, error_degraded = _cross_validate(measured)
-    return _fit(measured, error=error, error_degraded=error_degraded)
+    return _fit_model(measured, error=error, error_degraded=error_degraded)
 
 
-def _refuse(usable: int) -> None:
+def _log_too_few(usable: int) -> None:
     log(
         f"no quality estimate: it needs {MIN_CASES} validation cases in which something is marked, got {usable}; "
         "the bundle works without"
     )
 
 
-def _measure(network: nn.Module, validator: Validator) -> _Measured:
+def _observe(network: nn.Module, validator: Validator) -> _Observations:
     device = next(network.parameters()).device
     graph = DeployGraph(network, validator.spec).to(device).eval()
     count = min(MAX_CASES, len(validator.cases))
@@ -114,7 +114,7 @@ def _measure(network: nn.Module, validator: Validator) -> _Measured:
             mask = mask_of_logits(one, validator.output, (truth.shape[0], truth.shape[1]))
             dice = dice_per_class(mask, truth, validator.classes)
             rows.append((names[case.patient], k > 0, *signs_of(one, validator.output), dice))
-    return _Measured(*(np.array(column) for column in zip(*rows, strict=True)))
+    return _Observations(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
 def _with_degraded(picture: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -123,7 +123,7 @@ def _with_degraded(picture: np.ndarray, seed: int) -> list[np.ndarray]:
     return [picture, *(np.clip(np.round(d(picture, rng)), 0, 255).astype(np.uint8) for d in DEGRADATIONS)]
 
 
-def _cross_validate(measured: _Measured) -> tuple[float, float]:
+def _cross_validate(measured: _Observations) -> tuple[float, float]:
     """Mean absolute error of the cases' Dice, undegraded and degraded, each predicted without its own patient."""
     errors = np.zeros(len(measured.dice))
     fold = np.random.default_rng(0).permutation(measured.patient.max() + 1)[measured.patient] % _FOLDS
@@ -131,14 +131,14 @@ def _cross_validate(measured: _Measured) -> tuple[float, float]:
         held = fold == k
         if not held.any() or held.all():
             continue
-        model = _fit(measured.pick(~held), error=0.0, error_degraded=0.0)
+        model = _fit_model(measured.pick(~held), error=0.0, error_degraded=0.0)
         rest = measured.pick(held)
         promised = estimate(rest.confidence, rest.shape, rest.marked, model)
         errors[held] = np.abs(promised - rest.dice.mean(axis=1))
     return float(errors[~measured.degraded].mean()), float(errors[measured.degraded].mean())
 
 
-def _fit(measured: _Measured, *, error: float, error_degraded: float) -> QualityModel:
+def _fit_model(measured: _Observations, *, error: float, error_degraded: float) -> QualityModel:
     clean = ~measured.degraded[:, None] & measured.marked  # N×C
     shapes = [_moments(measured.shape[clean[:, c], c]) for c in range(clean.shape[1])]
     shape_centre, shape_spread = np.array([s[0] for s in shapes]), np.array([s[1] for s in shapes])
@@ -152,13 +152,13 @@ def _fit(measured: _Measured, *, error: float, error_degraded: float) -> Quality
         regressors(signs[rows], centre, spread, high), measured.dice[rows], weight[rows]
     )
     return QualityModel(
-        weights=_plain(weights),
-        centre=_plain(centre),
-        spread=_plain(spread),
-        high=_plain(high),
-        shape_centre=tuple(_plain(row) for row in shape_centre),
-        shape_spread=tuple(_plain(row) for row in shape_spread),
-        empty_right=_plain(_empty_right(measured)),
+        weights=_six_digits(weights),
+        centre=_six_digits(centre),
+        spread=_six_digits(spread),
+        high=_six_digits(high),
+        shape_centre=tuple(_six_digits(row) for row in shape_centre),
+        shape_spread=tuple(_six_digits(row) for row in shape_spread),
+        empty_right=_six_digits(_empty_right(measured)),
         cases=int((~measured.degraded).sum()),
         error=error,
         error_degraded=error_degraded,
@@ -172,7 +172,7 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
 
 
-def _empty_right(measured: _Measured) -> np.ndarray:
+def _empty_right(measured: _Observations) -> np.ndarray:
     """How often an empty mask was right in undegraded cases; one imagined wrong one, so that 0 where none was seen."""
     empty = ~measured.degraded[:, None] & ~measured.marked
     return np.asarray((measured.dice * empty).sum(axis=0) / (empty.sum(axis=0) + 1.0))
@@ -198,6 +198,6 @@ def _logistic_ridge(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndar
     return np.asarray(beta)
 
 
-def _plain(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+def _six_digits(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
     """Six digits: enough for every estimate, and a manifest one can read."""
     return tuple(float(f"{value:.6g}") for value in values)

@@ -13,9 +13,8 @@ from torch import nn
 from segcore.bundle import seal_bundle
 from segcore.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
-from segcore.learn.blocks import count_macs
-from segcore.learn.calibrate import calibrate
-from segcore.learn.evaluate import Validator, draw_curves, draw_examples, score_cases
+from segcore.learn.deploy import count_macs
+from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases
 from segcore.learn.loop import HISTORY, drop_checkpoint
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings

@@ -1,4 +1,4 @@
-"""Systems whose U-decoder has a supervised head on every level; the finest is what is deployed."""
+"""Systems with a U-Net's way up and a supervised head on every level of it; the finest is what is deployed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,34 @@ class Build(Protocol):
     """Builds a network with random weights; its `encoder` is Hiera, and called it gives logits, the finest last."""
 
     def __call__(self, *, encoder: EncoderSize, outputs: int) -> nn.Module: ...
+
+
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """(Conv 3×3, BN, ReLU) twice, size kept. Source: U-Net's block, with padding and batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def supervised_levels(features: list[Tensor], blocks: nn.ModuleList, heads: nn.ModuleList) -> list[Tensor]:
+    """From the deepest level up: the logits of every level but that, the finest last.
+
+    Args:
+        features: of each level, the finest first.
+        blocks: (deeper level, skip) → this level, one less than features, the deepest first.
+        heads: a level's features → its logits.
+    """
+    *skips, x = features
+    logits = []
+    for block, head, skip in zip(blocks, heads, reversed(skips), strict=True):
+        x = block(x, skip)
+        logits.append(head(x))
+    return logits
 
 
 class FinestHead(nn.Module):

@@ -17,8 +17,7 @@ from segcore.learn.losses import cross_entropy, dice_loss
 from segcore.preprocess import InputSpec
 from teacher.memory.volume_model import unstack
 from teacher.promptable import SLOTS
-from teacher.prompts.mask_losses import overlap
-from teacher.prompts.simulated import first_prompts
+from teacher.prompts.training import first_prompts, overlap
 
 _LARGE = 0.25  # of the volume's largest area: a clip's first slice, which is prompted, shows at least so much
 
@@ -52,7 +51,7 @@ class ClipSet(Dataset[Sample]):
         picked = [self.slices[epoch, volume[place]] for place in places]
         images = torch.stack([sample["image"] for sample in picked])  # L C H W
         masks = torch.stack([sample["mask"] for sample in picked])  # L H W
-        images, masks = _augmented(images, masks, random, flip=self.flip)
+        images, masks = _augment_clip(images, masks, random, flip=self.flip)
         return {
             "image": images.transpose(0, 1).flatten(1, 2).contiguous(),  # C L·H W
             "mask": masks.flatten(0, 1),
@@ -70,7 +69,7 @@ def walk(start: int, count: int, length: int, *, up: bool) -> list[int]:
     return places
 
 
-def _augmented(
+def _augment_clip(
     images: Tensor, masks: Tensor, random: np.random.Generator, *, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """What `Augmentation` does to a picture, to all slices alike: images L×C×H×W, masks L×H×W."""

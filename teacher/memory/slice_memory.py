@@ -1,20 +1,106 @@
-"""SAM 2's own memory parts: a slice and its mask become a memory, and a slice's features are conditioned on memories.
+"""SAM 2's memory of slices: how a memory is written and read, which are kept, and which a slice is shown.
 
-Source: Ravi et al., SAM 2, 2024, and its code: what the parts are fed and in which order.
+The bank sorts itself, and order plays no part: memories enter by confidence and stay by dissimilarity, and
+a slice sees those that resemble it. Where the paper samples memories by their similarity, the most similar
+are taken here: the same volume gets the same masks each time. That the less confident of the two most
+similar memories goes is ours, too.
+
+Source: Zhu et al., Medical SAM 2: Segment Medical Images as Video via Segment Anything Model 2, 2024, for the
+bank; Ravi et al., SAM 2, 2024, and its code, for the memory's parts: what they are fed and in which order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teacher.memory.memory_bank import Bank, Memory
 from teacher.sam2_package import build_sam2
 
+CAPACITY = 16
+"""Memories of a volume. Source: the default of the paper's code."""
+CONFIDENT = 0.5
+"""Least estimated IoU of a mask that is worth remembering; ours, the paper gives none."""
+SHOWN = 7
+"""Memories that a slice is shown, the prompted one among them. Source: SAM 2's own number."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered of one slice.
+
+    Attributes:
+        features: 1×64×h×w, of picture and mask together.
+        pointer: 1×256, the mask in one vector.
+        picture: features of the picture alone, of any shape; tells slices that resemble each other.
+        confidence: estimated IoU of the mask, 0–1.
+        place: number of the slice.
+        prompted: the mask was asked for by a prompt; such a memory always stays, and is always shown.
+    """
+
+    features: Tensor
+    pointer: Tensor
+    picture: Tensor
+    confidence: float
+    place: int
+    prompted: bool = False
+
+
+Bank = tuple[Memory, ...]
+
+
+def remember(bank: Bank, memory: Memory, *, capacity: int = CAPACITY, confident: float = CONFIDENT) -> Bank:
+    """The bank with one more memory, if it is confident; past its capacity without the most dispensable one.
+
+    That is, of the two memories that resemble each other most, the less confident one; a prompted one never.
+    """
+    if not (memory.prompted or memory.confidence >= confident):
+        return bank
+    grown = (*bank, memory)
+    if len(grown) <= capacity:
+        return grown
+    out = _most_dispensable(grown)
+    return tuple(one for i, one in enumerate(grown) if i != out)
+
+
+def shown(bank: Bank, picture: Tensor, *, most: int = SHOWN) -> Bank:
+    """What a slice attends to: every prompted memory, then those whose pictures resemble it most, best first.
+
+    Args:
+        bank: at least one memory.
+        picture: of the slice, as `Memory.picture`.
+        most: how many.
+    """
+    prompted = [m for m in bank if m.prompted]
+    others = [m for m in bank if not m.prompted]
+    if not others:
+        return tuple(prompted)
+    likeness = (_unit_rows([m.picture for m in others]) @ _unit_rows([picture])[0]).tolist()
+    order = sorted(range(len(others)), key=lambda i: -likeness[i])  # stable: of equals the earlier first
+    return (*prompted, *(others[i] for i in order[: max(0, most - len(prompted))]))
+
+
+def _most_dispensable(bank: Bank) -> int:
+    vectors = _unit_rows([m.features for m in bank])
+    likeness = vectors @ vectors.T
+    likeness.fill_diagonal_(-torch.inf)
+    fixed = torch.tensor([m.prompted for m in bank], device=likeness.device)
+    likeness[fixed[:, None] & fixed] = -torch.inf  # neither of two prompted ones can go
+    pair = divmod(int(likeness.argmax()), len(bank))
+    return min((i for i in pair if not bank[i].prompted), key=lambda i: bank[i].confidence)
+
+
+def _unit_rows(vectors: Sequence[Tensor]) -> Tensor:
+    """One row of length 1 each, as data: what is kept has no gradient."""
+    return F.normalize(torch.stack([v.detach().float().flatten() for v in vectors]), dim=1)
+
+
 _FARTHEST = 15  # slices; SAM 2 counts the distances of its 16 object pointers in parts of this
-_TEMPERATURE = 10_000.0
+_LONGEST_WAVE = 10_000.0
 
 
 class SliceMemory(nn.Module):
@@ -73,8 +159,8 @@ class SliceMemory(nn.Module):
         pairs = [self._memory_tokens(memory, rank) for rank, memory in enumerate(bank)]
         pairs.append(self._pointer_tokens(bank, place))
         attended = self.memory_attention(
-            curr=[_tokens(image)],
-            curr_pos=[_tokens(position)],
+            curr=[_to_tokens(image)],
+            curr_pos=[_to_tokens(position)],
             memory=torch.cat([tokens for tokens, _ in pairs]),
             memory_pos=torch.cat([where for _, where in pairs]),
             num_obj_ptr_tokens=len(pairs[-1][0]),
@@ -89,7 +175,7 @@ class SliceMemory(nn.Module):
         """
         where = self.memory_encoder.position_encoding(memory.features)
         mark = self.maskmem_tpos_enc[-1 if memory.prompted else rank - 1]
-        return _tokens(memory.features), _tokens(where) + mark
+        return _to_tokens(memory.features), _to_tokens(where) + mark
 
     def _pointer_tokens(self, bank: Bank, place: int) -> tuple[Tensor, Tensor]:
         """Each pointer of 256 numbers as four tokens of 64, and how far away its slice is."""
@@ -98,18 +184,18 @@ class SliceMemory(nn.Module):
         parts = pointers.shape[-1] // width
         tokens = pointers.unflatten(-1, (parts, width)).permute(0, 2, 1, 3).flatten(0, 1)  # 4M 1 64
         far = torch.tensor([abs(place - m.place) / _FARTHEST for m in bank], device=pointers.device)
-        where = self.obj_ptr_tpos_proj(_sines(far, pointers.shape[-1]))  # M 64
+        where = self.obj_ptr_tpos_proj(_sine_code(far, pointers.shape[-1]))  # M 64
         return tokens, where[:, None].repeat_interleave(parts, 0)
 
 
-def _tokens(features: Tensor) -> Tensor:
+def _to_tokens(features: Tensor) -> Tensor:
     """1×C×h×w → (h·w)×1×C."""
     return features.flatten(2).permute(2, 0, 1)
 
 
-def _sines(positions: Tensor, width: int) -> Tensor:
+def _sine_code(positions: Tensor, width: int) -> Tensor:
     """M numbers → M×width: sines, then cosines, of ever longer waves. Source: Vaswani et al., NeurIPS 2017."""
     half = width // 2
     pairs = torch.arange(half, device=positions.device) // 2
-    waves = positions[:, None] / _TEMPERATURE ** (2 * pairs / half)
+    waves = positions[:, None] / _LONGEST_WAVE ** (2 * pairs / half)
     return torch.cat([waves.sin(), waves.cos()], 1)

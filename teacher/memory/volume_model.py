@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from segcore.prompts import PADDING
 from teacher.image_model import Answers, Embedding
-from teacher.memory.memory_bank import Bank, remember, shown
-from teacher.memory.slice_memory import SliceMemory
+from teacher.memory.slice_memory import Bank, SliceMemory, remember, shown
 from teacher.promptable import PromptedSam2
 
 

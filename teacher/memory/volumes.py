@@ -1,4 +1,4 @@
-"""Whole volumes: which cases they are, one prompt for each, and their masks by memory."""
+"""Whole volumes: which cases they are, one prompt for each, their masks by memory, and soft labels made of those."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
+from segcore.manifest import Manifest
 from segcore.preprocess import mask_of_logits, resize_mask
 from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.image_model import Embedding
@@ -168,3 +169,32 @@ def volume_dice(predictions: Iterator[tuple[Case, np.ndarray, np.ndarray]], clas
         if there.any():
             scores[name] = float((2 * both[there] / (predicted + true)[there]).mean())
     return scores
+
+
+@torch.no_grad()
+def label_volume(network: VolumeSam2, manifest: Manifest, pictures: Tensor, masks: Tensor | None) -> Tensor:
+    """Soft labels of a volume without a human: one prompt a class, made of a first guess at all its slices.
+
+    It is a point or the box that the guess gives, on the slice where the guess is largest.
+
+    Args:
+        network: from a bundle.
+        manifest: the bundle's; a teacher that asks itself with boxes asks so here, else with a point.
+        pictures: S×H×W×C uint8, all slices of one volume in their order, on the network's device.
+        masks: the guess, S×H×W class indices; None for the masks of the automatic form, which knows no neighbours.
+
+    Returns:
+        Logits S×K'×h×w, as in the automatic form. A class that was guessed nowhere is nowhere.
+    """
+    x = normaliser(manifest.input, pictures.device)(pictures.permute(0, 3, 1, 2).float() / 255)
+    if masks is None:
+        masks = torch.cat([_automatic_masks(network, part) for part in x.split(_SLICES_A_PASS)])
+    kind = "box" if manifest.settings.get("prompt") == "box" else "points"
+    prompts = [volume_prompt((masks == k).float(), kind) for k in range(1, len(manifest.classes) + 1)]  # type: ignore[arg-type]
+    return volume_logits(network, x, prompts)
+
+
+def _automatic_masks(network: VolumeSam2, x: Tensor) -> Tensor:
+    """Class indices N×H×W of the automatic form."""
+    logits = F.interpolate(network(x), x.shape[2:], mode="bilinear", align_corners=False)
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -37,7 +37,7 @@ def prompted(answer: Answer, network: nn.Module, validator: Validator) -> Predic
     """A protocol: asks for every class of every case with what `answer` makes of the truth."""
     assert isinstance(network, PromptedSam2)
     network.eval()
-    for case, embedding, truth in _looked_at(network, validator):
+    for case, embedding, truth in _encode_cases(network, validator):
         seen = torch.tensor(resize_mask(truth, validator.spec.size_px), device=network.points.device)
         with torch.inference_mode():
             logits = [
@@ -106,7 +106,9 @@ def _best_by_truth(network: PromptedSam2, embedding: Embedding, truth: Tensor) -
     return best
 
 
-def _looked_at(network: PromptedSam2, validator: Validator) -> Iterator[tuple[Case, Embedding, np.ndarray]]:
+def _encode_cases(
+    network: PromptedSam2, validator: Validator
+) -> Iterator[tuple[Case, Embedding, np.ndarray]]:
     """Each case with the features of its picture and its true mask."""
     device = network.points.device
     normalised = normaliser(validator.spec, device)

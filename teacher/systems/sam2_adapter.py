@@ -1,6 +1,7 @@
 """SAM2-Adapter: bottleneck adapters in encoder and mask decoder, one mask a class, a learned prompt.
 
-The encoder has two in each block by default (`--tune adapter-parallel`), and so has the decoder; its upscaling, tokens,
+The encoder has two in each block by default (`--tune adapter-parallel`), and so have the decoder's two-way
+blocks, on the tokens: one after the self-attention, one beside the MLP. The decoder's upscaling, tokens,
 prompt and hypernetworks are trained as a whole. The neck is frozen.
 
 Source: SAM-Adapter on FLARE22, after Wu et al., Medical SAM Adapter, 2023.
@@ -22,12 +23,26 @@ from teacher.decoders.class_masks import (
     train_head,
 )
 from teacher.decoders.supervised_heads import with_plain_encoder
-from teacher.decoders.token_adapters import add_token_adapters
 from teacher.sam2_package import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 from teacher.tuning.adapter_folder import save_adapters
+from teacher.tuning.adapters import PARALLEL_SCALE, AdapterAfter, AdapterBeside, Bottleneck
 from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of
+
+
+def add_token_adapters(transformer: nn.Module, width: int) -> nn.Module:
+    """Freezes SAM's two-way transformer and puts trainable adapters into its blocks; in place.
+
+    It computes at first what it did.
+    """
+    transformer.requires_grad_(False)
+    features: int = transformer.embedding_dim  # type: ignore[assignment]
+    for block in transformer.layers:  # type: ignore[union-attr]
+        block.self_attn = AdapterAfter(block.self_attn, Bottleneck(features, width))  # type: ignore[arg-type]
+        block.mlp = AdapterBeside(block.mlp, Bottleneck(features, width), PARALLEL_SCALE)  # type: ignore[arg-type]
+    return transformer
+
 
 MEAN_STD = SAM2_MEAN_STD
 

@@ -55,11 +55,11 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         output=output,
         loss=class_mask_loss,
         view=lambda trained: trained,
-        plain=partial(_plain, tuning=tuning),
+        plain=partial(_merge_updates, tuning=tuning),
         settings={"encoder": settings.encoder, **tuning.adapter_settings},
         title=f"SAM2-LoRA {settings.encoder}",
         pretrained=pretrained,
-        save_adapters=partial(_save, network.encoder, network.decoder.transformer, tuning),
+        save_adapters=partial(_save_updates, network.encoder, network.decoder.transformer, tuning),
     )
 
 
@@ -80,7 +80,7 @@ def _tune_transformer(transformer: nn.Module, tuning: Tuning) -> nn.Module:
     return add_peft(transformer, kind, rank=tuning.rank, targets=_QUERIES_AND_VALUES)
 
 
-def _plain(network: nn.Module, tuning: Tuning) -> nn.Module:
+def _merge_updates(network: nn.Module, tuning: Tuning) -> nn.Module:
     network = with_plain_encoder(network, tuning)
     decoder: nn.Module = network.decoder  # type: ignore[assignment]
     if tuning.kind != "all":
@@ -88,7 +88,7 @@ def _plain(network: nn.Module, tuning: Tuning) -> nn.Module:
     return network
 
 
-def _save(encoder: nn.Module, transformer: nn.Module, tuning: Tuning, folder: Path) -> None:
+def _save_updates(encoder: nn.Module, transformer: nn.Module, tuning: Tuning, folder: Path) -> None:
     """The encoder's updates into `folder`, the decoder's into a folder in it, both in peft's format."""
     save_adapters(encoder, tuning, folder)
     if tuning.kind != "all":

@@ -22,8 +22,8 @@ from teacher.promptable import (
     train_decoder,
     train_prompt_encoder,
 )
-from teacher.prompts.interactive import InteractiveRounds, interactive_loss
 from teacher.prompts.protocols import PROMPTED
+from teacher.prompts.training import InteractiveRounds, interactive_loss
 from teacher.sam2_package import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task

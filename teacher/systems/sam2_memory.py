@@ -74,12 +74,12 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         output=output_spec(task.classes, stride=STRIDE),
         loss=clip_loss,
         view=lambda trained: cast(ClipTracker, trained).model,
-        plain=lambda trained: _plain(trained, tuning),
+        plain=lambda trained: _plain_form(trained, tuning),
         settings=prepared.settings,
         title=f"SAM2-Memory {settings.encoder}",
         pretrained=pretrained if of_memory == pretrained else f"{pretrained}; memory: {of_memory}",
         training_set=clips,
-        validate=_validate,
+        validate=_validate_volumes,
         prompt=prompt_spec(("point", "box"), "single"),
         save_adapters=partial(save_adapters, pictures.sam.image_encoder.trunk, tuning),
     )
@@ -90,14 +90,14 @@ def open_network(manifest: Manifest) -> nn.Module:
     return VolumeSam2(open_promptable(manifest, candidates="single"), SliceMemory(manifest.input.height_px))
 
 
-def _plain(trained: nn.Module, tuning: Tuning) -> nn.Module:
+def _plain_form(trained: nn.Module, tuning: Tuning) -> nn.Module:
     model = cast(ClipTracker, trained).model
     encoder = model.pictures.sam.image_encoder
     encoder.trunk = plain_encoder(encoder.trunk, tuning)
     return model
 
 
-def _validate(trained: nn.Module, validator: Validator) -> float:
+def _validate_volumes(trained: nn.Module, validator: Validator) -> float:
     """Mean Dice over volumes with one point each; 0 where no volume has anything to ask for."""
     model = cast(ClipTracker, trained).model
     scores = volume_dice(volume_predictions(model, validator, "points"), validator.classes)

@@ -29,9 +29,8 @@ from teacher.promptable import (
     train_decoder,
     train_prompt_encoder,
 )
-from teacher.prompts.drawn import drawn_prompts
-from teacher.prompts.mask_losses import dice_focal
 from teacher.prompts.protocols import PROMPTED
+from teacher.prompts.training import dice_focal, drawn_prompts
 from teacher.sam2_package import SAM2_MEAN_STD
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task

@@ -26,7 +26,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
     base = settings.unet_width or _BASES[settings.system]
     output = output_spec(task.classes, stride=1)
     return System(
-        network=_build(base, task.spec.channels, output.channels),
+        network=_build_unet(base, task.spec.channels, output.channels),
         output=output,
         loss=control_loss,
         view=_unchanged,
@@ -39,7 +39,9 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
 
 def open_network(manifest: Manifest) -> nn.Module:
     """The network of a bundle, with random weights."""
-    return _build(manifest.architecture_settings["base"], manifest.input.channels, manifest.output.channels)
+    return _build_unet(
+        manifest.architecture_settings["base"], manifest.input.channels, manifest.output.channels
+    )
 
 
 def control_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
@@ -48,7 +50,7 @@ def control_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
     return cross_entropy(logits, target, labelled) + dice_loss(logits, target, labelled)
 
 
-def _build(base: int, channels: int, outputs: int) -> nn.Module:
+def _build_unet(base: int, channels: int, outputs: int) -> nn.Module:
     from student.design import unet  # here: student imports teacher for its live teacher
     from student.network import build_student
 

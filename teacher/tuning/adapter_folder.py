@@ -17,10 +17,9 @@ from torch import nn
 from segcore.errors import InputError
 from segcore.outfolder import write_text
 from teacher.tuning.adapters import ADAPTERS, add_adapters
-from teacher.tuning.bitfit import train_biases
 from teacher.tuning.peft_kinds import PEFT_KINDS, load_peft, merge_peft, save_peft
 from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values
-from teacher.tuning.tune import Tuning
+from teacher.tuning.tune import Tuning, train_biases
 
 CONFIG, TENSORS, NOTE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 

@@ -41,7 +41,7 @@ def add_peft(
     Raises:
         InputError: peft is not installed.
     """
-    peft = _peft()
+    peft = _import_peft()
     if kind == "ia3":
         every = f"{targets}|{feedforward}" if feedforward else targets
         config = peft.IA3Config(target_modules=every, feedforward_modules=feedforward or [])
@@ -78,7 +78,7 @@ def load_peft(module: nn.Module, folder: Path) -> nn.Module:
         InputError: peft is not installed.
         ValueError: the folder's updates are not those of this module's layers.
     """
-    peft = _peft()
+    peft = _import_peft()
     wrapped: nn.Module = peft.get_peft_model(module, peft.PeftConfig.from_pretrained(str(folder)))
     wanted = peft.get_peft_model_state_dict(wrapped)
     found = peft.utils.load_peft_weights(str(folder), device="cpu")
@@ -90,7 +90,7 @@ def load_peft(module: nn.Module, folder: Path) -> nn.Module:
     return wrapped
 
 
-def _peft() -> ModuleType:
+def _import_peft() -> ModuleType:
     try:
         import peft
     except ModuleNotFoundError as error:

@@ -16,7 +16,7 @@ class QueriesKeysValues(nn.Module):
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         self.query, self.key, self.value = (
-            _linear(weight, bias)
+            _frozen_linear(weight, bias)
             for weight, bias in zip(fused.weight.detach().chunk(3), fused.bias.detach().chunk(3), strict=True)
         )
 
@@ -30,29 +30,29 @@ def split_queries_keys_values(encoder: nn.Module) -> nn.Module:
     An adapter folder of `--lora-target q-v` or `--tune ia3` names the three layers: split the encoder before peft's
     `PeftModel.from_pretrained` opens the folder onto it.
     """
-    for attention in _attentions(encoder, nn.Linear):
+    for attention in _attentions_of(encoder, nn.Linear):
         attention.qkv = QueriesKeysValues(attention.qkv)  # type: ignore[arg-type]
     return encoder
 
 
 def fuse_queries_keys_values(encoder: nn.Module) -> nn.Module:
     """Undoes `split_queries_keys_values`, bit for bit; in place."""
-    for attention in _attentions(encoder, QueriesKeysValues):
+    for attention in _attentions_of(encoder, QueriesKeysValues):
         three: QueriesKeysValues = attention.qkv  # type: ignore[assignment]
         layers = (three.query, three.key, three.value)
-        attention.qkv = _linear(
+        attention.qkv = _frozen_linear(
             torch.cat([layer.weight.detach() for layer in layers]),
             torch.cat([layer.bias.detach() for layer in layers]),
         )
     return encoder
 
 
-def _attentions(encoder: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+def _attentions_of(encoder: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
     """The modules whose `qkv` is of a kind."""
     return [module for module in encoder.modules() if isinstance(getattr(module, "qkv", None), kind)]
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def _frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A frozen layer of these numbers, on their device."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
