@@ -24,8 +24,8 @@ from benchmarks.deferral_numbers import CaseRow, Condition, Curve, condition_of,
 from benchmarks.degrade import DEGRADATIONS, SEEN, Sample
 from benchmarks.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
-from runtime.interleaved import Timed, time_interleaved
-from runtime.load import others_share, read_clock
+from runtime.interleaved import ModelCalls, time_interleaved
+from runtime.load import others_share, read_processor_times
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
 from segcore.case import Case
@@ -236,17 +236,17 @@ def _time(pair: DeferringPredictor, cases: Sequence[Case], rounds: int) -> tuple
     """Median milliseconds of a picture end to end, both models in one interleaved run, and the others' load."""
     images = [case.image() for case in cases[:PICTURES]]
 
-    def timed(predictor: Predictor) -> Timed:
+    def timed(predictor: Predictor) -> ModelCalls:
         batches = [prepare(image, predictor.manifest.input)[None] for image in images]
-        return Timed(
+        return ModelCalls(
             run=lambda i: predictor.run(batches[i % len(images)]),
             predict=lambda i: predictor.predict(images[i % len(images)]),
         )
 
-    before = read_clock()
+    before = read_processor_times()
     samples = time_interleaved([timed(pair.first), timed(pair.open_second())], rounds=rounds)
     student, teacher = (float(np.median(np.concatenate(s.end_to_end_ms))) for s in samples)
-    return student, teacher, others_share(before, read_clock())
+    return student, teacher, others_share(before, read_processor_times())
 
 
 def _table(record: DeferralRecord) -> Iterator[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.record import Speed
-from runtime.interleaved import Samples
+from runtime.interleaved import LatencySamples
 
 KEPT_CALLS = 200
 """Most timed calls that a record keeps of a model."""
 
 
-def summarise_speed(samples: Samples, reference: Samples) -> Speed:
+def summarise_speed(samples: LatencySamples, reference: LatencySamples) -> Speed:
     """Percentiles over all rounds, and how many times faster than the reference (medians of the same run)."""
     engine, whole = np.concatenate(samples.engine_ms), np.concatenate(samples.end_to_end_ms)
     reference_engine = float(np.median(np.concatenate(reference.engine_ms)))

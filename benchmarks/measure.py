@@ -21,8 +21,8 @@ from benchmarks.memory import measure_start
 from benchmarks.record import CaseRecord, Record, Reliability, Speed, Start
 from benchmarks.reliability import PixelCounts
 from benchmarks.subject import TORCH, Opened, Subject, open_subject
-from runtime.interleaved import Timed, time_interleaved
-from runtime.load import others_share, read_clock
+from runtime.interleaved import ModelCalls, time_interleaved
+from runtime.load import others_share, read_processor_times
 from runtime.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.case import Case
 from segcore.errors import InputError
@@ -127,9 +127,9 @@ def measure_speed(
         bar = stack.enter_context(
             tqdm(total=rounds * len(subjects), desc=f"latency, threads {threads}", unit="burst")
         )
-        before = read_clock()
+        before = read_processor_times()
         samples = time_interleaved(models, rounds=rounds, progress=bar.update)
-        share = others_share(before, read_clock())
+        share = others_share(before, read_processor_times())
     speeds = [summarise_speed(s, samples[reference]) for s in samples]
     return [speed.model_copy(update={"other_load_share": share}) for speed in speeds]
 
@@ -142,9 +142,9 @@ def measure_rooflines(subjects: Sequence[Subject], threads: Sequence[int]) -> li
     return [measure_roofline(engine, count) for engine, count in bar]
 
 
-def _timed(opened: Opened, subject: Subject, images: Sequence[np.ndarray]) -> Timed:
+def _timed(opened: Opened, subject: Subject, images: Sequence[np.ndarray]) -> ModelCalls:
     batches = [prepare(image, subject.manifest.input)[None].copy() for image in images]
-    return Timed(
+    return ModelCalls(
         run=lambda i: opened.run(batches[i % len(batches)]),
         predict=lambda i: opened.predict(images[i % len(images)]),
     )

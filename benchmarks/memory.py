@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import Start
-from runtime.process_memory import peak_memory_mib
+from runtime.load import peak_memory_mib
 from segcore.bundle import Bundle, open_bundle
 
 CHILDREN = 3

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from runtime.engine import available_threads, choose_engine, engines_for, installed
 from runtime.interleaved import rotations
-from runtime.load import busy_remark, others_share, read_clock
+from runtime.load import busy_remark, others_share, read_processor_times
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
@@ -167,7 +167,7 @@ def measure(settings: ThroughputSettings) -> ThroughputRecord:
             bundle, engine=engine, threads=threads, streams=streams[-1], batch=settings.batch
         ) as opened:
             memory.append(follow_memory(opened, images, settings.images or 0))
-    rows, before = [], read_clock()
+    rows, before = [], read_processor_times()
     for engine in engines:
         rows += _time(bundle, engine, images, settings, threads=threads, streams=streams)
     return ThroughputRecord(
@@ -178,7 +178,7 @@ def measure(settings: ThroughputSettings) -> ThroughputRecord:
         batch=settings.batch,
         pictures=len(images),
         rounds=settings.rounds,
-        other_load_share=others_share(before, read_clock()),
+        other_load_share=others_share(before, read_processor_times()),
         rows=tuple(rows),
         memory=tuple(memory),
         made=made_now(),

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from benchmarks.throughput_resume import Resumed, kill_and_resume, run_predict
 from runtime.engine import available_threads, open_engine
 from runtime.interleaved import rotations
-from runtime.load import Clock, busy_remark, others_share, read_clock
-from runtime.predict_inputs import Input, list_inputs
+from runtime.load import ProcessorTimes, busy_remark, others_share, read_processor_times
+from runtime.predict_inputs import PredictionInput, list_inputs
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
@@ -157,7 +157,7 @@ def measure(settings: BatchSettings) -> BatchRecord:
     )
 
 
-def _write_list(inputs: Sequence[Input], path: Path) -> Path:
+def _write_list(inputs: Sequence[PredictionInput], path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "case"])
@@ -168,7 +168,7 @@ def _write_list(inputs: Sequence[Input], path: Path) -> Path:
 def _time(
     settings: BatchSettings,
     bundle: Bundle,
-    inputs: Sequence[Input],
+    inputs: Sequence[PredictionInput],
     common: Sequence[object],
     out: Path,
     threads: int,
@@ -205,11 +205,11 @@ def _time(
                 ways[f"batch, workers {count}, {what}"] = lambda words=words: run_predict(words, out)  # type: ignore[misc]
         alone(), mapped()  # warm-up; the commands start cold, as a user's do
         seconds = np.empty((settings.rounds, len(ways)))
-        before = _own_and_children(read_clock())
+        before = _own_and_children(read_processor_times())
         for n, order in enumerate(tqdm(rotations(len(ways), settings.rounds), unit="round", disable=None)):
             for i in order:
                 seconds[n, i] = list(ways.values())[i]()
-        share = others_share(before, _own_and_children(read_clock()))
+        share = others_share(before, _own_and_children(read_processor_times()))
     rate = len(inputs) / seconds
     return tuple(
         BatchRow(
@@ -223,7 +223,7 @@ def _time(
     ), share
 
 
-def _own_and_children(clock: Clock | None) -> Clock | None:
+def _own_and_children(clock: ProcessorTimes | None) -> ProcessorTimes | None:
     """With what the commands took, which are not others."""
     ended = os.times()
     return clock and replace(clock, own_s=clock.own_s + ended.children_user + ended.children_system)

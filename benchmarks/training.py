@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.stopwatch import Stopwatch
-from runtime.load import others_share, read_clock
+from runtime.load import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
 from segcore.host import describe_host, library_versions
@@ -151,7 +151,7 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
     accelerator = open_accelerator(training)
     loss_of = watch.around("loss", loss_function(training, spec, None, accelerator.device))
     run = open_run(network, loss_of, training, accelerator)
-    before = read_clock()
+    before = read_processor_times()
     laps = _timed_steps(run, data, training, settings.steps, watch)
     held = dataset.split("val", limit=_VALIDATION_CASES)
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
@@ -177,7 +177,7 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
         validation_images=validated,
         validation_ms=1e3 * validation_s,
         validation_share=validated * validation_s / (validated * validation_s + len(cases) * image_s),
-        other_load_share=others_share(before, read_clock()),
+        other_load_share=others_share(before, read_processor_times()),
     )
 
 

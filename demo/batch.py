@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from demo.batch_table import csv_table, page_head, page_row
 from runtime.predict_files import predict_files
-from runtime.predict_inputs import Input, named
+from runtime.predict_inputs import PredictionInput, name_inputs
 from runtime.predict_write import Outputs
 from runtime.predictor import Predictor
 from segcore.errors import InputError
@@ -86,7 +86,7 @@ def _run(
     predictor: Predictor, paths: Sequence[Path], folder: Path, outputs: Outputs
 ) -> Iterator[BatchProgress]:
     classes = predictor.manifest.classes
-    inputs = named(paths)
+    inputs = name_inputs(paths)
     order = {one.case: n for n, one in enumerate(inputs)}
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, dict[str, Any]] = {}
@@ -123,13 +123,13 @@ def _checked(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat,
 
 
 def _predicted(
-    predictor: Predictor, inputs: Sequence[Input], folder: Path, outputs: Outputs
+    predictor: Predictor, inputs: Sequence[PredictionInput], folder: Path, outputs: Outputs
 ) -> Generator[dict[str, Any], None, None]:
     """Records of all inputs: DICOM files first where only they can be written as wanted."""
     if "dicom-seg" not in outputs.formats:
         yield from predict_files(predictor, inputs, folder, outputs)
         return
-    dicom, others = list[Input](), list[Input]()
+    dicom, others = list[PredictionInput](), list[PredictionInput]()
     for one in inputs:
         (dicom if _is_dicom(one.path) else others).append(one)
     if dicom:

@@ -16,7 +16,7 @@ from segcore.errors import InputError
 from segcore.prompts import Prompt
 
 if TYPE_CHECKING:
-    from runtime.promptable import Looked, PromptAnswer
+    from runtime.promptable import EncodedImage, PromptAnswer
 
 
 class Step(BaseModel):
@@ -66,7 +66,7 @@ class Prompting:
     class_name: str = ""
     questions: tuple[Prompt, ...] = ()
     handled: int = 0
-    _looked: dict[str, Looked] = field(default_factory=dict)
+    _looked: dict[str, EncodedImage] = field(default_factory=dict)
     _found: dict[str, PromptAnswer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -7,15 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from runtime.apart import check_apart
 from runtime.engine import installed
-from runtime.parity import LIMITS, UNGATED, Limits, percent
+from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits, percent
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, print_result
 from segcore.errors import InputError, need
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.manifest import Manifest
-from segcore.outfolder import out_folder
+from segcore.outfolder import check_apart, out_folder
 
 _NEEDED = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -122,7 +121,7 @@ def print_guard(guard: GuardRecord) -> None:
         print("speed: unmeasured; it is measured on the device (python -m export.kit)")
 
 
-def export_bundle(settings: ExportSettings, *, limits: Limits | None = None) -> Manifest:
+def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = None) -> Manifest:
     """Writes the exported bundle.
 
     Args:
@@ -162,7 +161,7 @@ def export_bundle(settings: ExportSettings, *, limits: Limits | None = None) -> 
         split_seed=settings.split_seed,
     )
     if limits is None:
-        limits = UNGATED if int8 else LIMITS[settings.precision]
+        limits = UNGATED if int8 else PARITY_LIMITS[settings.precision]
     made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
         return write_bundle(settings, source, data or None, limits, folder)

@@ -12,7 +12,7 @@ from torch import nn
 
 from export.judge import POINT, case_dice
 from runtime.engine import Engine
-from runtime.parity import Limits, check_parity
+from runtime.parity import ParityLimits, check_parity
 from segcore.case import Case
 from segcore.errors import GateError
 from segcore.golden import GOLDEN_FILE, save_golden
@@ -86,7 +86,10 @@ def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 def gate_engines(
-    engines: Mapping[str, Engine], references: Mapping[str, Reference], manifest: Manifest, limits: Limits
+    engines: Mapping[str, Engine],
+    references: Mapping[str, Reference],
+    manifest: Manifest,
+    limits: ParityLimits,
 ) -> dict[str, float]:
     """Compares every engine with torch.
 

@@ -6,15 +6,13 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from runtime.apart import check_apart
-from runtime.device_engine import BUILDS_FROM
 from runtime.device_speed import check_baseline
-from runtime.engine import engines_for
+from runtime.engine import BUILDS_FROM, engines_for
 from segcore.bundle import MANIFEST, Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import InputError
 from segcore.manifest import Manifest
-from segcore.outfolder import out_folder
+from segcore.outfolder import check_apart, out_folder
 
 SCRIPT = "run_on_device.sh"
 

@@ -14,7 +14,7 @@ from export.model_file import MODEL_FILES, write_model
 from export.source import open_graph
 from export.variants import write_variants
 from runtime.engine import EXTRAS, OPENED_BY, Engine, available_threads, installed, open_engine
-from runtime.parity import Limits
+from runtime.parity import ParityLimits
 from runtime.verify import verify_bundle
 from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import log
@@ -33,7 +33,7 @@ FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt-onnx"}
 
 
 def write_bundle(
-    settings: ExportSettings, source: Bundle, data: ExportData | None, limits: Limits, folder: Path
+    settings: ExportSettings, source: Bundle, data: ExportData | None, limits: ParityLimits, folder: Path
 ) -> Manifest:
     """Writes the exported bundle into a working folder.
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from export.onnx_export import INPUT, Ends, check_ends, halve, traced_model
 from export.typed_files import TYPED_8, TYPED_10
 from runtime.engine import OPENED_BY, available_threads, installed
-from runtime.parity import percent
+from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
 from runtime.prompt_model import FEATURES, open_prompt_model
-from runtime.prompt_parity import PROMPT_LIMITS, check_prompt_parity
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.golden_prompts import Features, Questions, Replies, ask, golden_questions, save_golden_prompts

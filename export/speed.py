@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.engine import Engine
-from runtime.interleaved import Timed, speedups, time_interleaved
+from runtime.interleaved import ModelCalls, speedups, time_interleaved
 from segcore.guard_record import SpeedRatio
 
 ROUNDS = 5
@@ -55,5 +55,5 @@ def measure_speedup(
     )
 
 
-def _timed(engine: Engine, inputs: Sequence[np.ndarray]) -> Timed:
-    return Timed(run=lambda i: engine.run(inputs[i % len(inputs)]))
+def _timed(engine: Engine, inputs: Sequence[np.ndarray]) -> ModelCalls:
+    return ModelCalls(run=lambda i: engine.run(inputs[i % len(inputs)]))

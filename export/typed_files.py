@@ -10,7 +10,7 @@ import onnx
 
 from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
 from export.rules.check import require_clean
-from runtime.parity import LIMITS, check_parity
+from runtime.parity import PARITY_LIMITS, check_parity
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.golden import golden_inputs
@@ -77,7 +77,7 @@ def _check_narrow(
     parity = check_parity(
         run_fp16_typed(narrow, pictures), run_fp16_typed(wide, pictures), output, [size] * len(inputs)
     )
-    if failures := parity.failures(LIMITS[precision]):
+    if failures := parity.failures(PARITY_LIMITS[precision]):
         raise GateError(
             f"16-bit tensors against 32-bit ones in onnxruntime: {'; '.join(failures)}; use --precision fp32"
         )

@@ -18,7 +18,7 @@ from export.model_file import MODEL_FILES, calibrate, write_float, write_model
 from export.source import as_graph
 from export.typed_files import type_for_tensorrt
 from runtime.engine import OPENED_BY, available_threads, installed, open_engine
-from runtime.parity import LIMITS, UNGATED
+from runtime.parity import PARITY_LIMITS, UNGATED
 from segcore.bundle import Bundle
 from segcore.command import log
 from segcore.errors import GateError, InputError
@@ -222,6 +222,6 @@ def _save_golden(
     name = next(name for name in OPENED_BY[to] if installed(name))
     path = folder / variant.file
     with closing(open_engine(name, path, precision=precision, threads=available_threads())) as engine:
-        limits = UNGATED if precision == "int8" else LIMITS[precision]
+        limits = UNGATED if precision == "int8" else PARITY_LIMITS[precision]
         gate_engines({name: engine}, {"golden": reference}, source.manifest, limits)
         keep_golden(precision, engine, reference, folder, file=variant.golden)

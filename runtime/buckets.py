@@ -1,4 +1,4 @@
-"""The files of a bundle: one network at fixed sizes and batches. Which of them takes a picture, and its engine."""
+"""The files of a bundle: one network at fixed sizes and batches. Which of them takes an image, and its engine."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def select_files(
         bundle: whose they are.
         files: all that an engine may open.
         size_px: the one size to use; None for all.
-        batch: pictures a call where several are at hand.
+        batch: images a call where several are at hand.
 
     Raises:
         InputError: the bundle has no file of this size, or of this batch.
     """
     if size_px is not None:
-        held = ", ".join(sorted({_text(file.size_px) for file in files}))
+        held = ", ".join(sorted({_size_text(file.size_px) for file in files}))
         files = [file for file in files if file.size_px == size_px]
         if not files:
             raise InputError(
-                f"bundle {bundle.folder}: must hold the size {_text(size_px)}, holds {held}; use one of these, or "
+                f"bundle {bundle.folder}: must hold the size {_size_text(size_px)}, holds {held}; use one of these, or "
                 "export the model at that size"
             )
+    # One image fits every file: the rest of a larger batch is left empty.
     if batch not in (1, *(file.batch for file in files)):
         held = ", ".join(map(str, sorted({1, *(file.batch for file in files)})))
         raise InputError(
@@ -51,19 +52,19 @@ def select_files(
     return tuple(files)
 
 
-def choose_size(sizes: Sequence[Size], picture: tuple[int, ...]) -> Size:
-    """The smallest size that is at least as large as the picture in both sides; where there is none, the largest.
+def choose_size(sizes: Sequence[Size], image_px: tuple[int, ...]) -> Size:
+    """The smallest size that is at least as large as the image in both sides; where there is none, the largest.
 
     Args:
         sizes: heights and widths, at least one.
-        picture: the picture's height and width (a shape that is none is for `prepare` to refuse).
+        image_px: the image's height and width (a shape that is none is for `prepare` to refuse).
     """
     by_area = sorted(sizes, key=lambda size: (prod(size), size))
-    fits = (s for s in by_area if all(have >= need for have, need in zip(s, picture, strict=False)))
+    fits = (s for s in by_area if all(have >= need for have, need in zip(s, image_px, strict=False)))
     return next(fits, by_area[-1])
 
 
-class OpenFiles:
+class FileEngines:
     """The engines of a bundle's files: each opened when it is first needed, all closed together.
 
     Attributes:
@@ -78,7 +79,7 @@ class OpenFiles:
         self._engines: dict[Variant, Engine] = {}
 
     def file(self, size_px: Size, batch: int = 1) -> Variant:
-        """The file of this size for so many pictures a call; where there is none, for the fewest."""
+        """The file of this size for so many images a call; where there is none, for the fewest."""
         mine = [file for file in self.files if file.size_px == size_px]
         exact = (file for file in mine if file.batch == batch)
         return next(exact, min(mine, key=lambda file: file.batch))
@@ -99,5 +100,5 @@ class OpenFiles:
             self._engines.popitem()[1].close()
 
 
-def _text(size_px: Size) -> str:
+def _size_text(size_px: Size) -> str:
     return "×".join(map(str, size_px))

@@ -1,4 +1,4 @@
-"""Two models: a quick one answers, and passes on to a better one the pictures whose mask it expects to be poor.
+"""Two models: a quick one answers, and passes on to a better one the images whose mask it expects to be poor.
 
 with DeferringPredictor.open("runs/student-int8", "runs/teacher-fp32", below=0.9) as predictor:
     prediction = predictor.predict(read_image("chest.png"))
@@ -17,7 +17,7 @@ from segcore.bundle import Bundle, open_bundle
 from segcore.errors import InputError
 
 BELOW = 0.9
-"""Expected Dice below which a picture is passed on."""
+"""Expected Dice below which an image is passed on."""
 
 
 class DeferringPredictor:
@@ -25,8 +25,8 @@ class DeferringPredictor:
 
     Attributes:
         first: the quick model, opened.
-        second: the bundle of the one that gets the unsure pictures; it is opened when the first of them comes.
-        below: expected Dice below which a picture is passed on.
+        second: the bundle of the one that gets the unsure images; it is opened when the first of them comes.
+        below: expected Dice below which an image is passed on.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DeferringPredictor:
         Args:
             bundle: of the quick model; it must estimate its quality.
             defer_to: of the better model, for the same classes.
-            below: expected Dice, 0–1, below which a picture is passed on.
+            below: expected Dice, 0–1, below which an image is passed on.
             engine: of both; by default what suits each bundle.
             threads: CPU threads of each engine.
             cache: folder where OpenVINO keeps what it compiled.
@@ -75,23 +75,23 @@ class DeferringPredictor:
                 f"--defer-to {second.folder}: must mark {', '.join(first.manifest.classes)} as {first.folder} does, "
                 f"got {', '.join(second.manifest.classes)}; use two models for the same classes"
             )
-        # Now, not at the first unsure picture.
+        # Now, not at the first unsure image.
         choose_engine(second.manifest, engine, name=str(second.folder))
         opened = Predictor.open(first, engine=engine, threads=threads, cache=cache)
         return cls(opened, second, below=below, engine=engine, cache=cache)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
-        """Segments one picture; the times of a picture that was passed on are those of both models.
+        """Segments one image; the times of an image that was passed on are those of both models.
 
         Args:
             image: H×W or H×W×3, of the depth that both models were trained on.
-            name: what an error calls the picture.
+            name: what an error calls the image.
 
         Raises:
             InputError: another depth or shape.
         """
         first = self.first.predict(image, name=name)
-        assert first.quality is not None
+        assert first.quality is not None  # `open` refuses a bundle that does not estimate it
         if first.quality >= self.below:
             return first
         second = self.open_second().predict(image, name=name)
@@ -108,7 +108,7 @@ class DeferringPredictor:
 
     def open_second(self) -> Predictor:
         """The better model, opened once, when it is first asked for."""
-        if self._opened is None:
+        if self._opened is None:  # not before: its memory is wanted only where an image is unsure
             self._opened = Predictor.open(
                 self.second, engine=self._engine, threads=self.first.threads, cache=self._cache
             )

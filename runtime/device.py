@@ -6,24 +6,31 @@
 
 from __future__ import annotations
 
+import platform
+import time
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from runtime.device_engine import engine_folder, needs_building, runnable
-from runtime.device_facts import assemble
-from runtime.device_measure import measure
-from runtime.device_report import DeviceReport, Percentiles
+from runtime.device_measure import PICTURE_PX, DeviceFigures, measure_predictor
+from runtime.device_report import BundleFacts, DeviceReport, Percentiles, VerificationFacts
+from runtime.device_sensors import read_board, read_power_mode
 from runtime.device_speed import check_baseline, check_comparing, compare_speed, gate_speed, speed_text
-from runtime.device_tensorrt import inspect_engine
-from runtime.device_watch import Watch
+from runtime.device_tensorrt import EngineInspection, inspect_engine
+from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.engine import BUILDS_FROM, choose_engine
 from runtime.parity import percent
 from runtime.predictor import Predictor
-from runtime.verify import verify_bundle
-from segcore.bundle import Bundle, open_bundle
+from runtime.trt.build import build_bundle
+from runtime.verify import Verification, verify_bundle
+from segcore import __version__
+from segcore.bundle import MANIFEST, Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
+from segcore.host import describe_host, library_versions
 from segcore.outfolder import write_text
 
 
@@ -67,12 +74,12 @@ def main(settings: DeviceSettings) -> None:
     source = open_bundle(settings.bundle)
     baseline = _open_baseline(settings, source)
     report, bundle = measure_device(settings, source)
-    _write(report, settings.out)  # whatever becomes of the baseline, this much is kept
-    for name, value in _lines(report):
+    _write_report(report, settings.out)  # whatever becomes of the baseline, this much is kept
+    for name, value in _report_lines(report):
         print(f"{name:30}{value}")
     if baseline and report.verification.passed:
-        report = _compared(report, bundle, baseline, settings)
-        _write(report, settings.out)
+        report = _add_speed(report, bundle, baseline, settings)
+        _write_report(report, settings.out)
     _print_result(report, settings.out)
     if not report.verification.passed:
         raise GateError(
@@ -104,17 +111,18 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
     Returns:
         The report, and the bundle that ran: TensorRT's is the one that was built.
     """
-    watch = Watch()
-    watch.look("start")
-    bundle, build_s = runnable(source, settings.engine, settings.out)
+    watch = SensorWatch()
+    watch.take_snapshot("start")  # before anything runs: the clocks and temperatures of the idle device
+    bundle, build_s = make_runnable(source, settings.engine, settings.out)
     log(f"verifying {bundle.manifest.name} with {settings.engine}")
+    # First, but it stops nothing: wrong masks go into the report with their times, and end the command later.
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     log(f"warming up {settings.warm_up_s:g} s, then {settings.rounds} rounds")
     size_px = bundle.manifest.input.size_px  # of several sizes the first: latencies are of one network
     with Predictor.open(
         bundle, engine=settings.engine, threads=settings.threads, size_px=size_px
     ) as predictor:
-        measured = measure(
+        measured = measure_predictor(
             predictor,
             watch,
             warm_up_s=settings.warm_up_s,
@@ -125,7 +133,7 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
     # Without folders, which may hold a user's name.
     command = f"python -m runtime.device --engine {settings.engine} --warm-up-s {settings.warm_up_s:g} "
     command += f"--rounds {settings.rounds} --burst-s {settings.burst_s:g}"
-    report = assemble(
+    report = assemble_report(
         source,
         bundle,
         found,
@@ -134,12 +142,12 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
         watch,
         command=command,
         warm_up_s=settings.warm_up_s,
-        no_speed=_no_speed(settings, found.failures),
+        no_speed=_why_no_speed(settings, found.failures),
     )
     return report, bundle
 
 
-def _no_speed(settings: DeviceSettings, failures: tuple[str, ...]) -> str:
+def _why_no_speed(settings: DeviceSettings, failures: tuple[str, ...]) -> str:
     """Why a report holds no speed against a baseline, should none be put into it."""
     if settings.baseline is None:
         return "no baseline was given"
@@ -161,11 +169,11 @@ def _open_baseline(settings: DeviceSettings, bundle: Bundle) -> Bundle | None:
     return baseline
 
 
-def _compared(
+def _add_speed(
     report: DeviceReport, bundle: Bundle, baseline: Bundle, settings: DeviceSettings
 ) -> DeviceReport:
     """The report with the bundle's speed against the baseline."""
-    opened, _ = runnable(baseline, settings.engine, settings.out, of="baseline")
+    opened, _ = make_runnable(baseline, settings.engine, settings.out, of="baseline")
     speed = compare_speed(
         bundle,
         opened,
@@ -179,7 +187,7 @@ def _compared(
     return report.model_copy(update={"speed": speed, "unread": unread})
 
 
-def _write(report: DeviceReport, out: Path) -> None:
+def _write_report(report: DeviceReport, out: Path) -> None:
     write_text(out, report.model_dump_json(indent=2) + "\n")
 
 
@@ -202,7 +210,7 @@ def _print_result(report: DeviceReport, out: Path) -> None:
     )
 
 
-def _lines(report: DeviceReport) -> list[tuple[str, str]]:
+def _report_lines(report: DeviceReport) -> list[tuple[str, str]]:
     """The figures for a terminal."""
     mode = report.power_mode
     verified = report.verification
@@ -216,9 +224,9 @@ def _lines(report: DeviceReport) -> list[tuple[str, str]]:
             "masks",
             f"{'PASS' if verified.passed else 'FAIL'}, {percent(verified.mean_share)} of pixels differ",
         ),
-        ("engine alone", _spread(report.latency_ms)),
-        ("engine without copies", _spread(report.latency_no_copies_ms)),
-        ("end to end", _spread(report.end_to_end_ms)),
+        ("engine alone", _percentile_text(report.latency_ms)),
+        ("engine without copies", _percentile_text(report.latency_no_copies_ms)),
+        ("end to end", _percentile_text(report.end_to_end_ms)),
         ("throughput", f"{report.throughput_images_s:.3g} images/s"),
         ("memory of the process", f"{report.process_peak_mib:.0f} MiB at its peak"),
         ("hottest", f"{max(temperatures):.0f} °C" if temperatures else "unknown"),
@@ -228,10 +236,168 @@ def _lines(report: DeviceReport) -> list[tuple[str, str]]:
     return rows + [("throttled", remark) for remark in report.throttling]
 
 
-def _spread(times: Percentiles | None) -> str:
+def _percentile_text(times: Percentiles | None) -> str:
     if times is None:
         return "–"
     return f"p50 {times.p50:.3g}   p90 {times.p90:.3g}   p99 {times.p99:.3g} ms ({times.calls} calls)"
+
+
+def assemble_report(
+    source: Bundle,
+    bundle: Bundle,
+    found: Verification,
+    measured: DeviceFigures,
+    inspected: EngineInspection | None,
+    watch: SensorWatch,
+    *,
+    command: str,
+    warm_up_s: float,
+    no_speed: str,
+) -> DeviceReport:
+    """Puts everything into the report, with the reason of whatever could not be read.
+
+    Args:
+        source: the bundle that the kit brought.
+        bundle: the one that ran; for TensorRT the engine that was built from `source`.
+        found: of the golden cases.
+        measured: figures of any engine.
+        inspected: TensorRT's own figures; None for other engines.
+        watch: with all its snapshots.
+        command: how the measurement was called, without folders.
+        warm_up_s: seconds before the first timed call.
+        no_speed: why there is no comparison with a baseline so far.
+    """
+    board, mode = read_board(), read_power_mode()
+    pinned = clocks_pinned(watch.snapshots[0])
+    reasons = {
+        "board.model": (board.model, "no device tree and no DMI names it"),
+        "board.l4t": (board.l4t, "no /etc/nv_tegra_release: not a Jetson"),
+        "board.jetpack": (
+            board.jetpack,
+            "no Jetson" if board.l4t is None else "a release that is not known here",
+        ),
+        "board.memory_mib": (board.memory_mib, "no /proc/meminfo"),
+        "power_mode": (mode, "nvpmodel is not here, or tells nothing"),
+        "clocks_pinned": (pinned, "no clock could be read"),
+        "other_load_share": (measured.other_load_share, "no /proc/stat"),
+        "latency_no_copies_ms": (inspected, f"{found.engine} computes in the CPU's own memory"),
+        "device_memory_mib": (inspected, f"{found.engine} holds nothing on a GPU"),
+        "guard": (source.manifest.guard, "the bundle holds no record of a guard"),
+        "tensorrt": (inspected, f"{found.engine} ran"),
+        "speed": (None, no_speed),  # comes after the rest, if at all
+    }
+    unread = {name: why for name, (value, why) in reasons.items() if value is None}
+    return DeviceReport(
+        sam2edge=edge_version(),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        python=platform.python_version(),
+        host=describe_host(),
+        versions=library_versions(),
+        board=board,
+        power_mode=mode,
+        clocks_pinned=pinned,
+        throttling=find_throttling(watch.snapshots),
+        engine=found.engine,
+        engine_version=found.engine_version,
+        engine_target=bundle.manifest.engine_target,
+        threads=found.threads,
+        bundle=_describe_bundle(source, bundle),
+        guard=source.manifest.guard,
+        verification=VerificationFacts(
+            cases=found.cases,
+            mean_share=found.parity.mean_share,
+            worst_share=found.parity.worst_share,
+            constant=found.parity.constant,
+            failures=found.failures,
+        ),
+        warm_up_s=warm_up_s,
+        latency_ms=measured.latency_ms,
+        latency_no_copies_ms=inspected.latency_no_copies_ms if inspected else None,
+        end_to_end_ms=measured.end_to_end_ms,
+        throughput_images_s=measured.throughput_images_s,
+        picture_px=(PICTURE_PX, PICTURE_PX),
+        process_peak_mib=measured.process_peak_mib,
+        device_memory_mib=inspected.device_memory_mib if inspected else None,
+        other_load_share=measured.other_load_share,
+        tensorrt=inspected.facts if inspected else None,
+        snapshots=tuple(watch.snapshots),
+        unread=unread | unread_sensors(watch.snapshots),
+    )
+
+
+def edge_version() -> str:
+    """Of the kit's wheel, which names the commit too; else of sam2edge."""
+    try:
+        return metadata.version("sam2edge-edge")
+    except metadata.PackageNotFoundError:
+        return __version__
+
+
+def _describe_bundle(source: Bundle, bundle: Bundle) -> BundleFacts:
+    manifest, files = source.manifest, bundle.manifest.files
+    weights = {name for name in files if Path(name).stem == Path(bundle.manifest.model_file).stem}
+    return BundleFacts(
+        name=manifest.name,
+        sha256=source.sha256,
+        parent=manifest.parent,
+        kind=manifest.kind,
+        format=manifest.format,
+        precision=manifest.precision,
+        height_px=manifest.input.height_px,
+        width_px=manifest.input.width_px,
+        channels=manifest.input.channels,
+        classes=manifest.classes,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        model_bytes=sum(files[name].bytes for name in weights),
+    )
+
+
+def engine_folder(out: Path, *, of: str = "") -> Path:
+    """Where an engine of a report is built: beside it. One of an earlier run is replaced, nothing else.
+
+    Args:
+        out: the report's file.
+        of: "baseline" for the engine that the report's is compared with.
+
+    Raises:
+        InputError: another folder has that name.
+    """
+    folder = out.with_name(f"{out.stem}-{of}-engine" if of else f"{out.stem}-engine")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise InputError(f"--out {out}: {folder} must be free for the engine, is not; move it away")
+    return folder
+
+
+def needs_building(source: Bundle, engine: str) -> bool:
+    """Whether the engine opens a bundle only after it was built from it."""
+    return engine == "tensorrt" and source.manifest.format in BUILDS_FROM
+
+
+def make_runnable(source: Bundle, engine: str, out: Path, *, of: str = "") -> tuple[Bundle, float | None]:
+    """The bundle that the engine opens, and the seconds that building it took; None where nothing was built.
+
+    Args:
+        source: the bundle that was brought.
+        engine: to run it with.
+        out: the report's file; see `engine_folder`.
+        of: as in `engine_folder`.
+
+    Raises:
+        InputError: this engine cannot run the bundle, or TensorRT cannot build it here.
+        GateError: TensorRT built it, and its masks are not the bundle's.
+    """
+    if not needs_building(source, engine):
+        choose_engine(source.manifest, engine, name=str(source.folder))
+        return source, None
+    folder = engine_folder(out, of=of)
+    # One for both engines of a report: two precisions of a network have kernels in common.
+    timings = out.with_name(f"{out.stem}-engine-timings")
+    log(f"building TensorRT's engine into {folder}; minutes on a small device")
+    begin = time.perf_counter()
+    build_bundle(source, folder, overwrite=True, timing_cache=timings)
+    return open_bundle(folder), time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.device_report import Percentiles, percentiles
-from runtime.device_watch import Watch
-from runtime.interleaved import Timed, time_interleaved
-from runtime.load import others_share, read_clock
+from runtime.device_watch import SensorWatch
+from runtime.interleaved import ModelCalls, time_interleaved
+from runtime.load import others_share, peak_memory_mib, read_processor_times
 from runtime.predictor import Predictor
-from runtime.process_memory import peak_memory_mib
 from segcore.phantom import phantom_case
 from segcore.preprocess import InputSpec, prepare
 
@@ -23,7 +22,7 @@ THROUGHPUT_S = 3.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class DeviceFigures:
     """Figures of one opened bundle; as in `runtime.device_report.DeviceReport`."""
 
     latency_ms: Percentiles
@@ -33,9 +32,9 @@ class Measured:
     process_peak_mib: float
 
 
-def measure(
-    predictor: Predictor, watch: Watch, *, warm_up_s: float, rounds: int, burst_s: float = 0.4
-) -> Measured:
+def measure_predictor(
+    predictor: Predictor, watch: SensorWatch, *, warm_up_s: float, rounds: int, burst_s: float = 0.4
+) -> DeviceFigures:
     """Warms up, then times in bursts with a look at the sensors after each, then lets pictures flow.
 
     Args:
@@ -48,19 +47,21 @@ def measure(
     pictures = device_pictures(predictor.manifest.input)
     batches = [prepare(picture, predictor.manifest.input)[None].copy() for picture in pictures]
     warm_up(predictor, batches, warm_up_s)
-    watch.look("warm")
-    before = read_clock()
+    watch.take_snapshot("warm")
+    before = read_processor_times()
     ways = [
-        Timed(
+        ModelCalls(
             run=lambda i: predictor.run(batches[i % PICTURES]),
             predict=lambda i: predictor.predict(pictures[i % PICTURES]),
         )
     ]
-    samples = time_interleaved(ways, rounds=rounds, burst_s=burst_s, progress=lambda: watch.look("round"))
-    throughput = _throughput(predictor, pictures, seconds=min(THROUGHPUT_S, burst_s * rounds))
-    share = others_share(before, read_clock())
-    watch.look("end")
-    return Measured(
+    samples = time_interleaved(
+        ways, rounds=rounds, burst_s=burst_s, progress=lambda: watch.take_snapshot("round")
+    )
+    throughput = _measure_throughput(predictor, pictures, seconds=min(THROUGHPUT_S, burst_s * rounds))
+    share = others_share(before, read_processor_times())
+    watch.take_snapshot("end")
+    return DeviceFigures(
         latency_ms=percentiles(samples[0].engine_ms),
         end_to_end_ms=percentiles(samples[0].end_to_end_ms),
         throughput_images_s=throughput,
@@ -87,7 +88,7 @@ def warm_up(predictor: Predictor, batches: Sequence[np.ndarray], seconds: float)
             predictor.run(batch)
 
 
-def _throughput(predictor: Predictor, pictures: Sequence[np.ndarray], *, seconds: float) -> float:
+def _measure_throughput(predictor: Predictor, pictures: Sequence[np.ndarray], *, seconds: float) -> float:
     """Pictures a second through `Predictor.map`, which prepares some while the engine works on others."""
     end = time.perf_counter() + seconds
 

@@ -20,11 +20,11 @@ from segcore.manifest import EngineTarget
 SCHEMA_VERSION = 1
 
 
-class _Part(BaseModel):
+class _ReportPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Board(_Part):
+class Board(_ReportPart):
     """The device.
 
     Attributes:
@@ -39,14 +39,14 @@ class Board(_Part):
     memory_mib: float | None
 
 
-class PowerMode(_Part):
+class PowerMode(_ReportPart):
     """The mode that nvpmodel has set; on a Jetson it decides the clocks."""
 
     id: int | None
     name: str | None
 
 
-class ClockReading(_Part):
+class ClockReading(_ReportPart):
     """One clock; min equal to max means pinned.
 
     Attributes:
@@ -60,7 +60,7 @@ class ClockReading(_Part):
     governor: str | None
 
 
-class Snapshot(_Part):
+class Snapshot(_ReportPart):
     """What the sensors said at one moment; what could not be read is None, and `DeviceReport.unread` says why.
 
     Attributes:
@@ -83,7 +83,7 @@ class Snapshot(_Part):
     memory_available_mib: float | None = None
 
 
-class BundleFacts(_Part):
+class BundleFacts(_ReportPart):
     """Which bundle ran.
 
     Attributes:
@@ -107,7 +107,7 @@ class BundleFacts(_Part):
     model_bytes: int
 
 
-class VerificationFacts(_Part):
+class VerificationFacts(_ReportPart):
     """How far the engine's masks of the golden cases are from the reference; shares of pixels, 0–1."""
 
     cases: int
@@ -121,7 +121,7 @@ class VerificationFacts(_Part):
         return not self.failures
 
 
-class Percentiles(_Part):
+class Percentiles(_ReportPart):
     """Milliseconds of single calls with a batch of one."""
 
     p50: float
@@ -137,7 +137,7 @@ def percentiles(bursts: Sequence[Sequence[float]]) -> Percentiles:
     return Percentiles(p50=p50, p90=p90, p99=p99, calls=len(times))
 
 
-class TensorRTFacts(_Part):
+class TensorRTFacts(_ReportPart):
     """What TensorRT made of the graph.
 
     Attributes:
@@ -157,7 +157,7 @@ class TensorRTFacts(_Part):
     int8_why: str
 
 
-class DeviceReport(_Part):
+class DeviceReport(_ReportPart):
     """Everything that one run on a device found.
 
     Attributes:

@@ -43,22 +43,22 @@ def read_board(root: Path = ROOT) -> Board:
     l4t = read_l4t(root / "etc/nv_tegra_release") or None
     jetpack = None if l4t is None else _JETPACK.get(l4t, _JETPACK.get(l4t.removesuffix(".0")))
     return Board(
-        model=_text(root / "proc/device-tree/model") or _pc_model(root),
+        model=_read_text(root / "proc/device-tree/model") or _read_pc_model(root),
         l4t=l4t,
         jetpack=jetpack,
         memory_mib=read_meminfo(root, "MemTotal"),
     )
 
 
-def _pc_model(root: Path) -> str | None:
+def _read_pc_model(root: Path) -> str | None:
     dmi = root / "sys/devices/virtual/dmi/id"
-    words = [text for text in (_text(dmi / "sys_vendor"), _text(dmi / "product_name")) if text]
+    words = [text for text in (_read_text(dmi / "sys_vendor"), _read_text(dmi / "product_name")) if text]
     return " ".join(words) or None
 
 
 def read_meminfo(root: Path, field: str) -> float | None:
     """MiB of one line of /proc/meminfo."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", _text(root / "proc/meminfo") or "", re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+) kB", _read_text(root / "proc/meminfo") or "", re.MULTILINE)
     return int(found[1]) / 1024 if found else None
 
 
@@ -71,11 +71,11 @@ def read_power_mode(root: Path = ROOT, *, command: str = "nvpmodel") -> PowerMod
         mode = None
     if mode is not None:
         return mode
-    found = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
+    found = re.search(r"pmode:(\d+)", _read_text(root / "var/lib/nvpmodel/status") or "")
     if not found:
         return None
     number = int(found[1])
-    conf = _text(root / "etc/nvpmodel.conf") or ""
+    conf = _read_text(root / "etc/nvpmodel.conf") or ""
     name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", conf)
     return PowerMode(id=number, name=name[1] if name else None)
 
@@ -89,8 +89,9 @@ def parse_power_mode(text: str) -> PowerMode | None:
 def read_temperatures(root: Path = ROOT) -> dict[str, float] | None:
     """Degrees Celsius by thermal zone; zones that are switched off, and the PMIC's constant, are left out."""
     found: dict[str, float] = {}
-    for zone in _folders(root / "sys/devices/virtual/thermal", "thermal_zone*"):
-        name, value = _text(zone / "type") or zone.name, _number(zone / "temp")
+    for zone in _find_folders(root / "sys/devices/virtual/thermal", "thermal_zone*"):
+        name, value = _read_text(zone / "type") or zone.name, _read_number(zone / "temp")
+        # Far below zero is no temperature: the zone is switched off.
         if value is not None and value > -200_000 and "PMIC" not in name:
             found[name if name not in found else f"{name} {zone.name}"] = value / 1000
     return found or None
@@ -98,27 +99,27 @@ def read_temperatures(root: Path = ROOT) -> dict[str, float] | None:
 
 def read_cpu_clocks(root: Path = ROOT) -> tuple[ClockReading, ...] | None:
     """One reading a cpufreq policy, which is a group of cores with one clock."""
-    policies = _folders(root / "sys/devices/system/cpu/cpufreq", "policy*")
+    policies = _find_folders(root / "sys/devices/system/cpu/cpufreq", "policy*")
     names = ("scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "scaling_governor")
-    return _clocks(policies, names, per_mhz=1e3)
+    return _read_clocks(policies, names, per_mhz=1e3)
 
 
 def read_gpu_clocks(root: Path = ROOT) -> tuple[ClockReading, ...] | None:
     """One reading a clock of an integrated GPU."""
     devices = [
         device
-        for device in _folders(root / "sys/class/devfreq", "*")
-        if any(name in f"{device.name} {_text(device / 'device/of_node/name')}" for name in _GPU_NAMES)
+        for device in _find_folders(root / "sys/class/devfreq", "*")
+        if any(name in f"{device.name} {_read_text(device / 'device/of_node/name')}" for name in _GPU_NAMES)
     ]
-    return _clocks(devices, ("cur_freq", "min_freq", "max_freq", "governor"), per_mhz=1e6)
+    return _read_clocks(devices, ("cur_freq", "min_freq", "max_freq", "governor"), per_mhz=1e6)
 
 
-def _clocks(
+def _read_clocks(
     folders: list[Path], names: tuple[str, str, str, str], *, per_mhz: float
 ) -> tuple[ClockReading, ...] | None:
     found = []
     for folder in folders:
-        now, low, high = (_number(folder / name) for name in names[:3])
+        now, low, high = (_read_number(folder / name) for name in names[:3])
         if now is not None and low is not None and high is not None:
             found.append(
                 ClockReading(
@@ -126,7 +127,7 @@ def _clocks(
                     mhz=now / per_mhz,
                     min_mhz=low / per_mhz,
                     max_mhz=high / per_mhz,
-                    governor=_text(folder / names[3]),
+                    governor=_read_text(folder / names[3]),
                 )
             )
     return tuple(found) or None
@@ -135,30 +136,35 @@ def _clocks(
 def read_power(root: Path = ROOT) -> dict[str, float] | None:
     """Milliwatts by rail, from the board's INA3221 (volts and amperes) or, on Thor, INA238 (power)."""
     found: dict[str, float] = {}
-    for folder in _power_monitors(root):
+    for folder in _find_power_monitors(root):
         for label in sorted(folder.glob("in*_label")):
-            channel, rail = label.name[2:].partition("_")[0], _text(label) or ""
+            channel, rail = label.name[2:].partition("_")[0], _read_text(label) or ""
             # Channel 7 is the sum of the shunt voltages, which is no power; NC is a rail that is not connected.
-            volts, amperes = _number(folder / f"in{channel}_input"), _number(folder / f"curr{channel}_input")
+            volts, amperes = (
+                _read_number(folder / f"in{channel}_input"),
+                _read_number(folder / f"curr{channel}_input"),
+            )
             if channel != "7" and rail not in ("", "NC") and volts is not None and amperes is not None:
                 found[rail] = volts * amperes / 1000
-        watts = _number(folder / "power1_input")
+        watts = _read_number(folder / "power1_input")
         if watts is not None:
-            found[_text(folder / "in1_label") or _text(folder / "name") or folder.name] = watts / 1000
+            found[_read_text(folder / "in1_label") or _read_text(folder / "name") or folder.name] = (
+                watts / 1000
+            )
     return found or None
 
 
-def _power_monitors(root: Path) -> Iterator[Path]:
-    for device in _folders(root / "sys/bus/i2c/devices", "*"):
-        if any(chip in (_text(device / "name") or "") for chip in _POWER_CHIPS):
-            yield from _folders(device / "hwmon", "hwmon*")
+def _find_power_monitors(root: Path) -> Iterator[Path]:
+    for device in _find_folders(root / "sys/bus/i2c/devices", "*"):
+        if any(chip in (_read_text(device / "name") or "") for chip in _POWER_CHIPS):
+            yield from _find_folders(device / "hwmon", "hwmon*")
 
 
 def read_cooling(root: Path = ROOT) -> dict[str, int] | None:
     """State of every cooling device that is engaged (fans left out); None where there are none to read."""
     found, seen = {}, False
-    for device in _folders(root / "sys/class/thermal", "cooling_device*"):
-        name, state = _text(device / "type") or device.name, _number(device / "cur_state")
+    for device in _find_folders(root / "sys/class/thermal", "cooling_device*"):
+        name, state = _read_text(device / "type") or device.name, _read_number(device / "cur_state")
         if state is None or "fan" in name.lower():
             continue
         seen = True
@@ -170,29 +176,29 @@ def read_cooling(root: Path = ROOT) -> dict[str, int] | None:
 def read_throttle_counts(root: Path = ROOT) -> dict[str, int] | None:
     """Events so far: over-current and under-voltage on Jetson, thermal throttling of cores on x86."""
     counters = [
-        *_files(root / "sys/class/hwmon", "hwmon*/oc*_event_cnt"),
-        *_files(root / "sys/devices/system/cpu", "cpu[0-9]*/thermal_throttle/*_throttle_count"),
+        *_find_files(root / "sys/class/hwmon", "hwmon*/oc*_event_cnt"),
+        *_find_files(root / "sys/devices/system/cpu", "cpu[0-9]*/thermal_throttle/*_throttle_count"),
     ]
     found = {}
     for path in counters:
         core = path.parent.parent.name + " " if path.parent.name == "thermal_throttle" else ""
-        if (value := _number(path)) is not None:
+        if (value := _read_number(path)) is not None:
             found[core + path.name] = int(value)
     return found or None
 
 
-def _folders(parent: Path, pattern: str) -> list[Path]:
-    return [path for path in _files(parent, pattern) if path.is_dir()]
+def _find_folders(parent: Path, pattern: str) -> list[Path]:
+    return [path for path in _find_files(parent, pattern) if path.is_dir()]
 
 
-def _files(parent: Path, pattern: str) -> list[Path]:
+def _find_files(parent: Path, pattern: str) -> list[Path]:
     try:
         return sorted(parent.glob(pattern))
     except OSError:
         return []
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     """A small file's text; None if it is absent, forbidden, or its sensor is asleep (EAGAIN)."""
     try:
         return path.read_text(errors="replace").strip("\0\n\t ") or None
@@ -200,8 +206,8 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _number(path: Path) -> float | None:
+def _read_number(path: Path) -> float | None:
     try:
-        return float(_text(path) or "")
+        return float(_read_text(path) or "")
     except ValueError:
         return None

@@ -9,11 +9,10 @@ import math
 
 import numpy as np
 
-from runtime.device_engine import BUILDS_FROM
 from runtime.device_measure import PICTURES, device_pictures, warm_up
 from runtime.device_report import DeviceReport
-from runtime.engine import ENGINES, engines_for
-from runtime.interleaved import Timed, speedups, time_interleaved
+from runtime.engine import BUILDS_FROM, ENGINES, engines_for
+from runtime.interleaved import ModelCalls, speedups, time_interleaved
 from runtime.predictor import Predictor
 from runtime.verify import verify_bundle
 from segcore.bundle import Bundle
@@ -23,8 +22,8 @@ from segcore.guard_record import SpeedRatio
 from segcore.manifest import Manifest
 from segcore.preprocess import prepare
 
-_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
-_CALLED = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
+_PRECISION_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
+_ENGINE_TITLE = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
 
 
 def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
@@ -49,24 +48,24 @@ def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
             )
     if ours.parent is None or theirs.parent != ours.parent:
         raise InputError(
-            f"{name}: must be of the same network as --bundle {bundle.folder} (made from {_short(ours.parent)}), "
-            f"was made from {_short(theirs.parent)}; export both from one trained bundle"
+            f"{name}: must be of the same network as --bundle {bundle.folder} (made from {_short_hash(ours.parent)}), "
+            f"was made from {_short_hash(theirs.parent)}; export both from one trained bundle"
         )
-    if _RANK[theirs.precision] <= _RANK[ours.precision]:
+    if _PRECISION_RANK[theirs.precision] <= _PRECISION_RANK[ours.precision]:
         raise InputError(
             f"{name}: must have a higher precision than {ours.precision}, got {theirs.precision}; "
             "export one with --precision fp16 or fp32"
         )
     if theirs.input.size_px != ours.input.size_px:
         raise InputError(
-            f"{name}: must take pictures of {_size(ours)} px as --bundle {bundle.folder} does, got {_size(theirs)}; "
-            "export both at one size"
+            f"{name}: must take pictures of {_size_text(ours)} px as --bundle {bundle.folder} does, "
+            f"got {_size_text(theirs)}; export both at one size"
         )
-    engines = tuple(e for e in ENGINES if e in _timed_in(ours) and e in _timed_in(theirs))
+    engines = tuple(e for e in ENGINES if e in _comparing_engines(ours) and e in _comparing_engines(theirs))
     if not engines:
         raise InputError(
-            f"{name}: must be of a format that {' or '.join(_timed_in(ours)) or 'no engine'} runs, as --bundle "
-            f"{bundle.folder}, got {theirs.format}; export it to the format of --bundle"
+            f"{name}: must be of a format that {' or '.join(_comparing_engines(ours)) or 'no engine'} runs, "
+            f"as --bundle {bundle.folder}, got {theirs.format}; export it to the format of --bundle"
         )
     return engines
 
@@ -84,7 +83,7 @@ def check_comparing(engine: str, engines: tuple[str, ...], baseline: Bundle) -> 
         )
 
 
-def _timed_in(manifest: Manifest) -> tuple[str, ...]:
+def _comparing_engines(manifest: Manifest) -> tuple[str, ...]:
     """The engines in which a bundle's time means something; a tensorrt-onnx bundle runs elsewhere for its numbers."""
     if manifest.format == "tensorrt-onnx":
         return ("tensorrt",)
@@ -134,7 +133,7 @@ def compare_speed(
         for predictor in (ours, theirs):
             warm_up(predictor, batches, warm_up_s / 2)
         fast, slow = time_interleaved(
-            [_timed(predictor, batches) for predictor in (ours, theirs)], rounds=rounds, burst_s=burst_s
+            [_model_calls(predictor, batches) for predictor in (ours, theirs)], rounds=rounds, burst_s=burst_s
         )
         version = ours.engine_version
     speedup, low, high = speedups(fast, slow)
@@ -150,8 +149,8 @@ def compare_speed(
     )
 
 
-def _timed(predictor: Predictor, batches: list[np.ndarray]) -> Timed:
-    return Timed(run=lambda i: predictor.run(batches[i % PICTURES]))
+def _model_calls(predictor: Predictor, batches: list[np.ndarray]) -> ModelCalls:
+    return ModelCalls(run=lambda i: predictor.run(batches[i % PICTURES]))
 
 
 def gate_speed(report: DeviceReport) -> None:
@@ -165,7 +164,7 @@ def gate_speed(report: DeviceReport) -> None:
         return
     raise GateError(
         f"int8: must be at least {report.min_speedup:g} times as fast as {speed.against} on this device, is "
-        f"{times_text(speed.speedup)} times ({_CALLED[speed.engine]} {speed.engine_version}); "
+        f"{times_text(speed.speedup)} times ({_ENGINE_TITLE[speed.engine]} {speed.engine_version}); "
         f"use the {speed.against} bundle"
     )
 
@@ -183,9 +182,9 @@ def speed_text(speed: SpeedRatio, precision: str) -> str:
     )
 
 
-def _short(sha256: str | None) -> str:
+def _short_hash(sha256: str | None) -> str:
     return sha256[:12] if sha256 else "nothing that is known"
 
 
-def _size(manifest: Manifest) -> str:
+def _size_text(manifest: Manifest) -> str:
     return "×".join(map(str, manifest.input.size_px))

@@ -10,11 +10,11 @@ from typing import Literal
 from runtime import device_sensors as sensors
 from runtime.device_report import ClockReading, Snapshot
 
-_FELL = 0.95
+_FALLEN_SHARE = 0.95
 """Of a clock's earlier value; below it the clock is said to have fallen."""
 
 # Field of `Snapshot` → where its numbers would be, for the reason that it is None.
-_PLACES = {
+_MISSING_BECAUSE = {
     "temperatures_c": "no readable thermal zone in /sys/devices/virtual/thermal",
     "cpu_clocks": "no cpufreq policy in /sys/devices/system/cpu/cpufreq",
     "gpu_clocks": "no integrated GPU in /sys/class/devfreq",
@@ -25,7 +25,7 @@ _PLACES = {
 }
 
 
-class Watch:
+class SensorWatch:
     """Takes snapshots, and keeps them in order.
 
     Attributes:
@@ -36,7 +36,7 @@ class Watch:
         self.snapshots: list[Snapshot] = []
         self._root, self._begin = root, time.perf_counter()
 
-    def look(self, moment: Literal["start", "warm", "round", "end"]) -> None:
+    def take_snapshot(self, moment: Literal["start", "warm", "round", "end"]) -> None:
         """Takes one."""
         root = self._root
         self.snapshots.append(
@@ -58,18 +58,18 @@ def unread_sensors(snapshots: Sequence[Snapshot]) -> dict[str, str]:
     """Fields that no snapshot holds, with the reason."""
     return {
         f"snapshots.{field}": why
-        for field, why in _PLACES.items()
+        for field, why in _MISSING_BECAUSE.items()
         if all(getattr(snapshot, field) is None for snapshot in snapshots)
     }
 
 
 def clocks_pinned(snapshot: Snapshot) -> bool | None:
     """Whether every clock that was read is held at one value (as jetson_clocks does); None without clocks."""
-    clocks = _clocks(snapshot)
+    clocks = _list_clocks(snapshot)
     return all(clock.min_mhz == clock.max_mhz for clock in clocks) if clocks else None
 
 
-def throttling(snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
+def find_throttling(snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
     """What shows that the device held itself back while it was measured; empty where nothing does.
 
     A clock that its governor moves says little by itself, so a clock counts where it is pinned and was lower,
@@ -83,17 +83,17 @@ def throttling(snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
     engaged = {name for s in snapshots if s.moment != "start" for name in (s.cooling or {})}
     found += [f"cooling device {name} was engaged" for name in sorted(engaged)]
     loaded = [s for s in snapshots if s.moment in ("warm", "round", "end")]
-    for name in sorted({clock.name for s in loaded for clock in _clocks(s)}):
-        readings = [clock for s in loaded for clock in _clocks(s) if clock.name == name]
+    for name in sorted({clock.name for s in loaded for clock in _list_clocks(s)}):
+        readings = [clock for s in loaded for clock in _list_clocks(s) if clock.name == name]
         slowest = min(readings, key=lambda clock: clock.mhz)
-        if slowest.min_mhz == slowest.max_mhz and slowest.mhz < _FELL * slowest.min_mhz:
+        if slowest.min_mhz == slowest.max_mhz and slowest.mhz < _FALLEN_SHARE * slowest.min_mhz:
             found.append(f"clock {name} is pinned to {slowest.min_mhz:.0f} MHz and ran at {slowest.mhz:.0f}")
         elif any(clock.name == name for s in loaded for clock in s.gpu_clocks or ()):
             before, after = readings[0].mhz, readings[-1].mhz
-            if after < _FELL * before:
+            if after < _FALLEN_SHARE * before:
                 found.append(f"GPU clock {name} fell from {before:.0f} MHz to {after:.0f}")
     return tuple(found)
 
 
-def _clocks(snapshot: Snapshot) -> tuple[ClockReading, ...]:
+def _list_clocks(snapshot: Snapshot) -> tuple[ClockReading, ...]:
     return (*(snapshot.cpu_clocks or ()), *(snapshot.gpu_clocks or ()))

@@ -1,4 +1,4 @@
-"""The engine seam: an opened engine takes 8-bit pictures and gives logits; a caller knows no more of it.
+"""The engine seam: an opened engine takes 8-bit images and gives logits; a caller knows no more of it.
 
 One file per engine, imported when asked for; an engine that is not installed is an error that names the
 extra.
@@ -37,9 +37,12 @@ OPENED_BY = {
 }
 """Bundle format → engines that can open it; the bundle's native one first."""
 
+BUILDS_FROM = ("tensorrt-onnx", "onnx")
+"""Formats that a TensorRT engine is built from."""
+
 
 class Engine(Protocol):
-    """An opened model, whose graph takes a fixed number of pictures a call: its batch, 1 or more.
+    """An opened model, whose graph takes a fixed number of images a call: its batch, 1 or more.
 
     Attributes:
         version: of the library, "2026.4.1".
@@ -61,7 +64,7 @@ class Engine(Protocol):
         batches before it come first. Closing the generator waits for what is under way and lets it go.
 
         Args:
-            batches: each 1 to the graph's batch of pictures, N×H×W×C uint8, not changed afterwards.
+            batches: each 1 to the graph's batch of images, N×H×W×C uint8, not changed afterwards.
             in_flight: batches under way at most.
         """
         ...

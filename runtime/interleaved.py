@@ -19,15 +19,15 @@ MIN_CALLS, MAX_CALLS = 3, 100
 
 
 @dataclass(frozen=True)
-class Timed:
-    """The two ways to call one opened model on picture i: `run` the engine alone, `predict` all of it, if wanted."""
+class ModelCalls:
+    """The two ways to call one opened model on image i: `run` the engine alone, `predict` all of it, if wanted."""
 
     run: Callable[[int], object]
     predict: Callable[[int], object] | None = None
 
 
 @dataclass(frozen=True)
-class Samples:
+class LatencySamples:
     """Milliseconds of every timed call, by round; nothing end to end where there was no `predict`."""
 
     engine_ms: tuple[tuple[float, ...], ...]
@@ -35,12 +35,12 @@ class Samples:
 
 
 def time_interleaved(
-    models: Sequence[Timed],
+    models: Sequence[ModelCalls],
     *,
     rounds: int,
     burst_s: float = BURST_S,
     progress: Callable[[], object] = lambda: None,
-) -> list[Samples]:
+) -> list[LatencySamples]:
     """Times every model in every round.
 
     Args:
@@ -50,15 +50,15 @@ def time_interleaved(
         progress: called after each burst.
     """
     ways = [[way for way in (m.run, m.predict) if way] for m in models]
-    calls = [[_calls(way, burst_s) for way in both] for both in ways]  # also the first warm-up
+    calls = [[_count_calls(way, burst_s) for way in both] for both in ways]  # also the first warm-up
     times: list[list[list[tuple[float, ...]]]] = [[[], []] for _ in models]
     for order in rotations(len(models), rounds):
         for i in order:
-            with _no_collection():
+            with _without_collection():
                 for k, way in enumerate(ways[i]):
-                    times[i][k].append(_burst(way, calls[i][k]))
+                    times[i][k].append(_time_burst(way, calls[i][k]))
             progress()
-    return [Samples(tuple(engine), tuple(whole)) for engine, whole in times]
+    return [LatencySamples(tuple(engine), tuple(whole)) for engine, whole in times]
 
 
 def rotations(count: int, rounds: int) -> Iterator[list[int]]:
@@ -67,7 +67,7 @@ def rotations(count: int, rounds: int) -> Iterator[list[int]]:
         yield [(turn + i) % count for i in range(count)]
 
 
-def _calls(call: Callable[[int], object], burst_s: float) -> int:
+def _count_calls(call: Callable[[int], object], burst_s: float) -> int:
     """How many calls fill a burst, from the second call (the first one pays for set-up)."""
     call(0)
     begin = time.perf_counter()
@@ -76,7 +76,7 @@ def _calls(call: Callable[[int], object], burst_s: float) -> int:
     return int(np.clip(round(burst_s / took), MIN_CALLS, MAX_CALLS))
 
 
-def _burst(call: Callable[[int], object], calls: int) -> tuple[float, ...]:
+def _time_burst(call: Callable[[int], object], calls: int) -> tuple[float, ...]:
     call(0)  # not timed: brings this model's memory and threads back after the others' turn
     times = []
     for i in range(calls):
@@ -86,7 +86,7 @@ def _burst(call: Callable[[int], object], calls: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def speedups(fast: Samples, slow: Samples) -> tuple[float, float, float]:
+def speedups(fast: LatencySamples, slow: LatencySamples) -> tuple[float, float, float]:
     """How many times as fast one model is as another of the same run, engine alone.
 
     Returns:
@@ -100,7 +100,7 @@ def speedups(fast: Samples, slow: Samples) -> tuple[float, float, float]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _without_collection() -> Iterator[None]:
     """Keeps Python's garbage collector out of a burst."""
     was_on = gc.isenabled()
     gc.disable()

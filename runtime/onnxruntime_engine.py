@@ -77,7 +77,7 @@ class OnnxRuntimeEngine:
             )
 
     def _infer(self, batch: np.ndarray) -> np.ndarray:
-        """One call with up to the graph's batch of pictures; empty ones fill it up."""
+        """One call with up to the graph's batch of images; empty ones fill it up."""
         count = len(batch)
         if count < self._batch:
             batch = np.concatenate([batch, np.zeros((self._batch - count, *batch.shape[1:]), np.uint8)])

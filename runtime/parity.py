@@ -1,4 +1,7 @@
-"""Whether two engines compute the same masks: arithmetic and limits of every parity gate. No torch here."""
+"""Whether two engines compute the same masks, and answer prompts alike: arithmetic and limits of every parity gate.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segcore.golden_prompts import Replies
 from segcore.metrics import disagreement
 from segcore.preprocess import OutputSpec, mask_of_logits
+from segcore.prompts import answer_spec
 
-_ALIVE = 1e-3  # of the reference's spread; a collapsed network keeps less than its rounding noise
+_LEAST_SPREAD = 1e-3  # of the reference's spread; a collapsed network keeps less than its rounding noise
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParityLimits:
     """Shares of pixels, 0–1, whose mask may differ; None is not gated."""
 
     mean_share: float | None = None
@@ -22,8 +27,8 @@ class Limits:
 
 
 # docs/architecture.md, section 5: fp32 and fp16 against torch; int8 against its own golden masks.
-LIMITS = {"fp32": Limits(0.001), "fp16": Limits(0.005), "int8": Limits(0.005, 0.02)}
-UNGATED = Limits()
+PARITY_LIMITS = {"fp32": ParityLimits(0.001), "fp16": ParityLimits(0.005), "int8": ParityLimits(0.005, 0.02)}
+UNGATED = ParityLimits()
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Parity:
     worst_share: float
     constant: bool
 
-    def failures(self, limits: Limits) -> list[str]:
+    def failures(self, limits: ParityLimits) -> list[str]:
         """What is wrong, one phrase each; empty if all is well."""
         found = []
         for what, share, limit in (
@@ -72,11 +77,11 @@ def check_parity(
         disagreement(mask_of_logits(a, spec, size), mask_of_logits(b, spec, size))
         for a, b, size in zip(logits, reference, sizes_px, strict=True)
     ]
-    over_pixels, over_cases = _spreads(np.asarray(logits))
-    expected_pixels, expected_cases = _spreads(np.asarray(reference))
+    over_pixels, over_cases = _output_spreads(np.asarray(logits))
+    expected_pixels, expected_cases = _output_spreads(np.asarray(reference))
     finite = bool(np.isfinite(over_pixels) and np.isfinite(over_cases))
-    same_for_all = len(shares) > 1 and over_cases <= _ALIVE * expected_cases
-    constant = not finite or over_pixels <= _ALIVE * expected_pixels or same_for_all
+    same_for_all = len(shares) > 1 and over_cases <= _LEAST_SPREAD * expected_cases
+    constant = not finite or over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
     return Parity(float(np.mean(shares)), float(np.max(shares)), constant)
 
 
@@ -85,6 +90,69 @@ def percent(share: float) -> str:
     return f"{100 * share:.3f} %"
 
 
-def _spreads(logits: np.ndarray) -> tuple[float, float]:
+def _output_spreads(logits: np.ndarray) -> tuple[float, float]:
     """Largest standard deviation over pixels, and over cases."""
     return float(logits.std(axis=(2, 3)).max()), float(logits.std(axis=0).max())
+
+
+PROMPT_LIMITS = PARITY_LIMITS | {"int8": PARITY_LIMITS["fp32"]}
+"""Precision of a bundle → limits of its answers against torch: encoder and decoder stay in float beside INT8."""
+_MOST_IOU_CHANGE = 0.01
+"""Change of an estimated IoU that may be: our own choice; candidates that differ by less are as good as each other."""
+
+
+@dataclass(frozen=True)
+class PromptParity:
+    """How far an engine's answers are from the reference's.
+
+    Attributes:
+        parity: of the masks of all candidates.
+        iou_change: largest change of an estimated IoU.
+        deaf: the engine's answers hardly change with the prompt.
+        answers: masks compared.
+    """
+
+    parity: Parity
+    iou_change: float
+    deaf: bool
+    answers: int
+
+    def failures(self, limits: ParityLimits) -> list[str]:
+        """What is wrong, one phrase each; empty if all is well."""
+        found = self.parity.failures(limits)
+        if not self.iou_change <= _MOST_IOU_CHANGE:
+            found.append(
+                f"the estimated IoU changes by {self.iou_change:.3g}, by at most {_MOST_IOU_CHANGE:g} it may"
+            )
+        if self.deaf:
+            found.append("the output must vary with the prompt, it does not")
+        return found
+
+
+def check_prompt_parity(
+    replies: Replies, reference: Replies, output: OutputSpec, size_px: tuple[int, int]
+) -> PromptParity:
+    """Compares the masks of every candidate at the network's input size.
+
+    Args:
+        replies: of the engine.
+        reference: of torch, or the golden ones; the same shapes.
+        output: of the bundle.
+        size_px: height and width of the masks.
+    """
+    if replies.logits.shape != reference.logits.shape:
+        raise ValueError(f"logits must be {reference.logits.shape}, got {replies.logits.shape}")
+    masks = replies.logits.reshape(-1, 1, *replies.logits.shape[-2:])
+    expected = reference.logits.reshape(masks.shape)
+    parity = check_parity(masks, expected, answer_spec(output), [size_px] * len(masks))
+    return PromptParity(
+        parity=parity,
+        iou_change=float(np.abs(replies.iou - reference.iou).max()),
+        deaf=not _spread_over_prompts(replies) > _LEAST_SPREAD * _spread_over_prompts(reference),
+        answers=len(masks),
+    )
+
+
+def _spread_over_prompts(replies: Replies) -> float:
+    """Largest standard deviation over the questions about one picture, of one candidate's pixel."""
+    return float(replies.logits.std(axis=1).max())

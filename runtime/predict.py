@@ -29,23 +29,20 @@ from typing import Any
 from pydantic import Field
 from tqdm import tqdm
 
-from runtime.apart import check_apart
 from runtime.deferral import BELOW
 from runtime.engine import available_threads
-from runtime.predict_files import predict_files
-from runtime.predict_inputs import Input, inputs_sha256, list_inputs
-from runtime.predict_open import Opening, open_predictor
-from runtime.predict_prompt import Asked, asked_of, predict_prompted
+from runtime.predict_files import PredictorOptions, open_predictor, predict_files
+from runtime.predict_inputs import PredictionInput, inputs_sha256, list_inputs
+from runtime.predict_prompt import PromptQuestion, predict_with_prompt, read_question
 from runtime.predict_ray import predict_with_ray
-from runtime.predict_record import Records, open_records, read_records
 from runtime.predict_workers import predict_in_processes
-from runtime.predict_write import Outputs
+from runtime.predict_write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat
-from segcore.outfolder import out_folder
+from segcore.outfolder import check_apart, out_folder
 from segcore.prompts import prompt_of
 
 
@@ -116,8 +113,8 @@ def main(settings: PredictSettings) -> None:
     Raises:
         InputError: an input could not be used; the results of the others are in OUT. Or the bundles do not go together.
     """
-    bundle, inputs = _checked(settings)
-    asked = asked_of(
+    bundle, inputs = _check_inputs(settings)
+    question = read_question(
         bundle,
         inputs,
         prompt_of(settings.point, settings.background, settings.box),
@@ -136,18 +133,19 @@ def main(settings: PredictSettings) -> None:
         "reference_class": settings.reference_class,
         "deidentify": settings.deidentify,
         "the files of --image": inputs_sha256(inputs),
-        "prompt": asked and {"class": asked.class_name, **asked.prompt.model_dump(mode="json")},
+        "prompt": question and {"class": question.class_name, **question.prompt.model_dump(mode="json")},
     }
     with out_folder(settings.out, made_from, overwrite=settings.overwrite) as folder:
-        failed = _segment_all(settings, bundle, inputs, folder, asked)
+        failed = _predict_missing(settings, bundle, inputs, folder, question)
+    # Only now: the files have their final paths, and what an earlier, interrupted run finished is told, too.
     for record in read_records(settings.out):
         if "error" not in record:
-            print(json.dumps(_placed(record, settings.out)), flush=True)
+            print(json.dumps(_with_paths(record, settings.out)), flush=True)
     if failed:
-        raise InputError(_summary(settings, failed, len(inputs)))
+        raise InputError(_failure_summary(settings, failed, len(inputs)))
 
 
-def _checked(settings: PredictSettings) -> tuple[Bundle, tuple[Input, ...]]:
+def _check_inputs(settings: PredictSettings) -> tuple[Bundle, tuple[PredictionInput, ...]]:
     check_apart(settings.out, settings.image, "--image")
     check_apart(settings.out, settings.bundle, "--bundle")
     if settings.defer_to is not None:
@@ -161,16 +159,21 @@ def _checked(settings: PredictSettings) -> tuple[Bundle, tuple[Input, ...]]:
     inputs = list_inputs(settings.image, deidentify=settings.deidentify)
     if settings.image.is_file():  # a list may name files in OUT, which --overwrite would delete
         out = settings.out.resolve()
-        for one in inputs:
-            if out in one.path.resolve().parents:
+        for input_ in inputs:
+            if out in input_.path.resolve().parents:
                 raise InputError(
-                    f"--out {settings.out}: must be apart from the files of --image, holds {one.path}; choose another"
+                    f"--out {settings.out}: must be apart from the files of --image, holds {input_.path}; "
+                    "choose another"
                 )
     return bundle, inputs
 
 
-def _segment_all(
-    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path, asked: Asked | None
+def _predict_missing(
+    settings: PredictSettings,
+    bundle: Bundle,
+    inputs: Sequence[PredictionInput],
+    folder: Path,
+    question: PromptQuestion | None,
 ) -> int:
     """Segments what has no line yet, and says how many inputs have failed in all.
 
@@ -178,17 +181,19 @@ def _segment_all(
         InputError: all have; then nothing is kept.
     """
     with open_records(folder) as records:
-        left = [one for one in inputs if one.case not in records.done]
+        left = [input_ for input_ in inputs if input_.case not in records.done]
         failed_before, begin = records.failed, time.perf_counter()
         try:
             for name in ("masks", "overlays") if settings.overlays else ("masks",):
                 (folder / name).mkdir(exist_ok=True)
             error = (
-                _record_all(settings, bundle, left, folder, records, asked, total=len(inputs)) if left else ""
+                _append_records(settings, bundle, left, folder, records, question, total=len(inputs))
+                if left
+                else ""
             )
             if records.failed == len(inputs):
                 raise InputError(
-                    error if len(inputs) == 1 else _summary(settings, records.failed, len(inputs))
+                    error if len(inputs) == 1 else _failure_summary(settings, records.failed, len(inputs))
                 )
         except BaseException:
             if not records.done or records.failed == len(inputs):
@@ -200,20 +205,21 @@ def _segment_all(
         return records.failed
 
 
-def _record_all(
+def _append_records(
     settings: PredictSettings,
     bundle: Bundle,
-    left: Sequence[Input],
+    left: Sequence[PredictionInput],
     folder: Path,
-    records: Records,
-    asked: Asked | None,
+    records: RecordFile,
+    question: PromptQuestion | None,
     *,
     total: int,
 ) -> str:
     """Appends a line for each input; gives the last one's error, or an empty string."""
     error = ""
     with (
-        closing(_segment(settings, bundle, left, folder, asked)) as segmented,
+        # Closed here and not by the garbage collector: an error must end workers and pipeline at once.
+        closing(_predict_inputs(settings, bundle, left, folder, question)) as segmented,
         tqdm(total=total, initial=total - len(left), unit="image", disable=None) as bar,
     ):
         for record in segmented:
@@ -226,8 +232,12 @@ def _record_all(
     return error
 
 
-def _segment(
-    settings: PredictSettings, bundle: Bundle, inputs: Sequence[Input], folder: Path, asked: Asked | None
+def _predict_inputs(
+    settings: PredictSettings,
+    bundle: Bundle,
+    inputs: Sequence[PredictionInput],
+    folder: Path,
+    question: PromptQuestion | None,
 ) -> Generator[dict[str, Any], None, None]:
     outputs = Outputs(
         tuple(dict.fromkeys(settings.to)),
@@ -236,12 +246,12 @@ def _segment(
         reference_class=settings.reference_class,
         deidentify=settings.deidentify,
     )
-    if asked:
+    if question:
         with PromptPredictor.open(bundle, engine=settings.engine, threads=settings.threads) as prompted:
-            yield predict_prompted(prompted, inputs[0], asked, folder, outputs)
+            yield predict_with_prompt(prompted, inputs[0], question, folder, outputs)
         return
     workers = settings.workers or 1
-    opening = Opening(
+    options = PredictorOptions(
         settings.bundle,
         settings.defer_to,
         settings.below,
@@ -253,26 +263,26 @@ def _segment(
     )
     if settings.ray or settings.ray_address is not None:
         yield from predict_with_ray(
-            opening, inputs, folder, outputs, workers=settings.workers, address=settings.ray_address
+            options, inputs, folder, outputs, workers=settings.workers, address=settings.ray_address
         )
     elif workers > 1:
         each = max(1, (settings.threads or available_threads()) // workers)
         yield from predict_in_processes(
-            replace(opening, threads=each), inputs, folder, outputs, workers=workers
+            replace(options, threads=each), inputs, folder, outputs, workers=workers
         )
     else:
-        with open_predictor(opening) as predictor:
+        with open_predictor(options) as predictor:
             yield from predict_files(predictor, inputs, folder, outputs)
 
 
-def _placed(record: dict[str, Any], out: Path) -> dict[str, Any]:
+def _with_paths(record: dict[str, Any], out: Path) -> dict[str, Any]:
     """With the paths of files as they are from the working directory."""
     files = {form: str(out / name) for form, name in record["files"].items()}
     drawn = record["overlay"] and str(out / record["overlay"])
     return {**record, "mask": str(out / record["mask"]), "overlay": drawn, "files": files}
 
 
-def _summary(settings: PredictSettings, failed: int, total: int) -> str:
+def _failure_summary(settings: PredictSettings, failed: int, total: int) -> str:
     counts = f"{failed} of {total} images could not be used"
     if failed == total:
         return f"--image {settings.image}: {counts}, each is named above; nothing was written"

@@ -1,7 +1,7 @@
 """Segments inputs and writes their outputs; a record for each, also for one that cannot be used.
 
 with Predictor.open("runs/student-int8") as predictor:
-    for record in predict_files(predictor, named([Path("a.dcm"), Path("b.png")]), Path("out")):
+    for record in predict_files(predictor, name_inputs([Path("a.dcm"), Path("b.png")]), Path("out")):
         print(record["case"], record.get("error") or record["area_px"])
 
 An input that fails, however it fails, ends nothing: its record is {"case", "error"}.
@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.deferral import DeferringPredictor
-from runtime.predict_inputs import Input
-from runtime.predict_write import Answer, Outputs, failure, write_answer
-from runtime.prediction import Prediction
-from runtime.predictor import Predictor
+from runtime.deferral import BELOW, DeferringPredictor
+from runtime.predict_inputs import PredictionInput
+from runtime.predict_write import Outputs, ScanPrediction, failure_record, write_prediction
+from runtime.predictor import Prediction, Predictor
 from runtime.stream import in_order
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
@@ -32,13 +31,69 @@ from segcore.scan import Scan
 
 _WRITERS = 2
 """Threads that write: packing an overlay as PNG takes longer than a student's whole prediction."""
-_NOTHING = np.zeros(0, np.uint8)
+_NO_IMAGE = np.zeros(0, np.uint8)
+"""Stands for a slice that could not be read, so that its error comes in its turn."""
 _AnyPredictor = Predictor | DeferringPredictor
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """What `Predictor.open` and `DeferringPredictor.open` take; the names are those of the flags.
+
+    Attributes:
+        bundle: folder of an exported bundle.
+        defer_to: folder of the second model, or None.
+        below: expected Dice below which a picture goes to the second.
+        engine: of both; None for what suits the bundle.
+        threads: CPU threads of the engine; None for all.
+        streams: batches that the engine works on at once.
+        batch: pictures a call.
+        cache: folder where OpenVINO keeps what it compiled.
+    """
+
+    bundle: Path
+    defer_to: Path | None = None
+    below: float = BELOW
+    engine: str | None = None
+    threads: int | None = None
+    streams: int = 1
+    batch: int = 1
+    cache: Path | None = None
+
+
+def open_predictor(options: PredictorOptions) -> Predictor | DeferringPredictor:
+    """Opens the model, or the pair.
+
+    Raises:
+        InputError: as `Predictor.open` and `DeferringPredictor.open`.
+    """
+    if options.defer_to is None:
+        return Predictor.open(
+            options.bundle,
+            engine=options.engine,
+            threads=options.threads,
+            streams=options.streams,
+            batch=options.batch,
+            cache=options.cache,
+        )
+    for name, number in (("streams", options.streams), ("batch", options.batch)):
+        if number > 1:
+            raise InputError(
+                f"--{name}: must be 1 with --defer-to, got {number}; it takes pictures one by one"
+            )
+    return DeferringPredictor.open(
+        options.bundle,
+        options.defer_to,
+        below=options.below,
+        engine=options.engine,
+        threads=options.threads,
+        cache=options.cache,
+    )
 
 
 def predict_files(
     predictor: Predictor | DeferringPredictor,
-    inputs: Sequence[Input],
+    inputs: Sequence[PredictionInput],
     folder: Path,
     outputs: Outputs | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -58,163 +113,183 @@ def predict_files(
     """
     wanted = outputs or Outputs()
     if isinstance(predictor, DeferringPredictor) or len(inputs) == 1:
-        answers = (_answer(predictor, item, wanted) for item in inputs)
+        predictions = (_predict_scan(predictor, input_, wanted) for input_ in inputs)
     else:
-        answers = _overlapping(predictor, inputs, wanted)
+        predictions = _predict_overlapping(predictor, inputs, wanted)
 
-    def write(answer: Answer | dict[str, Any]) -> Future[dict[str, Any]]:
-        return pool.submit(_written, answer, folder, wanted)
+    def write(prediction: ScanPrediction | dict[str, Any]) -> Future[dict[str, Any]]:
+        return pool.submit(_write_result, prediction, folder, wanted)
 
+    # Closed from the last to the first: no writer is left without its pool, and the pipeline is emptied at the end.
     with (
-        closing(answers),
+        closing(predictions),
         ThreadPoolExecutor(_WRITERS) as pool,
         closing(
-            in_order(answers, write, Future.result, in_flight=_WRITERS + 1, drop=Future.cancel)
+            in_order(predictions, write, Future.result, in_flight=_WRITERS + 1, drop=Future.cancel)
         ) as records,
     ):
         yield from records
 
 
-def predict_one(
-    predictor: Predictor | DeferringPredictor, item: Input, folder: Path, outputs: Outputs
+def predict_input(
+    predictor: Predictor | DeferringPredictor, input_: PredictionInput, folder: Path, outputs: Outputs
 ) -> dict[str, Any]:
     """Segments one input, writes its files, and gives its record: what worker processes and Ray's actors call.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    return _written(_answer(predictor, item, outputs), folder, outputs)
+    return _write_result(_predict_scan(predictor, input_, outputs), folder, outputs)
 
 
-def _written(answer: Answer | dict[str, Any], folder: Path, outputs: Outputs) -> dict[str, Any]:
-    return write_answer(answer, folder, outputs) if isinstance(answer, Answer) else answer
+def _write_result(
+    prediction: ScanPrediction | dict[str, Any], folder: Path, outputs: Outputs
+) -> dict[str, Any]:
+    """The record of an input; one that failed has its record already, and no files."""
+    return (
+        write_prediction(prediction, folder, outputs)
+        if isinstance(prediction, ScanPrediction)
+        else prediction
+    )
 
 
-def _answer(predictor: _AnyPredictor, item: Input, outputs: Outputs) -> Answer | dict[str, Any]:
+def _predict_scan(
+    predictor: _AnyPredictor, input_: PredictionInput, outputs: Outputs
+) -> ScanPrediction | dict[str, Any]:
     """Of one input, or its failure; several slices overlap where one model takes them."""
     try:
-        scan = read_scan(item.path, deidentify=outputs.deidentify)
-        depth, shown = _first(predictor).manifest.input.depth, None
+        scan = read_scan(input_.path, deidentify=outputs.deidentify)
+        depth, shown = _first_model(predictor).manifest.input.depth, None
         if scan.slices == 1:
-            picture = scan.picture(0, depth)
-            shown = shown_picture(scan, picture)
-            predictions = [_light(predictor.predict(picture, name=_slice_name(item, scan, 0)))]
+            image = scan.picture(0, depth)
+            shown = shown_picture(scan, image)
+            name = _slice_name(input_, scan, 0)
+            predictions = [_without_probabilities(predictor.predict(image, name=name))]
         else:
-            pictures = ((scan.picture(n, depth), _slice_name(item, scan, n)) for n in range(scan.slices))
-            predictions = [_light(one) for one in _predicted(predictor, pictures)]
-        return Answer(item, scan, tuple(predictions), _maker(predictor, predictions), shown)
-    except Exception as error:
-        return failure(item, error, outputs)
+            images = ((scan.picture(n, depth), _slice_name(input_, scan, n)) for n in range(scan.slices))
+            predictions = [
+                _without_probabilities(prediction) for prediction in _predict_slices(predictor, images)
+            ]
+        return ScanPrediction(input_, scan, tuple(predictions), _drawing_model(predictor, predictions), shown)
+    except Exception as error:  # whatever it is, the other inputs go on
+        return failure_record(input_, error, outputs)
 
 
-def _predicted(predictor: _AnyPredictor, pictures: Iterable[tuple[np.ndarray, str]]) -> Iterator[Prediction]:
+def _predict_slices(
+    predictor: _AnyPredictor, named_images: Iterable[tuple[np.ndarray, str]]
+) -> Iterator[Prediction]:
     if isinstance(predictor, DeferringPredictor):
-        yield from (predictor.predict(picture, name=name) for picture, name in pictures)
+        yield from (predictor.predict(image, name=name) for image, name in named_images)
         return
     names: deque[str] = deque()
 
     def images() -> Iterator[np.ndarray]:
-        for picture, name in pictures:
+        for image, name in named_images:
             names.append(name)
-            yield picture
+            yield image
 
-    with predictor.map(images(), names=(names.popleft() for _ in count())) as found:
-        yield from found
+    # `map` pulls a name right after its image, so the name is always there.
+    with predictor.map(images(), names=(names.popleft() for _ in count())) as predictions:
+        yield from predictions
 
 
 @dataclass
-class _UnderWay:
+class _PendingInput:
     """An input whose slices are in the pipeline."""
 
-    item: Input
+    input: PredictionInput
     scan: Scan | None = None
     predictions: list[Prediction] = field(default_factory=list)
     error: Exception | None = None
     shown: np.ndarray | None = None
 
 
-def _overlapping(
-    predictor: Predictor, inputs: Sequence[Input], outputs: Outputs
-) -> Generator[Answer | dict[str, Any], None, None]:
+def _predict_overlapping(
+    predictor: Predictor, inputs: Sequence[PredictionInput], outputs: Outputs
+) -> Generator[ScanPrediction | dict[str, Any], None, None]:
+    """All slices of all inputs through one pipeline; its answers come in order, so they are counted off."""
     left = deque(inputs)
     while left:
-        under_way: deque[tuple[_UnderWay, bool]] = deque()  # a slice each, and whether it is the input's last
+        # A slice each, and whether it is the input's last.
+        under_way: deque[tuple[_PendingInput, bool]] = deque()
         names: deque[str] = deque()
-        pictures = _pictures(predictor, tuple(left), outputs, under_way, names)
+        images = _read_slices(predictor, tuple(left), outputs, under_way, names)
         try:
-            with predictor.try_map(pictures, names=(names.popleft() for _ in count())) as answers:
-                for answer in answers:
-                    one, last = under_way.popleft()
-                    if isinstance(answer, Prediction):
-                        one.predictions.append(_light(answer))
+            with predictor.try_map(images, names=(names.popleft() for _ in count())) as results:
+                for result in results:
+                    pending, last = under_way.popleft()
+                    if isinstance(result, Prediction):
+                        pending.predictions.append(_without_probabilities(result))
                     else:
-                        one.error = one.error or answer
+                        pending.error = pending.error or result
                     if last:
                         left.popleft()
-                        yield _finished(one, predictor, outputs)
+                        yield _finish_input(pending, predictor, outputs)
         except Exception as error:
-            # Not the pictures' fault by the pipeline's lights: it stops. It does so in the turn of the picture that
-            # it failed at, so that one fails and the others are begun anew.
+            # Anything but an InputError stops the pipeline, which says nothing of the other images. It stops in the
+            # turn of the image that it failed at, so that input fails and those after it are begun anew.
             if not under_way:
                 raise
-            yield failure(left.popleft(), error, outputs)
+            yield failure_record(left.popleft(), error, outputs)
 
 
-def _pictures(
+def _read_slices(
     predictor: Predictor,
-    inputs: Sequence[Input],
+    inputs: Sequence[PredictionInput],
     outputs: Outputs,
-    under_way: deque[tuple[_UnderWay, bool]],
+    under_way: deque[tuple[_PendingInput, bool]],
     names: deque[str],
 ) -> Iterator[np.ndarray]:
     """Slices of one input after another. In place of what cannot be read comes an empty one, which fails in turn."""
-    for item in inputs:
-        one = _UnderWay(item)
+    for input_ in inputs:
+        pending = _PendingInput(input_)
         try:
-            scan = one.scan = read_scan(item.path, deidentify=outputs.deidentify)
+            scan = pending.scan = read_scan(input_.path, deidentify=outputs.deidentify)
             for n in range(scan.slices):
-                picture = scan.picture(n, predictor.manifest.input.depth)
+                image = scan.picture(n, predictor.manifest.input.depth)
                 if scan.slices == 1:
-                    one.shown = shown_picture(scan, picture)
-                under_way.append((one, n == scan.slices - 1))
-                names.append(_slice_name(item, scan, n))
-                yield picture
+                    pending.shown = shown_picture(scan, image)
+                under_way.append((pending, n == scan.slices - 1))  # before the yield: its answer looks for it
+                names.append(_slice_name(input_, scan, n))
+                yield image
         except Exception as error:
-            one.error = error
-            under_way.append((one, True))
-            names.append(item.shown)
-            yield _NOTHING
+            pending.error = error
+            under_way.append((pending, True))
+            names.append(input_.shown)
+            yield _NO_IMAGE
 
 
-def _finished(one: _UnderWay, predictor: Predictor, outputs: Outputs) -> Answer | dict[str, Any]:
-    if one.error is not None or one.scan is None:
-        return failure(
-            one.item, one.error or InputError(f"image {one.item.shown}: must hold slices"), outputs
-        )
-    return Answer(one.item, one.scan, tuple(one.predictions), predictor, one.shown)
+def _finish_input(
+    pending: _PendingInput, predictor: Predictor, outputs: Outputs
+) -> ScanPrediction | dict[str, Any]:
+    input_ = pending.input
+    if pending.error is not None or pending.scan is None:
+        error = pending.error or InputError(f"image {input_.shown}: must hold slices")
+        return failure_record(input_, error, outputs)
+    return ScanPrediction(input_, pending.scan, tuple(pending.predictions), predictor, pending.shown)
 
 
-def _light(prediction: Prediction) -> Prediction:
+def _without_probabilities(prediction: Prediction) -> Prediction:
     """Without the probabilities: those of a series would take gigabytes."""
     return replace(prediction, probabilities=np.zeros((0, 0, 0), np.float32))
 
 
-def shown_picture(scan: Scan, picture: np.ndarray) -> np.ndarray | None:
-    """The picture where it can be looked at as it is; None where the file's own window must be put on it."""
-    return picture if scan.kind == "image" or picture.dtype == np.uint8 else None
+def shown_picture(scan: Scan, image: np.ndarray) -> np.ndarray | None:
+    """The image where it can be looked at as it is; None where the file's own window must be put on it."""
+    return image if scan.kind == "image" or image.dtype == np.uint8 else None
 
 
-def _first(predictor: _AnyPredictor) -> Predictor:
+def _first_model(predictor: _AnyPredictor) -> Predictor:
     return predictor.first if isinstance(predictor, DeferringPredictor) else predictor
 
 
-def _maker(predictor: _AnyPredictor, predictions: Sequence[Prediction]) -> Predictor:
+def _drawing_model(predictor: _AnyPredictor, predictions: Sequence[Prediction]) -> Predictor:
     """The model that drew the masks; of a series that two drew, the second."""
     if isinstance(predictor, Predictor):
         return predictor
-    passed_on = [one for one in predictions if one.first_quality is not None]
+    passed_on = [prediction for prediction in predictions if prediction.first_quality is not None]
     return predictor.maker_of((passed_on or list(predictions))[0])
 
 
-def _slice_name(item: Input, scan: Scan, index: int) -> str:
-    return f"image {item.shown}" + (f", slice {index + 1}" if scan.slices > 1 else "")
+def _slice_name(input_: PredictionInput, scan: Scan, index: int) -> str:
+    return f"image {input_.shown}" + (f", slice {index + 1}" if scan.slices > 1 else "")

@@ -1,4 +1,8 @@
-"""Which files `--image` names: one, a folder tree, a DICOM series, or a list; and what their outputs are called."""
+"""Which files `--image` names: one, a folder tree, a DICOM series, or a list; and what their outputs are called.
+
+In runtime.predict's modules an input (`PredictionInput`, `input_`) is a file or a series that was given; an image is an
+array that a model is asked about, H×W or H×W×C: a scan's slice. Where users read it, it is a picture.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ LIST_SUFFIXES = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
-class Input:
+class PredictionInput:
     """One file, or one folder with a DICOM series.
 
     Attributes:
@@ -38,7 +42,7 @@ class Input:
         return self.name or str(self.path)
 
 
-def list_inputs(image: Path, *, deidentify: bool = False) -> tuple[Input, ...]:
+def list_inputs(image: Path, *, deidentify: bool = False) -> tuple[PredictionInput, ...]:
     """The inputs that `--image` names, in a fixed order, with different cases.
 
     Args:
@@ -51,40 +55,42 @@ def list_inputs(image: Path, *, deidentify: bool = False) -> tuple[Input, ...]:
             and is not there is an input like others: it fails when it is read.
     """
     if image.is_dir():
-        found = [(path, _stem(path.relative_to(image), image)) for path in scan_paths(image)]
+        found = [(path, _case_name(path.relative_to(image), image)) for path in scan_paths(image)]
     elif not image.is_file():
         raise InputError(
             f"--image {image}: must be an image, a folder or a list of images, no such file or folder"
         )
     elif image.suffix.lower() in LIST_SUFFIXES:
-        found = _listed(image)
+        found = _read_list(image)
     else:
-        found = [(image, _stem(PurePath(image.name), image))]
+        found = [(image, _case_name(PurePath(image.name), image))]
     if not found:
         raise InputError(f"--image {image}: must hold images, DICOM or NIfTI files, got none")
     if deidentify:
         running = [f"case-{n:06d}" for n in range(1, len(found) + 1)]
-        return tuple(Input(path, case, case) for (path, _), case in zip(found, running, strict=True))
-    return _told_apart([Input(path, case) for path, case in found], image)
+        return tuple(
+            PredictionInput(path, case, case) for (path, _), case in zip(found, running, strict=True)
+        )
+    return _separate_cases([PredictionInput(path, case) for path, case in found], image)
 
 
-def inputs_sha256(inputs: Sequence[Input]) -> str:
+def inputs_sha256(inputs: Sequence[PredictionInput]) -> str:
     """Hash of paths and cases: whether a run that is resumed has the same files before it."""
-    listed = [[str(one.path), one.case] for one in inputs]
+    listed = [[str(input_.path), input_.case] for input_ in inputs]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def named(files: Iterable[Path]) -> tuple[Input, ...]:
+def name_inputs(files: Iterable[Path]) -> tuple[PredictionInput, ...]:
     """Inputs of files from anywhere, called by their own names without folders; "NAME (2)" where one comes again."""
-    inputs: dict[str, Input] = {}
+    inputs: dict[str, PredictionInput] = {}
     for path in files:
-        stem = _stem(PurePath(path.name), path)
+        stem = _case_name(PurePath(path.name), path)
         case = next(c for n in count(1) if (c := stem if n == 1 else f"{stem} ({n})") not in inputs)
-        inputs[case] = Input(path, case, path.name)
+        inputs[case] = PredictionInput(path, case, path.name)
     return tuple(inputs.values())
 
 
-def _stem(path: PurePath, root: Path) -> str:
+def _case_name(path: PurePath, root: Path) -> str:
     """`sub/dir/NAME.nii.gz` → `sub/dir/NAME`; the root's own name where the root is itself the input.
 
     Only known suffixes are taken off: DICOM files are often named by a UID, whose last number is none.
@@ -94,40 +100,40 @@ def _stem(path: PurePath, root: Path) -> str:
     return path.with_name(without_suffix(path.name)).as_posix()
 
 
-def _told_apart(inputs: list[Input], image: Path) -> tuple[Input, ...]:
+def _separate_cases(inputs: list[PredictionInput], image: Path) -> tuple[PredictionInput, ...]:
     """Gives other cases to inputs whose outputs would meet, by one name or because one's would be the other's folder.
 
     A file keeps its suffix: a.png and a.dcm give masks/a.png.png and masks/a.dcm.png. A series in a folder that holds
     other inputs, too, is called FOLDER/series.
     """
-    meeting = _meeting(inputs)
-    apart = []
-    for one in inputs:
-        if one.case in meeting:
-            case = PurePosixPath(one.case)
-            case = case / "series" if one.path.is_dir() else case.with_name(one.path.name)
-            one = replace(one, case=case.as_posix())
-        apart.append(one)
-    if still := _meeting(apart):
-        names = sorted(str(one.path) for one in apart if one.case in still)
+    colliding = _colliding_cases(inputs)
+    separated = []
+    for input_ in inputs:
+        if input_.case in colliding:
+            case = PurePosixPath(input_.case)
+            case = case / "series" if input_.path.is_dir() else case.with_name(input_.path.name)
+            input_ = replace(input_, case=case.as_posix())
+        separated.append(input_)
+    if still := _colliding_cases(separated):
+        names = sorted(str(input_.path) for input_ in separated if input_.case in still)
         raise InputError(
             f"--image {image}: must have names that differ in more than the suffix, got {' and '.join(names[:2])}; "
             "rename one, or give them cases in an index.csv"
         )
-    return tuple(apart)
+    return tuple(separated)
 
 
-def _meeting(inputs: Sequence[Input]) -> set[str]:
+def _colliding_cases(inputs: Sequence[PredictionInput]) -> set[str]:
     """Cases that several inputs have, and those that are folders of others."""
-    times = Counter(one.case for one in inputs)
+    times = Counter(input_.case for input_ in inputs)
     folders = {str(parent) for case in times for parent in PurePosixPath(case).parents}
     return {case for case, count in times.items() if count > 1 or case in folders}
 
 
-def _listed(image: Path) -> list[tuple[Path, str]]:
+def _read_list(image: Path) -> list[tuple[Path, str]]:
     try:
         text = image.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        rows = _csv_rows(text, image) if image.suffix.lower() == ".csv" else _lines(text)
+        rows = _csv_rows(text, image) if image.suffix.lower() == ".csv" else _text_rows(text)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--image {image}: must be a list in UTF-8, got {error}; save it again") from None
     found: list[tuple[Path, str]] = []
@@ -145,14 +151,14 @@ def _listed(image: Path) -> list[tuple[Path, str]]:
         below = PurePath(
             *[part for part in PurePath(name).parts if part not in ("..", PurePath(name).anchor)]
         )
-        found.append((path, PurePosixPath(case).as_posix() if case else _stem(below, path)))
+        found.append((path, PurePosixPath(case).as_posix() if case else _case_name(below, path)))
     twice = [path for path, times in Counter(path for path, _ in found).items() if times > 1]
     if twice:
         raise InputError(f"--image {image}: must name each image once, {twice[0]} comes again; remove a line")
     return found
 
 
-def _lines(text: str) -> list[tuple[int, tuple[str, str]]]:
+def _text_rows(text: str) -> list[tuple[int, tuple[str, str]]]:
     return [(n, (line.strip(), "")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 

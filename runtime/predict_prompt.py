@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from runtime.predict_files import shown_picture
-from runtime.predict_inputs import Input
-from runtime.predict_write import Answer, Outputs, failure, write_answer
-from runtime.prediction import Prediction, Timings
+from runtime.predict_inputs import PredictionInput
+from runtime.predict_write import Outputs, ScanPrediction, failure_record, write_prediction
+from runtime.predictor import Prediction, Timings
 from runtime.promptable import PromptPredictor, prompt_spec
 from segcore.bundle import Bundle
 from segcore.errors import InputError
@@ -21,8 +21,8 @@ from segcore.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A user's question.
+class PromptQuestion:
+    """What a user asks of one image: where, and for which class.
 
     Attributes:
         prompt: points and box, in the picture's own pixels.
@@ -33,14 +33,14 @@ class Asked:
     class_name: str
 
 
-def asked_of(
+def read_question(
     bundle: Bundle,
-    inputs: Sequence[Input],
+    inputs: Sequence[PredictionInput],
     prompt: Prompt | None,
     class_name: str | None,
     *,
     alone: Mapping[str, object],
-) -> Asked | None:
+) -> PromptQuestion | None:
     """A question from the flags; None where there is none.
 
     Args:
@@ -74,11 +74,15 @@ def asked_of(
         )
     if class_name is not None and class_name not in classes:
         raise InputError(f"--prompt-class: must be one of {', '.join(classes)}, got {class_name}")
-    return Asked(prompt, class_name or classes[0])
+    return PromptQuestion(prompt, class_name or classes[0])
 
 
-def predict_prompted(
-    predictor: PromptPredictor, item: Input, asked: Asked, folder: Path, outputs: Outputs
+def predict_with_prompt(
+    predictor: PromptPredictor,
+    input_: PredictionInput,
+    question: PromptQuestion,
+    folder: Path,
+    outputs: Outputs,
 ) -> dict[str, Any]:
     """Answers, writes the files, and gives the record: that of an automatic answer, with `prompt` and `estimated_iou`.
 
@@ -86,30 +90,34 @@ def predict_prompted(
         OSError: the folder cannot be written to.
     """
     try:
-        answer = _answer(predictor, item, asked, outputs)
+        prediction = _answer_prompt(predictor, input_, question, outputs)
     except Exception as error:
-        return failure(item, error, outputs)
-    return write_answer(answer, folder, outputs)
+        return failure_record(input_, error, outputs)
+    return write_prediction(prediction, folder, outputs)
 
 
-def _answer(predictor: PromptPredictor, item: Input, asked: Asked, outputs: Outputs) -> Answer:
-    scan = read_scan(item.path, deidentify=outputs.deidentify)
+def _answer_prompt(
+    predictor: PromptPredictor, input_: PredictionInput, question: PromptQuestion, outputs: Outputs
+) -> ScanPrediction:
+    scan = read_scan(input_.path, deidentify=outputs.deidentify)
     if scan.slices > 1:
         raise InputError(
-            f"image {item.shown}: must be one picture with --point or --box, has {scan.slices} slices; give one slice"
+            f"image {input_.shown}: must be one picture with --point or --box, has {scan.slices} slices; give one slice"
         )
-    picture = scan.picture(0, predictor.manifest.input.depth)
-    found = predictor.answer(predictor.look(picture, name=f"image {item.shown}"), asked.prompt)
+    image = scan.picture(0, predictor.manifest.input.depth)
+    found = predictor.answer(predictor.look(image, name=f"image {input_.shown}"), question.prompt)
     times = found.timings
-    index = predictor.manifest.classes.index(asked.class_name) + 1
+    index = predictor.manifest.classes.index(question.class_name) + 1
     prediction = Prediction(
         mask=found.mask * np.uint8(index),
         probabilities=np.zeros((0, 0, 0), np.float32),
         timings=Timings(times.pre_ms, times.encoder_ms + times.decoder_ms, times.post_ms),
     )
     details = {
-        "prompt": {"class": asked.class_name, **asked.prompt.model_dump(mode="json")},
+        "prompt": {"class": question.class_name, **question.prompt.model_dump(mode="json")},
         "estimated_iou": round(found.estimated_iou, 4),
     }
-    shown = shown_picture(scan, picture)
-    return Answer(item, scan, (prediction,), predictor, shown, prompted=asked.class_name, details=details)
+    shown = shown_picture(scan, image)
+    return ScanPrediction(
+        input_, scan, (prediction,), predictor, shown, prompted=question.class_name, details=details
+    )

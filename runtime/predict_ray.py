@@ -1,4 +1,4 @@
-"""Ray Data over several hosts: actors segment inputs with `predict_one`; the driver gets the records as they come.
+"""Ray Data over several hosts: actors segment inputs with `predict_input`; the driver gets the records as they come.
 
 Every host must see the inputs, the bundle and the output folder under the same paths, and have this package installed.
 """
@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 
 from runtime.engine import available_threads
-from runtime.predict_files import predict_one
-from runtime.predict_inputs import Input
-from runtime.predict_open import Opening, open_predictor
+from runtime.predict_files import PredictorOptions, open_predictor, predict_input
+from runtime.predict_inputs import PredictionInput
 from runtime.predict_write import Outputs
 from segcore.errors import InputError, need
 
-_BLOCK = 8
+_INPUTS_PER_BLOCK = 8
 """Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
-_FATAL, _UNOPENED = "fatal", "unopened"
+_DISK_ERROR, _OPEN_ERROR = "fatal", "unopened"
 
 
 def predict_with_ray(
-    opening: Opening,
-    inputs: Sequence[Input],
+    options: PredictorOptions,
+    inputs: Sequence[PredictionInput],
     folder: Path,
     outputs: Outputs,
     *,
@@ -42,7 +41,7 @@ def predict_with_ray(
     An actor that dies is replaced by Ray; inputs that got no record are tried once more, each alone.
 
     Args:
-        opening: of every actor's model; its threads are each one's own, and so many CPUs are asked of Ray for it.
+        options: of every actor's model; its threads are each one's own, and so many CPUs are asked of Ray for it.
         inputs: with different cases.
         folder: gets masks/ and overlays/; on storage that all hosts see.
         outputs: which files are written.
@@ -59,7 +58,7 @@ def predict_with_ray(
         import ray
     except ImportError:
         raise need("ray", "ray") from None
-    threads = opening.threads or 1
+    threads = options.threads or 1
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if address is None:
@@ -75,29 +74,29 @@ def predict_with_ray(
         actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)  # type: ignore[no-untyped-call]
         # Another host has another working directory.
         here = Path.cwd()
-        sent = [replace(one, path=here / one.path, name=one.shown) for one in inputs]
+        sent = [replace(input_, path=here / input_.path, name=input_.shown) for input_ in inputs]
         opened = replace(
-            opening,
-            bundle=here / opening.bundle,
-            defer_to=opening.defer_to and here / opening.defer_to,
-            cache=opening.cache and here / opening.cache,
+            options,
+            bundle=here / options.bundle,
+            defer_to=options.defer_to and here / options.defer_to,
+            cache=options.cache and here / options.cache,
             threads=threads,
         )
-        left = {one.case: one for one in sent}
-        for size in (_BLOCK, 1):
-            for record in _stream(opened, list(left.values()), here / folder, outputs, actors, size):
-                if _FATAL in record:
-                    raise OSError(*record[_FATAL])
-                if _UNOPENED in record:
-                    raise InputError(record[_UNOPENED])
+        left = {input_.case: input_ for input_ in sent}
+        for size in (_INPUTS_PER_BLOCK, 1):
+            for record in _run_actors(opened, list(left.values()), here / folder, outputs, actors, size):
+                if _DISK_ERROR in record:
+                    raise OSError(*record[_DISK_ERROR])
+                if _OPEN_ERROR in record:
+                    raise InputError(record[_OPEN_ERROR])
                 del left[record["case"]]
                 yield record
             if not left:
                 return
-        for one in left.values():
+        for input_ in left.values():
             yield {
-                "case": one.case,
-                "error": f"image {one.shown}: must be read and segmented, Ray's actors died at it twice; "
+                "case": input_.case,
+                "error": f"image {input_.shown}: must be read and segmented, Ray's actors died at it twice; "
                 "it may need more memory: look at this file alone",
             }
     except ray.exceptions.RayError as error:
@@ -108,8 +107,13 @@ def predict_with_ray(
         ray.shutdown()
 
 
-def _stream(
-    opening: Opening, inputs: Sequence[Input], folder: Path, outputs: Outputs, actors: int, block: int
+def _run_actors(
+    options: PredictorOptions,
+    inputs: Sequence[PredictionInput],
+    folder: Path,
+    outputs: Outputs,
+    actors: int,
+    block: int,
 ) -> Generator[dict[str, Any], None, None]:
     import ray.data
 
@@ -117,7 +121,7 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # what an actor dies at is missing, and is noticed by the caller
-    rows = [{"input": json.dumps([str(one.path), one.case, one.name])} for one in inputs]
+    rows = [{"input": json.dumps([str(input_.path), input_.case, input_.name])} for input_ in inputs]
     blocks = -(-len(rows) // block)
     actors = min(actors, blocks)
     items = ray.data.from_items(rows, override_num_blocks=blocks)
@@ -125,10 +129,10 @@ def _stream(
         # Ray 2.60 has no other way to say max_task_retries, whose default is to try for ever; 2.64 takes this one away.
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
         records = items.map_batches(
-            _Segmenter,
-            fn_constructor_args=(opening, folder, outputs),
+            _PredictionActor,
+            fn_constructor_args=(options, folder, outputs),
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=opening.threads,
+            num_cpus=options.threads,
             batch_size=1,
             max_task_retries=0,
         )
@@ -136,13 +140,13 @@ def _stream(
         yield json.loads(row["record"])
 
 
-class _Segmenter:
+class _PredictionActor:
     """Ray's actor: opens the model once, then takes inputs."""
 
-    def __init__(self, opening: Opening, folder: Path, outputs: Outputs) -> None:
+    def __init__(self, options: PredictorOptions, folder: Path, outputs: Outputs) -> None:
         self._unopened: str | None = None
         try:
-            self._predictor = open_predictor(opening)
+            self._predictor = open_predictor(options)
         except InputError as error:  # raised here it would reach the driver inside several of Ray's
             self._unopened = str(error)
         self._folder = folder
@@ -150,13 +154,15 @@ class _Segmenter:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """`input` → `record`, both JSON."""
-        return {"record": [json.dumps(self._one(text)) for text in batch["input"]]}
+        return {"record": [json.dumps(self._predict_row(text)) for text in batch["input"]]}
 
-    def _one(self, text: str) -> dict[str, Any]:
+    def _predict_row(self, text: str) -> dict[str, Any]:
         if self._unopened is not None:
-            return {_UNOPENED: self._unopened}
+            return {_OPEN_ERROR: self._unopened}
         path, case, name = json.loads(text)
         try:
-            return predict_one(self._predictor, Input(Path(path), case, name), self._folder, self._outputs)
+            return predict_input(
+                self._predictor, PredictionInput(Path(path), case, name), self._folder, self._outputs
+            )
         except OSError as error:
-            return {_FATAL: [error.errno, error.strerror, str(error.filename or self._folder)]}
+            return {_DISK_ERROR: [error.errno, error.strerror, str(error.filename or self._folder)]}

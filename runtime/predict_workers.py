@@ -18,9 +18,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from runtime.predict_files import predict_one
-from runtime.predict_inputs import Input
-from runtime.predict_open import Opening, open_predictor
+from runtime.predict_files import PredictorOptions, open_predictor, predict_input
+from runtime.predict_inputs import PredictionInput
 from runtime.predict_write import Outputs
 from segcore.errors import InputError
 
@@ -31,17 +30,22 @@ _TRIES = 2
 class _Worker:
     process: SpawnProcess
     connection: Connection
-    item: Input | None = None
+    input: PredictionInput | None = None
     opened: bool = False
 
 
 def predict_in_processes(
-    opening: Opening, inputs: Sequence[Input], folder: Path, outputs: Outputs, *, workers: int
+    options: PredictorOptions,
+    inputs: Sequence[PredictionInput],
+    folder: Path,
+    outputs: Outputs,
+    *,
+    workers: int,
 ) -> Generator[dict[str, Any], None, None]:
     """The records of inputs, in the order in which they are completed; as `runtime.predict_files` otherwise.
 
     Args:
-        opening: of every process's model; its threads are each one's own.
+        options: of every process's model; its threads are each one's own.
         inputs: with different cases.
         folder: gets masks/ and overlays/.
         outputs: which files are written.
@@ -53,65 +57,64 @@ def predict_in_processes(
     """
     waiting, tries = deque(inputs), Counter[str]()
     team: list[_Worker] = []
-    unopened = (
-        0  # processes in a row that died before the model was open: one may be killed by chance, not all
-    )
+    unopened = 0  # processes in a row that died before the model was open: one may be by chance, not all
     try:
-        while waiting or any(one.item for one in team):
-            while len(team) < min(workers, len(waiting) + sum(one.item is not None for one in team)):
-                team.append(_start(opening, folder, outputs))
-            for connection in wait([one.connection for one in team]):
-                one = next(one for one in team if one.connection is connection)
+        while waiting or any(worker.input for worker in team):
+            while len(team) < min(workers, len(waiting) + sum(worker.input is not None for worker in team)):
+                team.append(_start_worker(options, folder, outputs))
+            for connection in wait([worker.connection for worker in team]):
+                worker = next(worker for worker in team if worker.connection is connection)
                 try:
-                    answer = one.connection.recv()
+                    reply = worker.connection.recv()
                 except (EOFError, OSError):
-                    team.remove(one)
-                    dead = _bury(one)
+                    team.remove(worker)
+                    dead = _end_worker(worker)  # the input that it died at; None before it got its first
                     if dead is None:
-                        unopened += not one.opened
+                        unopened += not worker.opened
                         if unopened > workers:
                             raise InputError(
                                 f"--workers {workers}: must be so few that each can open the model, {unopened} in a "
-                                f"row could not ({_end(one.process.exitcode)}); use fewer"
+                                f"row could not ({_exit_text(worker.process.exitcode)}); use fewer"
                             ) from None
                         continue
                     tries[dead.case] += 1
                     if tries[dead.case] < _TRIES:
                         waiting.appendleft(dead)
                     else:
-                        yield {"case": dead.case, "error": _died(dead, one.process.exitcode)}
+                        yield {"case": dead.case, "error": _death_text(dead, worker.process.exitcode)}
                     continue
-                if isinstance(answer, Exception):
-                    raise answer
-                one.opened, one.item, unopened = True, None, 0
-                if answer is not None:
-                    yield answer
+                if isinstance(reply, Exception):
+                    raise reply
+                worker.opened, worker.input, unopened = True, None, 0
+                if reply is not None:
+                    yield reply
                 if waiting:
-                    one.item = waiting.popleft()
+                    worker.input = waiting.popleft()
                     with suppress(OSError):  # it died meanwhile: the next wait says so
-                        one.connection.send(one.item)
+                        worker.connection.send(worker.input)
                 else:
-                    team.remove(one)
-                    one.connection.close()  # which ends it
-                    one.process.join()
+                    team.remove(worker)
+                    worker.connection.close()  # which ends it
+                    worker.process.join()
     finally:
-        for one in team:
-            one.process.terminate()
-            one.process.join()
+        for worker in team:
+            worker.process.terminate()
+            worker.process.join()
 
 
-def _start(opening: Opening, folder: Path, outputs: Outputs) -> _Worker:
+def _start_worker(options: PredictorOptions, folder: Path, outputs: Outputs) -> _Worker:
+    # Not fork, which copies the locks of an engine's threads and not the threads that would open them.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, opening, folder, outputs), daemon=True)
-    with _ctrl_c_is_ours():
+    process = context.Process(target=_run_worker, args=(there, options, folder, outputs), daemon=True)
+    with _without_interrupts():
         process.start()
     there.close()  # so that the other end's death is seen here
     return _Worker(process, here)
 
 
 @contextmanager
-def _ctrl_c_is_ours() -> Generator[None, None, None]:
+def _without_interrupts() -> Generator[None, None, None]:
     """Ctrl-C reaches all processes of a terminal; what is started meanwhile leaves it to this one."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,14 +126,14 @@ def _ctrl_c_is_ours() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(connection: Connection, opening: Opening, folder: Path, outputs: Outputs) -> None:
+def _run_worker(connection: Connection, options: PredictorOptions, folder: Path, outputs: Outputs) -> None:
     """In the process: None when the model is open, then a record for each input that comes."""
     try:
-        with open_predictor(opening) as predictor:
+        with open_predictor(options) as predictor:
             connection.send(None)
             while True:
-                item = connection.recv()
-                connection.send(predict_one(predictor, item, folder, outputs))
+                input_ = connection.recv()
+                connection.send(predict_input(predictor, input_, folder, outputs))
     except EOFError:
         pass  # the end, or the other process is gone
     except (InputError, OSError) as error:
@@ -138,19 +141,19 @@ def _work(connection: Connection, opening: Opening, folder: Path, outputs: Outpu
             connection.send(error)
 
 
-def _bury(one: _Worker) -> Input | None:
+def _end_worker(worker: _Worker) -> PredictionInput | None:
     """Waits for a dead process and gives the input that it had, if any."""
-    one.connection.close()
-    one.process.join()
-    return one.item
+    worker.connection.close()
+    worker.process.join()
+    return worker.input
 
 
-def _died(item: Input, status: int | None) -> str:
+def _death_text(input_: PredictionInput, status: int | None) -> str:
     return (
-        f"image {item.shown}: must be read and segmented, {_TRIES} processes died at it ({_end(status)}); "
+        f"image {input_.shown}: must be read and segmented, {_TRIES} processes died at it ({_exit_text(status)}); "
         "it may need more memory: use fewer --workers, or look at this file alone"
     )
 
 
-def _end(status: int | None) -> str:
+def _exit_text(status: int | None) -> str:
     return f"exit status {status}" if status is None or status >= 0 else f"signal {-status}"

@@ -1,20 +1,25 @@
-"""Writes what was predicted of one input, and makes its record: a line of predictions.jsonl."""
+"""Writes what was predicted of one input, and its record: a line of predictions.jsonl.
+
+A line is appended as soon as the input's files are complete, and read again to go on after an interruption.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from runtime.predict_inputs import Input
-from runtime.prediction import Prediction
-from runtime.predictor import Predictor
+from runtime.predict_inputs import PredictionInput
+from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat, write_masks
@@ -22,8 +27,10 @@ from segcore.overlay import overlay
 from segcore.scan import Scan
 from segcore.scan_measurements import measure_scan
 
+PREDICTIONS_FILE = "predictions.jsonl"
+
 # The place to write is at fault and not the input: the run stops, and goes on when that is mended.
-_FATAL = {
+_FATAL_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -57,11 +64,11 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScanPrediction:
     """What was predicted of an input.
 
     Attributes:
-        item: the input.
+        input: what was given.
         scan: what was read of it.
         predictions: of its slices; their probabilities are let go.
         maker: the model that drew the masks, or some of them.
@@ -70,7 +77,7 @@ class Answer:
         details: more for the record, JSON values.
     """
 
-    item: Input
+    input: PredictionInput
     scan: Scan
     predictions: tuple[Prediction, ...]
     maker: Predictor | PromptPredictor
@@ -79,55 +86,56 @@ class Answer:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def write_answer(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
-    """Writes masks and overlays; gives the input's record, which is `failure`'s where it cannot be written.
+def write_prediction(prediction: ScanPrediction, folder: Path, outputs: Outputs) -> dict[str, Any]:
+    """Writes masks and overlays; gives the input's record, which is `failure_record`'s where it cannot be written.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
     try:
-        return _write(answer, folder, outputs)
+        return _write_files(prediction, folder, outputs)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FATAL:
+        if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
             raise
-        return failure(answer.item, error, outputs)
+        return failure_record(prediction.input, error, outputs)
 
 
-def failure(item: Input, error: Exception, outputs: Outputs) -> dict[str, Any]:
+def failure_record(input_: PredictionInput, error: Exception, outputs: Outputs) -> dict[str, Any]:
     """The record of an input that could not be used."""
     if isinstance(error, InputError):
         text = str(error)
     elif isinstance(error, MemoryError):
-        text = f"image {item.shown}: must fit into memory, does not; shrink it, or use a machine with more"
+        text = f"image {input_.shown}: must fit into memory, does not; shrink it, or use a machine with more"
     elif isinstance(error, OSError):
-        text = f"image {item.shown}: must be readable, is not ({error.strerror or type(error).__name__})"
+        text = f"image {input_.shown}: must be readable, is not ({error.strerror or type(error).__name__})"
     else:  # no message: a library's may quote what a header holds
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = (
-            f"image {item.shown}: must be read and segmented, our code failed "
+            f"image {input_.shown}: must be read and segmented, our code failed "
             f"({type(error).__name__} at {Path(last.filename).name}:{last.lineno}); please report it"
         )
-    if item.shown != str(item.path):
-        text = text.replace(str(item.path), item.shown)
+    if input_.shown != str(input_.path):
+        text = text.replace(str(input_.path), input_.shown)
     if outputs.deidentify:
-        inside = [path.name for path in item.path.rglob("*")] if item.path.is_dir() else []
-        for name in sorted([item.path.name, *inside], key=len, reverse=True):
-            text = text.replace(name, item.shown if name == item.path.name else "a file")
-    return {"case": item.case, "error": text}
+        inside = [path.name for path in input_.path.rglob("*")] if input_.path.is_dir() else []
+        for name in sorted([input_.path.name, *inside], key=len, reverse=True):
+            text = text.replace(name, input_.shown if name == input_.path.name else "a file")
+    return {"case": input_.case, "error": text}
 
 
-def _write(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
-    item, scan, maker = answer.item, answer.scan, answer.maker
+def _write_files(prediction: ScanPrediction, folder: Path, outputs: Outputs) -> dict[str, Any]:
+    input_, scan, maker = prediction.input, prediction.scan, prediction.maker
     if "dicom-seg" in outputs.formats and scan.kind != "dicom":
         raise InputError(
-            f"image {item.shown}: must be DICOM for --to dicom-seg, which refers to its source, is not; use --to nifti"
+            f"image {input_.shown}: must be DICOM for --to dicom-seg, which refers to its source, is not; "
+            "use --to nifti"
         )
     if outputs.deidentify:
-        scan = replace(scan, name=item.case)
-    masks = np.stack([one.mask for one in answer.predictions])
-    measured = _measured(scan, masks, maker.manifest.classes, outputs)
-    record = _record(answer, masks, measured)
-    place = PurePosixPath("masks", item.case)
+        scan = replace(scan, name=input_.case)
+    masks = np.stack([each.mask for each in prediction.predictions])
+    measured = _measure_masks(scan, masks, maker.manifest.classes, outputs)
+    record = _build_record(prediction, masks, measured)
+    place = PurePosixPath("masks", input_.case)
     (folder / place.parent).mkdir(parents=True, exist_ok=True)
     written = write_masks(
         folder / place.parent,
@@ -137,9 +145,9 @@ def _write(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
         maker.manifest,
         outputs.formats,
         details={name: record[name] for name in ("measurements", "quality", "quality_min", "total_ms")}
-        | answer.details,
+        | prediction.details,
         bundle_sha256=maker.bundle.sha256,
-        prompted=(answer.prompted,) if answer.prompted else (),
+        prompted=(prediction.prompted,) if prediction.prompted else (),
     )
     files: dict[str, str] = {}
     for form, paths in written.items():
@@ -147,41 +155,43 @@ def _write(answer: Answer, folder: Path, outputs: Outputs) -> dict[str, Any]:
         files[form] = str(place if numbered else place.parent / paths[0])
     record |= {"mask": next(iter(files.values())), "files": files}
     if outputs.overlays:
-        record["overlay"] = f"overlays/{item.case}" + (".png" if scan.slices == 1 else "")
-        _draw(answer, masks, folder / record["overlay"])
+        record["overlay"] = f"overlays/{input_.case}" + (".png" if scan.slices == 1 else "")
+        _draw_overlays(prediction, masks, folder / record["overlay"])
     return record
 
 
-def _draw(answer: Answer, masks: np.ndarray, path: Path) -> None:
+def _draw_overlays(prediction: ScanPrediction, masks: np.ndarray, path: Path) -> None:
     """One picture, or a folder of a picture a slice."""
     files = [path] if len(masks) == 1 else [path / f"{n:04d}.png" for n in range(1, len(masks) + 1)]
     files[0].parent.mkdir(parents=True, exist_ok=True)
     for index, (mask, file) in enumerate(zip(masks, files, strict=True)):
-        picture = answer.scan.display(index) if answer.shown is None else answer.shown
+        picture = prediction.scan.display(index) if prediction.shown is None else prediction.shown
         Image.fromarray(overlay(picture, mask)).save(file, compress_level=_OVERLAY_PACKING)
 
 
-def _measured(
+def _measure_masks(
     scan: Scan, masks: np.ndarray, classes: Sequence[str], outputs: Outputs
 ) -> list[dict[str, Any]]:
     if not outputs.measurements:
         return []
     found = measure_scan(scan, masks, classes, reference=outputs.reference_class)
-    return [one.model_dump(mode="json") for one in found]
+    return [measurement.model_dump(mode="json") for measurement in found]
 
 
-def _record(answer: Answer, masks: np.ndarray, measured: list[dict[str, Any]]) -> dict[str, Any]:
-    predictions, maker, classes = answer.predictions, answer.maker, answer.maker.manifest.classes
+def _build_record(
+    prediction: ScanPrediction, masks: np.ndarray, measured: list[dict[str, Any]]
+) -> dict[str, Any]:
+    predictions, maker, classes = prediction.predictions, prediction.maker, prediction.maker.manifest.classes
     counts = np.bincount(masks.ravel(), minlength=len(classes) + 1)
-    qualities = [one.quality for one in predictions if one.quality is not None]
-    first = [one.first_quality for one in predictions if one.first_quality is not None]
-    spacing = answer.scan.spacing_mm
+    qualities = [each.quality for each in predictions if each.quality is not None]
+    first = [each.first_quality for each in predictions if each.first_quality is not None]
+    spacing = prediction.scan.spacing_mm
     milliseconds = {
-        name: round(sum(getattr(one.timings, name) for one in predictions), 3)
+        name: round(sum(getattr(each.timings, name) for each in predictions), 3)
         for name in ("pre_ms", "engine_ms", "post_ms", "total_ms")
     }
     return {
-        "case": answer.item.case,
+        "case": prediction.input.case,
         "mask": "",
         "overlay": None,
         "files": {},
@@ -189,7 +199,7 @@ def _record(answer: Answer, masks: np.ndarray, measured: list[dict[str, Any]]) -
         "width_px": masks.shape[2],
         "slices": len(masks),
         "spacing_mm": None if spacing is None else list(spacing),
-        "slice_spacing_mm": answer.scan.slice_spacing_mm,
+        "slice_spacing_mm": prediction.scan.slice_spacing_mm,
         "area_px": {name: int(counts[k]) for k, name in enumerate(classes, start=1)},
         "measurements": measured,
         "quality": round(sum(qualities) / len(qualities), 4) if qualities else None,
@@ -199,5 +209,82 @@ def _record(answer: Answer, masks: np.ndarray, measured: list[dict[str, Any]]) -
         "model": maker.manifest.name,
         **milliseconds,
         "engine": f"{maker.engine_name} {maker.engine_version}",
-        **answer.details,
+        **prediction.details,
     }
+
+
+class RecordFile:
+    """predictions.jsonl, opened to go on with. A line is either whole or, after a kill, the last and without its end.
+
+    Attributes:
+        done: cases that have a line.
+        failed: how many of them could not be used.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.done: set[str] = set()
+        self.failed = 0
+        whole = 0
+        for line in file:
+            if not line.endswith(b"\n"):  # torn by a kill while it was written: its input is done again
+                break
+            self._count_record(json.loads(line))
+            whole += len(line)
+        file.truncate(whole)
+        file.seek(whole)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Appends a record; the file has it when this returns."""
+        if record["case"] in self.done:
+            raise ValueError(f"a case must have one record, got another of {record['case']}")
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()  # to the system: what kills this process does not take the line with it
+        self._count_record(record)
+
+    def _count_record(self, record: dict[str, Any]) -> None:
+        self.done.add(record["case"])
+        self.failed += "error" in record
+
+
+@contextmanager
+def open_records(folder: Path) -> Iterator[RecordFile]:
+    """Opens `folder`/predictions.jsonl to go on with it; a torn last line is cut off.
+
+    Raises:
+        InputError: another run is writing it, or it is damaged.
+    """
+    path = folder / PREDICTIONS_FILE
+    path.touch()
+    with path.open("rb+") as file:
+        _lock_file(file, path)
+        try:
+            records = RecordFile(file)
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}: must hold records of this command, is damaged; remove {folder}"
+            ) from None
+        yield records
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a finished folder, in the order in which they were completed."""
+    with (folder / PREDICTIONS_FILE).open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _lock_file(file: IO[bytes], path: Path) -> None:
+    """For as long as the file is open; the kernel lets go of it when the process dies, however it does."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{path}: must be written by one run, another is at it; wait for it or end it"
+        ) from None
+    except OSError:
+        pass  # some network file systems have no locks

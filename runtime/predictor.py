@@ -1,4 +1,4 @@
-"""A picture in, a mask out: what an application uses of an exported bundle.
+"""An image in, a mask out: what an application uses of an exported bundle.
 
 with Predictor.open("runs/student-int8") as predictor:
     prediction = predictor.predict(read_image("chest.png"))
@@ -7,31 +7,69 @@ with Predictor.open("runs/student-int8") as predictor:
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from runtime.buckets import OpenFiles, Size, choose_size, model_files, select_files
+from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
 from runtime.engine import Engine, available_threads, choose_engine, open_engine
-from runtime.pipeline import Mapped, Passed, Ready, answer_all
-from runtime.prediction import Prediction, Timings
+from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
 from segcore.bundle import Bundle, open_bundle
 from segcore.errors import InputError
 from segcore.manifest import Manifest, Variant
 from segcore.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.quality import quality_of
 
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one prediction went, in milliseconds.
+
+    From `Predictor.map` they overlap with those of other images: `engine_ms` runs from when the image's batch was
+    handed to the engine until its logits were taken, and so holds the wait for others, the caller too.
+    """
+
+    pre_ms: float
+    engine_ms: float
+    post_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.pre_ms + self.engine_ms + self.post_ms
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, at the image's own size.
+
+    Attributes:
+        mask: H×W uint8; 0 background, k the manifest's k-th class.
+        probabilities: K×H×W float32; one sigmoid channel for one class, background first for several.
+        timings: of this call.
+        quality: the Dice, 0–1, that the model expects of this mask; None where it was not fitted to estimate it.
+        first_quality: what the quicker model expected of its own mask, where it passed the image on and this is
+            the second model's answer (`runtime.deferral`); else None.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray
+    timings: Timings
+    quality: float | None = None
+    first_quality: float | None = None
+
+
 _MOST_WORKERS = 4
-"""Threads that prepare pictures and finish masks; more than the engine's few milliseconds can keep busy."""
+"""Threads that prepare images and finish masks; more than the engine's few milliseconds can keep busy."""
 
 
 class Predictor:
     """An opened bundle with its engine. Use as a context manager, or call `close`.
 
-    A bundle can hold its network at several sizes. Each picture then goes to the smallest that is at least as large as
-    the picture in both sides, else to the largest, unless one size is asked for.
+    A bundle can hold its network at several sizes. Each image then goes to the smallest that is at least as large as
+    the image in both sides, else to the largest, unless one size is asked for.
 
     Attributes:
         bundle: the opened bundle.
@@ -39,11 +77,11 @@ class Predictor:
         engine_version: of its library.
         threads: CPU threads of the engine.
         streams: batches that the engine works on at once.
-        batch: pictures a call in `map`, where the bundle holds a file for so many.
+        batch: images a call in `map`, where the bundle holds a file for so many.
     """
 
     def __init__(
-        self, bundle: Bundle, files: OpenFiles, *, engine_name: str, threads: int, streams: int, batch: int
+        self, bundle: Bundle, files: FileEngines, *, engine_name: str, threads: int, streams: int, batch: int
     ) -> None:
         self.bundle = bundle
         self.engine_name = engine_name
@@ -73,10 +111,10 @@ class Predictor:
                 the bundle, else onnxruntime.
             threads: CPU threads of the engine; by default all that this process may use.
             streams: batches that the engine works on at once in `map`, sharing the threads. More than one gives more
-                pictures a second and makes each wait longer.
+                images a second and makes each wait longer.
             cache: folder where OpenVINO keeps what it compiled, so that it opens faster the next time.
             size_px: height and width, to use only the bundle's file of this size.
-            batch: pictures a call in `map`; the bundle must hold a file for so many.
+            batch: images a call in `map`; the bundle must hold a file for so many.
 
         Raises:
             InputError: a damaged or unexported bundle, an engine that is unknown, unable or not installed, more
@@ -105,7 +143,7 @@ class Predictor:
                 cache=cache,
             )
 
-        opened = OpenFiles(files, open_file)
+        opened = FileEngines(files, open_file)
         return cls(bundle, opened, engine_name=name, threads=some, streams=streams, batch=batch)
 
     @property
@@ -144,20 +182,20 @@ class Predictor:
         return self._files.engine(variant).run(batch)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
-        """Segments one picture.
+        """Segments one image.
 
         Args:
             image: H×W or H×W×3, of the depth that the model was trained on, as `read_image` gives it.
-            name: what an error calls the picture.
+            name: what an error calls the image.
 
         Raises:
             InputError: another depth or shape.
         """
-        ready = self._prepare(image, name)
-        engine = self._engine(ready.size_px)
+        prepared = self._prepare(image, name)
+        engine = self._engine(prepared.size_px)
         start = perf_counter()
-        logits = engine.run(ready.picture[None])[0]
-        return self._finish(Passed(ready, logits, 1e3 * (perf_counter() - start)))
+        logits = engine.run(prepared.image[None])[0]
+        return self._finish(ImageLogits(prepared, logits, 1e3 * (perf_counter() - start)))
 
     def map(
         self,
@@ -165,16 +203,16 @@ class Predictor:
         *,
         in_flight: int | None = None,
         names: Iterable[str] | None = None,
-    ) -> Mapped[Prediction]:
-        """Segments pictures one after another, preparing some and finishing others while the engine works.
+    ) -> PredictionStream[Prediction]:
+        """Segments images one after another, preparing some and finishing others while the engine works.
 
         Args:
             images: as `predict` takes them; pulled as they are needed, in the caller's thread.
             in_flight: batches under way in each of the three stages; by default one more than `streams`.
-            names: what errors call the pictures, pulled one after each picture; by default "image 1" and so on.
+            names: what errors call the images, pulled one after each image; by default "image 1" and so on.
 
         Returns:
-            Predictions in the order of the pictures, with `images_per_s`. A picture that cannot be used raises its
+            Predictions in the order of the images, with `images_per_s`. An image that cannot be used raises its
             `InputError` in its turn, after the predictions of those before it, and ends the call; so does an error of
             `images` itself.
         """
@@ -186,7 +224,7 @@ class Predictor:
                 yield answer
 
         attempts = self.try_map(images, in_flight=in_flight, names=names)
-        return Mapped(predictions())
+        return PredictionStream(predictions())
 
     def try_map(
         self,
@@ -194,13 +232,13 @@ class Predictor:
         *,
         in_flight: int | None = None,
         names: Iterable[str] | None = None,
-    ) -> Mapped[Prediction | InputError]:
-        """`map` that goes on: in place of a picture that cannot be used comes its `InputError`."""
+    ) -> PredictionStream[Prediction | InputError]:
+        """`map` that goes on: in place of an image that cannot be used comes its `InputError`."""
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, got {in_flight}")
-        return Mapped(
-            answer_all(
-                _named(images, names),
+        return PredictionStream(
+            predict_all(
+                _with_names(images, names),
                 self._files,
                 self._prepare,
                 self._finish,
@@ -210,22 +248,22 @@ class Predictor:
             )
         )
 
-    def _prepare(self, image: np.ndarray, name: str) -> Ready:
+    def _prepare(self, image: np.ndarray, name: str) -> PreparedImage:
         start = perf_counter()
         size_px = choose_size(self._files.sizes, image.shape[:2])
-        picture = prepare(image, self.input_at(size_px), name=name)
+        resized = prepare(image, self.input_at(size_px), name=name)
         pre_ms = 1e3 * (perf_counter() - start)
-        return Ready((image.shape[0], image.shape[1]), size_px, picture, pre_ms)
+        return PreparedImage((image.shape[0], image.shape[1]), size_px, resized, pre_ms)
 
-    def _finish(self, passed: Passed) -> Prediction:
+    def _finish(self, computed: ImageLogits) -> Prediction:
         start = perf_counter()
-        logits, ready = passed.logits, passed.ready
-        probability = probabilities(logits, self.manifest.output, ready.image_px)
+        logits, prepared = computed.logits, computed.prepared
+        probability = probabilities(logits, self.manifest.output, prepared.original_px)
         mask = decide(probability, self.manifest.output)
         model = self.manifest.quality
         quality = quality_of(logits, self.manifest.output, model) if model else None
         post_ms = 1e3 * (perf_counter() - start)
-        return Prediction(mask, probability, Timings(ready.pre_ms, passed.engine_ms, post_ms), quality)
+        return Prediction(mask, probability, Timings(prepared.pre_ms, computed.engine_ms, post_ms), quality)
 
     def _engine(self, size_px: Size) -> Engine:
         return self._files.engine(self._files.file(size_px))
@@ -241,11 +279,11 @@ class Predictor:
         self.close()
 
 
-def _named(
+def _with_names(
     images: Iterable[np.ndarray], names: Iterable[str] | None
 ) -> Generator[tuple[np.ndarray, str], None, None]:
     left = iter((f"image {n}" for n in count(1)) if names is None else names)
-    for n, image in enumerate(images):
+    for n, image in enumerate(images):  # the image first: a caller may learn its name while reading it
         name = next(left, None)
         if name is None:
             raise ValueError(f"names must be as many as the images, got {n}")

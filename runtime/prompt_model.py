@@ -25,9 +25,9 @@ class PromptModel:
         self._encoder = encoder
         self._decoder = decoder
 
-    def encode(self, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """H×W×C uint8 of the network's input size → `FEATURES`, 1×C×h×w float32."""
-        return self._encoder.run({"picture": picture[None]})
+        return self._encoder.run({"picture": image[None]})
 
     def decode(
         self,

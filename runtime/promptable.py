@@ -1,9 +1,9 @@
-"""Asks a promptable bundle: the picture is looked at once, then each click or box costs the small decoder alone.
+"""Asks a promptable bundle: the image is looked at once, then each click or box costs the small decoder alone.
 
 with PromptPredictor.open("runs/promptable") as predictor:
-    looked = predictor.look(read_image("chest.png"))
-    first = predictor.answer(looked, Prompt(points=((120, 80, True),)))
-    better = predictor.answer(looked, Prompt(points=((120, 80, True), (40, 60, False))), before=first)
+    encoded = predictor.look(read_image("chest.png"))
+    first = predictor.answer(encoded, Prompt(points=((120, 80, True),)))
+    better = predictor.answer(encoded, Prompt(points=((120, 80, True), (40, 60, False))), before=first)
 
 It answers for one thing at a time, whatever the classes of the bundle's automatic model, which `Predictor` opens.
 """
@@ -38,10 +38,10 @@ class PromptTimings:
     """Where the time of an answer went, in milliseconds.
 
     Attributes:
-        pre_ms: windowing and resizing the picture, once a picture.
-        encoder_ms: the encoder, once a picture.
+        pre_ms: windowing and resizing the image, once an image.
+        encoder_ms: the encoder, once an image.
         decoder_ms: the decoder, once a question.
-        post_ms: resizing the mask to the picture's size, once a question.
+        post_ms: resizing the mask to the image's size, once a question.
     """
 
     pre_ms: float
@@ -51,11 +51,11 @@ class PromptTimings:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A picture that the encoder has seen; about 4 MB at 512 px.
+class EncodedImage:
+    """An image that the encoder has seen; about 4 MB at 512 px.
 
     Attributes:
-        image_px: height and width of the picture.
+        image_px: height and width of the image.
         features: `runtime.prompt_model.FEATURES`, by name.
         timings: of looking.
     """
@@ -67,7 +67,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class PromptAnswer:
-    """The mask of what was asked for, at the picture's own size.
+    """The mask of what was asked for, at the image's own size.
 
     Attributes:
         mask: H×W uint8, 1 on the thing.
@@ -145,47 +145,49 @@ class PromptPredictor:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
-    def look(self, image: np.ndarray, *, name: str = "image") -> Looked:
-        """Runs the encoder on a picture.
+    def look(self, image: np.ndarray, *, name: str = "image") -> EncodedImage:
+        """Runs the encoder on an image.
 
         Args:
             image: H×W or H×W×3, of the depth that the model was trained on, as `read_image` gives it.
-            name: what an error calls the picture.
+            name: what an error calls the image.
 
         Raises:
             InputError: another depth or shape.
         """
         start = perf_counter()
-        picture = prepare(image, self.manifest.input, name=name)
+        resized = prepare(image, self.manifest.input, name=name)
         prepared = perf_counter()
-        features = self.model.encode(picture)
+        features = self.model.encode(resized)
         timings = PromptTimings(1e3 * (prepared - start), 1e3 * (perf_counter() - prepared))
-        return Looked((image.shape[0], image.shape[1]), features, timings)
+        return EncodedImage((image.shape[0], image.shape[1]), features, timings)
 
-    def answer(self, looked: Looked, prompt: Prompt, *, before: PromptAnswer | None = None) -> PromptAnswer:
+    def answer(
+        self, encoded: EncodedImage, prompt: Prompt, *, before: PromptAnswer | None = None
+    ) -> PromptAnswer:
         """Answers one question.
 
         Args:
-            looked: the picture.
-            prompt: all points so far, and the box, in the picture's own pixels.
-            before: the last answer about this picture, which the model then mends. A model that takes no masks
+            encoded: the image.
+            prompt: all points so far, and the box, in the image's own pixels.
+            before: the last answer about this image, which the model then mends. A model that takes no masks
                 (`PromptSpec.mask_input`) answers from the points alone.
 
         Raises:
-            InputError: the prompt lies outside the picture, is empty, or has too many points.
+            InputError: the prompt lies outside the image, is empty, or has too many points.
         """
-        check_prompt(prompt, looked.image_px, self.spec)
+        check_prompt(prompt, encoded.image_px, self.spec)
         start = perf_counter()
         points, labels = prompt_arrays(
-            [prompt], looked.image_px, self.manifest.input.size_px, self.spec.slots
+            [prompt], encoded.image_px, self.manifest.input.size_px, self.spec.slots
         )
         given = before.logits if before is not None and self.spec.mask_input else None
-        logits, iou = self.model.decode(looked.features, points, labels, given)
+        logits, iou = self.model.decode(encoded.features, points, labels, given)
         decoded = perf_counter()
         best = choose_candidate(iou, prompt, self.spec, again=given is not None)
         chosen = logits[best]
         one = answer_spec(self.manifest.output)
-        probability = probabilities(chosen[None], one, looked.image_px)
+        probability = probabilities(chosen[None], one, encoded.image_px)
         mask = decide(probability, one)
         done = perf_counter()
         return PromptAnswer(
@@ -195,8 +197,8 @@ class PromptPredictor:
             candidate=best,
             logits=np.clip(chosen, -MASK_CLIP, MASK_CLIP),
             timings=PromptTimings(
-                looked.timings.pre_ms,
-                looked.timings.encoder_ms,
+                encoded.timings.pre_ms,
+                encoded.timings.encoder_ms,
                 1e3 * (decoded - start),
                 1e3 * (done - decoded),
             ),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engine import installed, open_engine
-from runtime.load import busy_remark, others_share, read_clock
+from runtime.load import busy_remark, others_share, read_processor_times
 from segcore.errors import InputError, need
 
 SECONDS = 6.0
@@ -126,7 +126,7 @@ def measure_roofline(engine: str, threads: int, *, seconds: float = SECONDS) -> 
                 version = model.version
                 picture = _picture(stack)
                 calls.append((precision, stack.macs, lambda run=model.run, x=picture: run(x)))  # type: ignore[misc]
-        before = read_clock()
+        before = read_processor_times()
         times = _fastest([call for _, _, call in calls], seconds * (1 - _COPY_SHARE))
     bandwidth = measure_bandwidth(threads, seconds=seconds * _COPY_SHARE)
     rates: dict[str, list[float]] = {"fp32": [], "int8": []}
@@ -139,7 +139,7 @@ def measure_roofline(engine: str, threads: int, *, seconds: float = SECONDS) -> 
         int8_gmac_s=max(rates["int8"], default=None),
         fp32_gmac_s=max(rates["fp32"]),
         bandwidth_gb_s=bandwidth,
-        other_load_share=others_share(before, read_clock()),
+        other_load_share=others_share(before, read_processor_times()),
     )
 
 

@@ -38,13 +38,14 @@ def in_order(
     more = True
     try:
         while more or under_way:
+            # First as many as may be, then the oldest one's result: meanwhile the others are worked on.
             while more and len(under_way) < in_flight:
                 try:
                     under_way.append(begin(next(source)))
                 except StopIteration:
                     more = False
                 except Exception as error:
-                    failure, more = error, False
+                    failure, more = error, False  # raised when the results of the jobs before it are out
             if under_way:
                 yield finish(under_way.popleft())
         if failure is not None:

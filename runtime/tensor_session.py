@@ -1,6 +1,6 @@
 """Graphs of several named tensors in and out, on the CPU: what a promptable model's encoder and decoder need.
 
-`runtime.engine.Engine` is for one picture in and one logits tensor out; this is its plain sibling, with no streams.
+`runtime.engine.Engine` is for one image in and one logits tensor out; this is its plain sibling, with no streams.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.engine import EXTRAS, installed
+from runtime.openvino_engine import cpu_settings, import_openvino
 from segcore.errors import InputError, need
 
 Shapes = dict[str, tuple[int, ...]]
@@ -43,7 +44,7 @@ def open_session(engine: str, path: Path, *, threads: int) -> TensorSession:
     """Opens a graph.
 
     Args:
-        engine: openvino or onnxruntime; TensorRT engines take one picture and give one logits tensor.
+        engine: openvino or onnxruntime; TensorRT engines take one image and give one logits tensor.
         path: of the .onnx or .xml file.
         threads: CPU threads it may use.
 
@@ -67,8 +68,6 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        from runtime.openvino_engine import cpu_settings, import_openvino
-
         openvino = import_openvino()
         self.version: str = openvino.__version__.split("-")[0]
         try:
@@ -78,13 +77,16 @@ class OpenVinoSession:
             self.outputs = {name: tuple(port.shape) for port in compiled.outputs for name in port.get_names()}
             self._ports: list[tuple[str, ...]] = [tuple(port.get_names()) for port in compiled.outputs]
         except RuntimeError as error:
-            raise _unopened(path, f"openvino {self.version}", str(error).strip().splitlines()[-1]) from error
+            raise _open_error(
+                path, f"openvino {self.version}", str(error).strip().splitlines()[-1]
+            ) from error
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
         for name, tensor in tensors.items():
             self._request.get_tensor(name).data[:] = tensor
         self._request.infer()
+        # Copied: the request's own memory holds the next call's numbers.
         found = [np.array(self._request.get_output_tensor(i).data) for i in range(len(self._ports))]
         return {name: one for names, one in zip(self._ports, found, strict=True) for name in names}
 
@@ -108,7 +110,7 @@ class OnnxRuntimeSession:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base class but Exception
             reason = str(error).strip().splitlines()[0]
-            raise _unopened(path, f"onnxruntime {self.version}", reason) from error
+            raise _open_error(path, f"onnxruntime {self.version}", reason) from error
         self._session: Any = session
         self.inputs = {one.name: tuple(one.shape) for one in session.get_inputs()}
         self.outputs = {one.name: tuple(one.shape) for one in session.get_outputs()}
@@ -129,5 +131,5 @@ _SESSIONS: dict[str, Callable[[Path, int], TensorSession]] = {
 }
 
 
-def _unopened(path: Path, engine: str, reason: str) -> InputError:
+def _open_error(path: Path, engine: str, reason: str) -> InputError:
     return InputError(f"model {path}: must open in {engine}, does not ({reason}); export it again")

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.buckets import Size
-from runtime.parity import LIMITS, Parity, check_parity, percent
+from runtime.parity import (
+    PARITY_LIMITS,
+    PROMPT_LIMITS,
+    Parity,
+    PromptParity,
+    check_parity,
+    check_prompt_parity,
+    percent,
+)
 from runtime.predictor import Predictor
-from runtime.prompt_parity import PROMPT_LIMITS, PromptParity, check_prompt_parity
 from runtime.promptable import PromptPredictor, is_promptable
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, print_result, run_command
@@ -94,7 +101,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
         model, *variants = files
         opened = {file.file for file in files}
         prompts = _verify_prompts(predictor) if is_promptable(manifest) else None
-        deaf = prompts.failures(PROMPT_LIMITS[manifest.precision]) if prompts else []
+        prompt_failures = prompts.failures(PROMPT_LIMITS[manifest.precision]) if prompts else []
         return Verification(
             engine=predictor.engine_name,
             engine_version=predictor.engine_version,
@@ -104,8 +111,8 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
             files=files,
             failures=(
                 *model.failures,
-                *(f"{one.file}: {text}" for one in variants for text in one.failures),
-                *(f"prompts: {text}" for text in deaf),
+                *(f"{variant.file}: {text}" for variant in variants for text in variant.failures),
+                *(f"prompts: {text}" for text in prompt_failures),
             ),
             left_out=tuple(v.file for v in manifest.variants if v.file not in opened),
             prompts=prompts,
@@ -127,7 +134,7 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
             f"got {logits.shape}; export it again"
         )
     parity = check_parity(logits, reference, manifest.output, [variant.size_px] * len(inputs))
-    failures = tuple(parity.failures(LIMITS[manifest.precision]))
+    failures = tuple(parity.failures(PARITY_LIMITS[manifest.precision]))
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
@@ -155,7 +162,7 @@ def main(settings: VerifySettings) -> None:
     """
     bundle = open_bundle(settings.bundle)
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
-    parity, limits = found.parity, LIMITS[bundle.manifest.precision]
+    parity, limits = found.parity, PARITY_LIMITS[bundle.manifest.precision]
     worst = "" if limits.worst_share is None else f"   at most {percent(limits.worst_share)}"
     print(f"bundle                        {bundle.folder} ({bundle.manifest.name})")
     print(f"engine                        {found.engine} {found.engine_version}, {found.threads} threads")
@@ -165,7 +172,7 @@ def main(settings: VerifySettings) -> None:
     print(f"pixels that differ, worst     {percent(parity.worst_share)}{worst}")
     print(f"output varies with the input  {'no' if parity.constant else 'yes'}")
     for one in found.files[1:]:
-        print(_line(one))
+        print(_file_line(one))
     if found.prompts:
         print(_prompts_line(found.prompts))
     for name in found.left_out:
@@ -200,7 +207,7 @@ def main(settings: VerifySettings) -> None:
         )
 
 
-def _line(one: FileVerification) -> str:
+def _file_line(one: FileVerification) -> str:
     what = f"{'×'.join(map(str, one.size_px))}, batch {one.batch}, {one.cases} golden cases"
     shares = f"mean {percent(one.parity.mean_share)}, worst {percent(one.parity.worst_share)}"
     return f"{one.file:30}{what}: {shares}{', FAIL' if one.failures else ''}"

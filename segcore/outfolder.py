@@ -1,6 +1,7 @@
 """A stage writes one new folder: into OUT.partial, renamed to OUT when it is complete.
 
-So an interrupted run never looks finished, and a run with equal settings goes on where it stopped.
+So an interrupted run never looks finished, and a run with equal settings goes on where it stopped. A stage never writes
+over what it reads: `check_apart`.
 """
 
 from __future__ import annotations
@@ -109,3 +110,14 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_apart(out: Path, source: Path, flag: str) -> None:
+    """Refuses an OUT that holds the input or lies in it: `--overwrite` must not delete the user's files.
+
+    Raises:
+        InputError: the two overlap.
+    """
+    a, b = out.resolve(), source.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise InputError(f"--out {out}: must be apart from {flag} {source}, is not; choose another folder")

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from export.model_file import MODEL_FILES
 from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
-from runtime.interleaved import Timed, time_interleaved
-from runtime.load import others_share, read_clock
+from runtime.interleaved import ModelCalls, time_interleaved
+from runtime.load import others_share, read_processor_times
 from segcore.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
@@ -132,7 +132,7 @@ def time_models(
         for path in paths:
             engine = open_engine(bench.engine, path, precision=bench.precision, threads=bench.threads)
             opened.enter_context(closing(engine))
-            timed.append(Timed(run=_call_in_turn(engine.run, batches), predict=_leave_untimed))
+            timed.append(ModelCalls(run=_call_in_turn(engine.run, batches), predict=_leave_untimed))
         samples = time_interleaved(timed, rounds=rounds, burst_s=BURST_S, progress=progress)
     return [float(np.median(np.concatenate(sample.engine_ms))) for sample in samples]
 
@@ -256,13 +256,13 @@ def final_run(
         groups.append(front[-FINALISTS:])
         front = front[:-FINALISTS]
     found: dict[str, float] = {}
-    before = read_clock()
+    before = read_processor_times()
     for group in groups:
         anchor = candidates[0]
         found |= _time_group(list(dict.fromkeys([anchor, *group])), bench, folder, rounds=rounds)
         if any(found[c.name] <= budget_ms for c in group):
             break
-    return FinalRun(found, others_share(before, read_clock()))
+    return FinalRun(found, others_share(before, read_processor_times()))
 
 
 def _time_group(group: Sequence[Candidate], bench: Bench, folder: Path, *, rounds: int) -> dict[str, float]:

@@ -18,8 +18,8 @@ from benchmarks.accuracy import (
 from benchmarks.comparison import choose_headline, pareto_front
 from benchmarks.latency import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.record import CaseRecord, Record, read_lines, write_lines
-from runtime.interleaved import Samples, Timed, rotations, time_interleaved
-from runtime.load import Clock, others_share
+from runtime.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
+from runtime.load import ProcessorTimes, others_share
 from segcore.case import Case, PhantomSource
 
 
@@ -164,8 +164,8 @@ def test_headline_among_equally_poor_is_the_fastest():
 
 
 def test_speed_is_a_ratio_of_medians_of_the_same_run():
-    reference = Samples(((10.0, 10.0), (20.0, 20.0)), ((40.0, 40.0), (80.0, 80.0)))
-    samples = Samples(((5.0, 5.0), (5.0, 5.0)), ((10.0, 10.0), (10.0, 10.0)))
+    reference = LatencySamples(((10.0, 10.0), (20.0, 20.0)), ((40.0, 40.0), (80.0, 80.0)))
+    samples = LatencySamples(((5.0, 5.0), (5.0, 5.0)), ((10.0, 10.0), (10.0, 10.0)))
     speed = summarise_speed(samples, reference)
     assert (speed.times_faster, speed.times_faster_low, speed.times_faster_high) == (6.0, 4.0, 8.0)
     assert speed.times_faster_engine == 3.0
@@ -175,7 +175,7 @@ def test_speed_is_a_ratio_of_medians_of_the_same_run():
 
 def test_percentiles_of_latency():
     whole = (tuple(float(i) for i in range(101)),)
-    speed = summarise_speed(Samples(whole, whole), Samples(whole, whole))
+    speed = summarise_speed(LatencySamples(whole, whole), LatencySamples(whole, whole))
     percentiles = (speed.end_to_end_ms_p50, speed.end_to_end_ms_p90, speed.end_to_end_ms_p99)
     assert percentiles == pytest.approx((50, 90, 99))
 
@@ -186,14 +186,16 @@ def test_kept_calls_are_sorted_and_few():
     assert len(many) == KEPT_CALLS
     assert (many[0], many[-1], list(many)) == (1.0, 1000.0, sorted(many))
     assert np.median(many) == pytest.approx(500, abs=3)
-    samples = Samples(((1.0,),), ((4.0, 2.0), (3.0, 9.0)))
+    samples = LatencySamples(((1.0,),), ((4.0, 2.0), (3.0, 9.0)))
     assert summarise_speed(samples, samples).end_to_end_ms_sorted == (2.0, 3.0, 4.0, 9.0)
 
 
 def test_models_take_turns_in_rotated_order():
     assert list(rotations(3, 4)) == [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
     calls: list[str] = []
-    models = [Timed(run=lambda i, n=n: calls.append(n), predict=lambda i, n=n: calls.append(n)) for n in "ab"]
+    models = [
+        ModelCalls(run=lambda i, n=n: calls.append(n), predict=lambda i, n=n: calls.append(n)) for n in "ab"
+    ]
     samples = time_interleaved(models, rounds=2, burst_s=1e-6)
     turns = [name for i, name in enumerate(calls) if i == 0 or name != calls[i - 1]]
     assert turns == ["a", "b", "a", "b", "a"]  # set-up a b; round one a b; round two b a
@@ -201,14 +203,14 @@ def test_models_take_turns_in_rotated_order():
 
 
 def test_load_of_others_by_hand():
-    before, after = Clock(10.0, 100.0, 1.0), Clock(18.0, 120.0, 6.0)
+    before, after = ProcessorTimes(10.0, 100.0, 1.0), ProcessorTimes(18.0, 120.0, 6.0)
     assert others_share(before, after) == pytest.approx(3 / 20)
     assert others_share(None, after) is None
 
 
 def test_child_does_not_inherit_its_parents_peak_memory():
     big = np.ones(40_000_000)  # 305 MiB in this process
-    code = "from runtime.process_memory import peak_memory_mib; print(peak_memory_mib())"
+    code = "from runtime.load import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=".")
     assert float(child.stdout) < 250 < big.nbytes / 2**20
 

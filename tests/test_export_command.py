@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.command import ExportSettings, export_bundle
-from runtime.parity import Limits
+from runtime.parity import ParityLimits
 from segcore.bundle import open_bundle, seal_bundle
 from segcore.errors import GateError, InputError
 from segcore.golden import golden_inputs, load_golden
@@ -65,7 +65,7 @@ def test_quantised_layers_are_8_bit(exported):
 def test_failing_gate_leaves_nothing(torch_bundle, tmp_path):
     settings = ExportSettings(bundle=torch_bundle, to="openvino", out=tmp_path / "out")
     with pytest.raises(GateError) as error:
-        export_bundle(settings, limits=Limits(mean_share=-1.0))
+        export_bundle(settings, limits=ParityLimits(mean_share=-1.0))
     assert str(error.value) == (
         "openvino against torch on golden cases: 0.000 % of pixels differ on average, at most -100.000 % may"
     )

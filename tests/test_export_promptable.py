@@ -22,9 +22,8 @@ from export.kit import KitSettings, make_kit  # noqa: E402
 from export.onnx_export import halve  # noqa: E402
 from export.openvino_export import write_ir  # noqa: E402
 from export.promptable import write_parts  # noqa: E402
-from runtime.parity import LIMITS  # noqa: E402
+from runtime.parity import PARITY_LIMITS, check_prompt_parity  # noqa: E402
 from runtime.prompt_model import PromptModel, open_prompt_model  # noqa: E402
-from runtime.prompt_parity import check_prompt_parity  # noqa: E402
 from runtime.promptable import PromptPredictor  # noqa: E402
 from runtime.tensor_session import open_session  # noqa: E402
 from runtime.trt.build import seal_engine  # noqa: E402
@@ -265,8 +264,8 @@ def test_sam2s_bundle_verifies_answers_and_says_how_it_is_asked(sam2s):
     ) in card
     assert "share of pixels that differ, mean over answers to golden prompts, in openvino" in card
     with PromptPredictor.open(bundle, engine="onnxruntime", threads=1) as predictor:
-        looked = predictor.look(golden_questions(SPEC, PROMPT).pictures[0, ..., 0])
-        one, other = (predictor.answer(looked, Prompt(points=((x, 30, True),))) for x in (8, 56))
+        encoded = predictor.look(golden_questions(SPEC, PROMPT).pictures[0, ..., 0])
+        one, other = (predictor.answer(encoded, Prompt(points=((x, 30, True),))) for x in (8, 56))
     assert one.candidate > 0  # of a single point the best of the others
     assert np.abs(one.probability - other.probability).max() > 0
 
@@ -301,7 +300,7 @@ def test_sam2s_decoder_with_weights_of_16_bits(sam2s, tmp_path):
         model = PromptModel(encoder, open_session(engine, tmp_path / name, threads=1))
         replies = ask(questions, model.encode, model.decode)
         found = check_prompt_parity(replies, reference, manifest.output, manifest.input.size_px)
-        assert found.failures(LIMITS["fp16"]) == []
+        assert found.failures(PARITY_LIMITS["fp16"]) == []
         assert found.iou_change > 0  # 16 bits do round
 
 
@@ -309,8 +308,8 @@ def test_a_kit_takes_the_parts_along(discs, tmp_path):
     engines = make_kit(KitSettings(bundle=discs, out=tmp_path / "kit"))
     assert engines == ("onnxruntime", "openvino", "tensorrt")
     with PromptPredictor.open(tmp_path / "kit/bundle", engine="onnxruntime", threads=1) as predictor:
-        looked = predictor.look(golden_questions(SPEC, PROMPT).pictures[0, ..., 0])
-        assert predictor.answer(looked, Prompt(points=((20, 30, True),))).mask[30, 20]
+        encoded = predictor.look(golden_questions(SPEC, PROMPT).pictures[0, ..., 0])
+        assert predictor.answer(encoded, Prompt(points=((20, 30, True),))).mask[30, 20]
 
 
 def test_an_engine_that_a_device_builds_takes_no_prompts(discs, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from export.command import ExportSettings, export_bundle
 from runtime.engine import open_engine
-from runtime.parity import LIMITS, check_parity
+from runtime.parity import PARITY_LIMITS, check_parity
 from segcore.bundle import open_bundle
 from segcore.errors import GateError, InputError
 from segcore.golden import load_golden
@@ -84,14 +84,14 @@ def test_each_int8_file_computes_what_the_main_one_does(several, to, engine):
     opened = open_engine(engine, bundle.path(batch.file), precision="int8", threads=1)
     parity = check_parity(opened.run(inputs), golden, bundle.manifest.output, [(64, 64)] * len(inputs))
     opened.close()
-    assert parity.failures(LIMITS["int8"]) == []
+    assert parity.failures(PARITY_LIMITS["int8"]) == []
     large = next(v for v in bundle.manifest.variants if v.size_px == (96, 96) and v.typing == "fp32")
     inputs, golden = load_golden(bundle.folder, file=large.golden)
     assert inputs.shape[1:3] == (96, 96)
     opened = open_engine(engine, bundle.path(large.file), precision="int8", threads=1)
     parity = check_parity(opened.run(inputs), golden, bundle.manifest.output, [(96, 96)] * len(inputs))
     opened.close()
-    assert parity.failures(LIMITS["int8"]) == []  # made with more threads, whose sums round otherwise
+    assert parity.failures(PARITY_LIMITS["int8"]) == []  # made with more threads, whose sums round otherwise
 
 
 def test_tensorrt_graphs_keep_the_rules_of_their_versions(several):

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime import device_sensors as sensors
-from runtime.device import DeviceSettings, main
-from runtime.device_engine import engine_folder
+from runtime.device import DeviceSettings, engine_folder, main
 from runtime.device_measure import device_pictures
 from runtime.device_report import (
     Board,
@@ -26,8 +25,8 @@ from runtime.device_report import (
 )
 from runtime.device_speed import check_baseline, check_comparing, gate_speed, times_text
 from runtime.device_tensorrt import engine_facts
-from runtime.device_watch import Watch, clocks_pinned, throttling, unread_sensors
-from runtime.interleaved import Samples, speedups
+from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.interleaved import LatencySamples, speedups
 from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import run_command
 from segcore.errors import GateError, InputError
@@ -200,15 +199,15 @@ def test_power_mode_from_files_where_nvpmodel_may_not_tell(tmp_path):
 
 
 def test_what_is_not_there_is_none_with_a_reason(tmp_path):
-    watch = Watch(tmp_path)
-    watch.look("start")
+    watch = SensorWatch(tmp_path)
+    watch.take_snapshot("start")
     (snapshot,) = watch.snapshots
     empty = {f for f in Snapshot.model_fields if f not in ("moment", "at_s") and getattr(snapshot, f) is None}
     assert {f"snapshots.{field}" for field in empty} == set(unread_sensors(watch.snapshots))
     assert len(empty) == 7
     assert clocks_pinned(snapshot) is None
-    full = Watch(plant(tmp_path, ORIN))
-    full.look("start")
+    full = SensorWatch(plant(tmp_path, ORIN))
+    full.take_snapshot("start")
     assert unread_sensors(full.snapshots) == {}
     assert clocks_pinned(full.snapshots[0]) is False
 
@@ -230,7 +229,7 @@ def test_what_shows_throttling():
         cpu_clocks=(clock(900, 1500, 1500, "policy0"),),
     )  # fmt: skip
     end = Snapshot(moment="end", at_s=12, gpu_clocks=(clock(765),), throttle_counts={"oc2": 17, "oc3": 4})
-    assert throttling([start, warm, bad, end]) == (
+    assert find_throttling([start, warm, bad, end]) == (
         "oc2 rose by 2",
         "cooling device cpufreq 1 was engaged",
         "GPU clock gpu fell from 1020 MHz to 765",
@@ -244,7 +243,7 @@ def test_a_governor_at_work_is_no_throttling():
             moment=moment, at_s=0, gpu_clocks=(clock(mhz),), cpu_clocks=(clock(cpu, 700, 1500, "policy0"),)
         )
 
-    assert throttling([at("start", 306, 700), at("warm", 1000, 1500), at("end", 990, 800)]) == ()
+    assert find_throttling([at("start", 306, 700), at("warm", 1000, 1500), at("end", 990, 800)]) == ()
 
 
 # --- TensorRT's layers ---
@@ -438,7 +437,7 @@ def ratio(speedup: float = 0.9375, **changes: object) -> SpeedRatio:
 
 
 def test_speedups_are_of_medians_over_all_calls_and_by_round():
-    fast, slow = Samples(((1.0, 2.0, 9.0), (4.0,)), ()), Samples(((6.0,), (6.0, 8.0, 10.0)), ())
+    fast, slow = LatencySamples(((1.0, 2.0, 9.0), (4.0,)), ()), LatencySamples(((6.0,), (6.0, 8.0, 10.0)), ())
     # Medians: fast 2 and 4 by round, 3 over all; slow 6 and 8, 7 over all.
     assert speedups(fast, slow) == (7 / 3, 2.0, 3.0)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from runtime.parity import LIMITS, UNGATED, Limits, Parity, check_parity
+from runtime.parity import PARITY_LIMITS, UNGATED, Parity, ParityLimits, check_parity
 from segcore.preprocess import OutputSpec
 
 SIGMOID = OutputSpec(activation="sigmoid", channels=1, stride=1, threshold=0.5)
@@ -60,13 +60,13 @@ def test_constant_output_is_noticed(dead):
 
 def test_failures_name_share_and_limit():
     parity = Parity(mean_share=0.006, worst_share=0.03, constant=False)
-    assert parity.failures(LIMITS["int8"]) == [
+    assert parity.failures(PARITY_LIMITS["int8"]) == [
         "0.600 % of pixels differ on average, at most 0.500 % may",
         "3.000 % of pixels differ in the worst case, at most 2.000 % may",
     ]
-    assert parity.failures(Limits(0.006, 0.03)) == []
+    assert parity.failures(ParityLimits(0.006, 0.03)) == []
 
 
 def test_limits_are_those_of_the_architecture():
-    expected = {"fp32": Limits(0.001), "fp16": Limits(0.005), "int8": Limits(0.005, 0.02)}
-    assert expected == LIMITS
+    expected = {"fp32": ParityLimits(0.001), "fp16": ParityLimits(0.005), "int8": ParityLimits(0.005, 0.02)}
+    assert expected == PARITY_LIMITS

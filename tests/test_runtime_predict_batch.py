@@ -15,12 +15,10 @@ import pytest
 from PIL import Image
 
 from runtime.predict import PredictSettings, main
-from runtime.predict_files import predict_files, predict_one
-from runtime.predict_inputs import Input, list_inputs
-from runtime.predict_open import Opening
-from runtime.predict_record import open_records
+from runtime.predict_files import PredictorOptions, predict_files, predict_input
+from runtime.predict_inputs import PredictionInput, list_inputs
 from runtime.predict_workers import predict_in_processes
-from runtime.predict_write import Outputs
+from runtime.predict_write import Outputs, open_records
 from runtime.predictor import Predictor
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
@@ -95,7 +93,7 @@ def test_every_input_has_one_line(done, tree):
 def test_one_by_one_and_overlapping_give_the_same(exported, tree, done, tmp_path):
     inputs = list_inputs(tree)
     with Predictor.open(exported("openvino", "fp32"), threads=1) as predictor:
-        one_by_one = [predict_one(predictor, item, tmp_path / "a", Outputs()) for item in inputs]
+        one_by_one = [predict_input(predictor, item, tmp_path / "a", Outputs()) for item in inputs]
         overlapping = list(predict_files(predictor, inputs, tmp_path / "b"))
     assert [record["case"] for record in overlapping] == [item.case for item in inputs]
     assert untimed(one_by_one) == untimed(overlapping) == untimed(lines(done))
@@ -232,11 +230,11 @@ def test_a_process_that_dies_twice_at_an_input_is_its_failure(exported, tree, tm
     long = tmp_path / "long.nii"
     nibabel.save(nibabel.Nifti1Image(np.zeros((96, 96, 4000), np.uint8), np.eye(4)), long)
     short = [one for one in list_inputs(tree) if one.path.name.startswith("p")]
-    opening = Opening(exported("openvino", "fp32"), threads=1)
+    options = PredictorOptions(exported("openvino", "fp32"), threads=1)
     (tmp_path / "masks").mkdir()
     kills, records = 0, []
     for record in predict_in_processes(
-        opening, [Input(long, "long"), *short], tmp_path, Outputs(overlays=False), workers=2
+        options, [PredictionInput(long, "long"), *short], tmp_path, Outputs(overlays=False), workers=2
     ):
         records.append(record)
         if kills < 2:
@@ -268,7 +266,11 @@ def test_workers_that_all_die_at_opening_end_the_run(exported, tree, tmp_path):
         with pytest.raises(InputError) as error:
             list(
                 predict_in_processes(
-                    Opening(exported("openvino", "fp32")), list_inputs(tree), tmp_path, Outputs(), workers=2
+                    PredictorOptions(exported("openvino", "fp32")),
+                    list_inputs(tree),
+                    tmp_path,
+                    Outputs(),
+                    workers=2,
                 )
             )
     finally:
@@ -283,7 +285,7 @@ def test_workers_that_cannot_open_the_model_say_why(tree, tmp_path):
     with pytest.raises(InputError) as error:
         list(
             predict_in_processes(
-                Opening(tmp_path / "none"), list_inputs(tree), tmp_path, Outputs(), workers=2
+                PredictorOptions(tmp_path / "none"), list_inputs(tree), tmp_path, Outputs(), workers=2
             )
         )
     assert str(error.value) == f"bundle {tmp_path / 'none'}: must be a folder with manifest.json, got none"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.predict_inputs import Input, inputs_sha256, list_inputs, named
+from runtime.predict_inputs import PredictionInput, inputs_sha256, list_inputs, name_inputs
 from segcore.errors import InputError
 
 
@@ -48,7 +48,7 @@ def test_a_tree_is_mirrored(tmp_path):
 )
 def test_only_known_suffixes_are_taken_off(tmp_path, name, case):
     (tmp_path / name).write_bytes(b"")
-    assert list_inputs(tmp_path / name) == (Input(tmp_path / name, case),)
+    assert list_inputs(tmp_path / name) == (PredictionInput(tmp_path / name, case),)
 
 
 def test_outputs_that_would_meet_get_other_names(tmp_path):
@@ -120,7 +120,7 @@ def test_nothing_there(tmp_path):
 def test_a_series_is_its_folder(tmp_path, dicom_files):
     volume = np.zeros((3, 8, 8), np.int16)
     dicom_files.make_series(tmp_path / "study" / "ct", volume)
-    assert list_inputs(tmp_path) == (Input(tmp_path / "study" / "ct", "study/ct"),)
+    assert list_inputs(tmp_path) == (PredictionInput(tmp_path / "study" / "ct", "study/ct"),)
     assert cases(list_inputs(tmp_path / "study" / "ct")) == ["ct"]
     picture(tmp_path / "study" / "ct" / "key.png")
     assert cases(list_inputs(tmp_path)) == ["study/ct/series", "study/ct/key"]
@@ -128,13 +128,13 @@ def test_a_series_is_its_folder(tmp_path, dicom_files):
 
 def test_uploads_are_called_by_their_names(tmp_path):
     paths = [tmp_path / "1" / "a.png", tmp_path / "2" / "a.dcm", tmp_path / "3" / "a (2).png"]
-    found = named(paths)
+    found = name_inputs(paths)
     assert [(one.case, one.shown) for one in found] == [
         ("a", "a.png"), ("a (2)", "a.dcm"), ("a (2) (2)", "a (2).png")
     ]  # fmt: skip
 
 
 def test_the_hash_tells_lists_apart(tmp_path):
-    a, b = Input(tmp_path / "a", "a"), Input(tmp_path / "b", "b")
+    a, b = PredictionInput(tmp_path / "a", "a"), PredictionInput(tmp_path / "b", "b")
     assert inputs_sha256([a, b]) == inputs_sha256((a, b))
-    assert len({inputs_sha256(x) for x in ([a], [a, b], [b, a], [Input(a.path, "c")])}) == 4
+    assert len({inputs_sha256(x) for x in ([a], [a, b], [b, a], [PredictionInput(a.path, "c")])}) == 4

@@ -16,10 +16,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from runtime.engine import installed
-from runtime.parity import UNGATED
+from runtime.parity import UNGATED, check_prompt_parity
 from runtime.predict import PredictSettings, main
 from runtime.predictor import Predictor
-from runtime.prompt_parity import check_prompt_parity
 from runtime.promptable import PromptPredictor, is_promptable
 from runtime.tensor_session import open_session
 from runtime.verify import verify_bundle
@@ -58,9 +57,9 @@ def centre(mask):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_mask_moves_with_the_point(discs, engine):
     with PromptPredictor.open(discs, engine=engine, threads=1) as predictor:
-        looked = predictor.look(PICTURE)
+        encoded = predictor.look(PICTURE)
         for place in (POINT, (40.0, 60.0)):
-            found = predictor.answer(looked, Prompt(points=((*place, True),)))
+            found = predictor.answer(encoded, Prompt(points=((*place, True),)))
             assert found.mask.shape == found.probability.shape[1:] == PICTURE.shape
             assert (found.mask.dtype, found.probability.dtype) == (np.uint8, np.float32)
             assert found.probability.shape[0] == 1
@@ -97,13 +96,13 @@ def test_a_tensor_is_found_by_the_name_that_the_graph_gives_it(tmp_path, engine)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_box_and_a_point_beside(discs, engine):
     with PromptPredictor.open(discs, engine=engine, threads=1) as predictor:
-        looked = predictor.look(PICTURE)
-        boxed = predictor.answer(looked, Prompt(box=(20, 10, 60, 50))).mask
+        encoded = predictor.look(PICTURE)
+        boxed = predictor.answer(encoded, Prompt(box=(20, 10, 60, 50))).mask
         rows, columns = np.nonzero(boxed)
         assert [columns.min(), rows.min(), columns.max(), rows.max()] == pytest.approx(
             [20, 10, 60, 50], abs=4
         )
-        less = predictor.answer(looked, Prompt(box=(20, 10, 60, 50), points=((30, 20, False),))).mask
+        less = predictor.answer(encoded, Prompt(box=(20, 10, 60, 50), points=((30, 20, False),))).mask
         assert not less[20, 30]
         assert less[45, 55]
         assert 0 < less.sum() < boxed.sum()
@@ -114,9 +113,9 @@ def test_the_last_answer_is_part_of_the_question_where_the_model_takes_masks(pro
     deaf = prompted_discs.write_bundle(tmp_path / "deaf", mask_input=False)
     for bundle, more in ((discs, 0.1), (deaf, 0.0)):
         with PromptPredictor.open(bundle, threads=1) as predictor:
-            looked = predictor.look(PICTURE)
-            first = predictor.answer(looked, prompt)
-            again = predictor.answer(looked, prompt, before=first)
+            encoded = predictor.look(PICTURE)
+            first = predictor.answer(encoded, prompt)
+            again = predictor.answer(encoded, prompt, before=first)
         assert again.estimated_iou - first.estimated_iou == pytest.approx(more, abs=1e-6)
 
 
@@ -125,9 +124,9 @@ def test_a_picture_is_looked_at_once(discs):
         seen = []
         encode = predictor.model.encode
         predictor.model.encode = lambda picture: seen.append(1) or encode(picture)
-        looked = predictor.look(PICTURE)
+        encoded = predictor.look(PICTURE)
         for x in range(3):
-            predictor.answer(looked, Prompt(points=((x, 0, True),)))
+            predictor.answer(encoded, Prompt(points=((x, 0, True),)))
         assert len(seen) == 1
 
 

@@ -8,9 +8,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from runtime.compile_cache import cache_folder
 from runtime.engine import OPENED_BY, open_engine
-from runtime.openvino_engine import cpu_settings, import_openvino
+from runtime.openvino_engine import cache_folder, cpu_settings, import_openvino
 from runtime.predictor import Predictor
 from runtime.stream import in_order
 from segcore.bundle import open_bundle

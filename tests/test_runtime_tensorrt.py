@@ -13,11 +13,18 @@ import pytest
 from runtime.engine import installed
 from runtime.trt.build import build_bundle, plan_files, seal_engine
 from runtime.trt.cuda_runtime import Device
-from runtime.trt.memory import available_mib, memory_limits
+from runtime.trt.library import (
+    STRONGLY_TYPED,
+    ReleaseRange,
+    build_error,
+    killed_error,
+    load_error,
+    parse_error,
+    release_of,
+)
+from runtime.trt.plan_request import available_mib, memory_limits
 from runtime.trt.progress import PhaseBars
-from runtime.trt.target import Here, check_target, describe_here, read_l4t
-from runtime.trt.version import STRONGLY_TYPED, Serves, release_of
-from runtime.trt.words import build_error, killed_error, load_error, parse_error
+from runtime.trt.target import DeviceIdentity, check_target, identify_device, read_l4t
 from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.golden import save_golden
@@ -25,7 +32,7 @@ from segcore.host import made_now
 from segcore.manifest import DataRecord, EngineTarget, Variant
 from segcore.preprocess import InputSpec, output_spec
 
-ORIN = Here("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")
+ORIN = DeviceIdentity("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")
 
 
 def make_source(folder: Path, precision: str, *variants: Variant, form: str = "tensorrt-onnx") -> Bundle:
@@ -170,7 +177,7 @@ def test_what_is_sealed(tmp_path):
     for plan in plans:
         (folder / plan.plan).write_bytes(plan.plan.encode())
     sha256 = source.manifest.files["model.onnx"].sha256
-    target = ORIN.built(onnx="model.onnx", onnx_sha256=sha256, flags=("FP16", "INT8"))
+    target = ORIN.target_for(onnx="model.onnx", onnx_sha256=sha256, flags=("FP16", "INT8"))
     seal_engine(source, folder, plans, target, made=made_now(), gate={"golden_cases": 12.0})
     manifest = open_bundle(folder).manifest
     assert manifest.format == "tensorrt"
@@ -195,7 +202,7 @@ def test_what_is_sealed(tmp_path):
 
 
 def target(**other: str) -> EngineTarget:
-    return ORIN.built(onnx="model.onnx", onnx_sha256="0" * 64, flags=()).model_copy(update=other)
+    return ORIN.target_for(onnx="model.onnx", onnx_sha256="0" * 64, flags=()).model_copy(update=other)
 
 
 def test_an_engine_for_this_device_is_taken():
@@ -219,8 +226,10 @@ def test_an_engine_for_another_device_is_refused(other, words):
     with pytest.raises(InputError) as caught:
         check_target(target(**other), ORIN, Path("runs/e/model.plan"))
     text = str(caught.value)
-    here = "TensorRT 10.3.0 on Orin, 8 multiprocessors (compute capability 8.7, Linux aarch64)"
-    assert text.startswith(f"engine runs/e/model.plan: must be built for {here}, which is here, got one for ")
+    identity = "TensorRT 10.3.0 on Orin, 8 multiprocessors (compute capability 8.7, Linux aarch64)"
+    assert text.startswith(
+        f"engine runs/e/model.plan: must be built for {identity}, which is here, got one for "
+    )
     assert words in text
     assert "; build it here: python -m export --to tensorrt --bundle B --out OUT" in text
 
@@ -239,17 +248,21 @@ def test_this_device_is_described(tmp_path):
     )
     assert read_l4t(release) == "36.4.3"
     assert read_l4t(tmp_path / "none") == ""
-    here = describe_here("10.3.0", Device("Orin", "8.7", 8, 7620, True))
-    assert (here.gpu, here.compute_capability, here.tensorrt) == ("Orin, 8 multiprocessors", "8.7", "10.3.0")
-    assert here.built(onnx="m", onnx_sha256="1" * 64, flags=("FP16",)).flags == ("FP16",)
+    identity = identify_device("10.3.0", Device("Orin", "8.7", 8, 7620, True))
+    assert (identity.gpu, identity.compute_capability, identity.tensorrt) == (
+        "Orin, 8 multiprocessors",
+        "8.7",
+        "10.3.0",
+    )
+    assert identity.target_for(onnx="m", onnx_sha256="1" * 64, flags=("FP16",)).flags == ("FP16",)
 
 
 def test_releases():
     assert release_of("10.13.3.9") == (10, 13)
-    assert (8, 6) in Serves(below=STRONGLY_TYPED)
-    assert (10, 13) not in Serves(below=STRONGLY_TYPED)
-    assert (10, 13) in Serves(STRONGLY_TYPED)
-    assert (10, 3) not in Serves(STRONGLY_TYPED)
+    assert (8, 6) in ReleaseRange(below=STRONGLY_TYPED)
+    assert (10, 13) not in ReleaseRange(below=STRONGLY_TYPED)
+    assert (10, 13) in ReleaseRange(STRONGLY_TYPED)
+    assert (10, 3) not in ReleaseRange(STRONGLY_TYPED)
 
 
 # --- memory ---

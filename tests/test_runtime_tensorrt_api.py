@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.trt.version import STRONGLY_TYPED, Serves, release_of
+from runtime.trt.library import STRONGLY_TYPED, ReleaseRange, release_of
 
 ROOT = Path(__file__).parents[1]
 STORE = Path(sys.prefix) / "tensorrt-bindings"
@@ -126,15 +126,17 @@ def stubs(dummies, tmp_path_factory):
     return stub
 
 
-def serves(path: Path) -> Serves | None:
+def serves(path: Path) -> ReleaseRange | None:
     """The releases that a module is for; None where it does not import TensorRT at its top."""
     tree = ast.parse(path.read_text())
     if not any(isinstance(n, ast.Import) and n.names[0].name == "tensorrt" for n in tree.body):
         return None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SERVES":
-            return eval(ast.unparse(node.value), {"Serves": Serves, "STRONGLY_TYPED": STRONGLY_TYPED})
-    return Serves()
+            return eval(
+                ast.unparse(node.value), {"ReleaseRange": ReleaseRange, "STRONGLY_TYPED": STRONGLY_TYPED}
+            )
+    return ReleaseRange()
 
 
 def modules_for(version: str) -> list[str]:
@@ -211,7 +213,7 @@ import sys, types, tensorrt_bindings
 trt = sys.modules["tensorrt"] = tensorrt_bindings
 from runtime.trt import execution, plan
 from runtime.trt.log import TensorRtLog
-from runtime.trt.version import release_of
+from runtime.trt.library import release_of
 
 release = release_of(trt.__version__)
 logger = TensorRtLog()
@@ -232,10 +234,10 @@ kinds = trt.NetworkDefinitionCreationFlag
 wanted = kinds.EXPLICIT_BATCH if release < (10, 13) else kinds.STRONGLY_TYPED
 assert flags == 1 << int(wanted), flags
 if release >= (10, 0):
-    from runtime.trt.v10 import Monitor
+    from runtime.trt.v10 import ProgressMonitor
     from runtime.trt.progress import PhaseBars
 
-    monitor = Monitor(PhaseBars())
+    monitor = ProgressMonitor(PhaseBars())
     monitor.phase_start("Build", None, 2), monitor.phase_start("Tactics", "Build", 3)
     assert monitor.step_complete("Build", 0) is True
     monitor.phase_finish("Tactics"), monitor.phase_finish("Build")

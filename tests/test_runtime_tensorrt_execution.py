@@ -17,7 +17,7 @@ import pytest
 
 from runtime.trt.cuda_runtime import CudaError, Device
 from runtime.trt.plan_request import PlanRequest
-from runtime.trt.target import describe_here
+from runtime.trt.target import identify_device
 from segcore.bundle import open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.golden import save_golden
@@ -256,7 +256,7 @@ def plan_file(tmp_path, content=b"plan"):
 
 
 def target(version="10.3.0"):
-    return describe_here(version, ORIN).built(onnx="model.onnx", onnx_sha256="0" * 64, flags=())
+    return identify_device(version, ORIN).target_for(onnx="model.onnx", onnx_sha256="0" * 64, flags=())
 
 
 def pictures(n, first=0):
@@ -382,7 +382,7 @@ def test_a_plan_is_built_with_the_versions_own_settings(bench, tmp_path, version
         else ("STRONGLY_TYPED",)
     )
     assert built.flags == expected
-    assert built.here.tensorrt == version
+    assert built.identity.tensorrt == version
     flag = trt.NetworkDefinitionCreationFlag
     assert ("create_network", 1 << int(flag.EXPLICIT_BATCH if weak else flag.STRONGLY_TYPED)) in trt.calls
     assert ("set_memory_pool_limit", trt.MemoryPoolType.WORKSPACE, 200 << 20) in trt.calls

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from runtime.trt.layers import prove_int8, read_layers, summarise
+from runtime.device_tensorrt import prove_int8, read_layers, summarise_layers
 from segcore.errors import InputError
 from segcore.guard_record import DiceScore, GuardRecord
 
@@ -68,7 +68,7 @@ def test_layers_are_counted_by_type(tensor, int8, half):
     layers = read_layers(engine(tensor, int8, half))
     assert layers[1].name == "stem + /stem/Relu"
     assert layers[1].nodes == ("/stem/Conv", "/stem/Relu")
-    found = summarise(layers)
+    found = summarise_layers(layers)
     assert found.layers == 7
     assert found.by_precision == {"INT8": 3, "FP16": 2, "UINT8": 1, "FP32": 1}
     assert (found.weighted, found.weighted_int8, found.reformats) == (4, 3, 2)
@@ -79,8 +79,8 @@ def test_layers_are_counted_by_type(tensor, int8, half):
 def test_reformats_share_of_the_time():
     layers = read_layers(engine(tensor_10, INT8, FP16))
     times = {one.name.replace(" + relu", "\x1erelu"): 1.0 for one in layers} | {"/head/Conv": 5.0}
-    assert summarise(layers, times).reformat_share == pytest.approx(2 / 11)
-    assert summarise(layers, {}).reformat_share is None
+    assert summarise_layers(layers, times).reformat_share == pytest.approx(2 / 11)
+    assert summarise_layers(layers, {}).reformat_share is None
 
 
 @pytest.mark.parametrize(("tensor", "int8", "half"), FORMATS)
@@ -99,12 +99,12 @@ def test_int8_is_proven_where_every_quantised_node_is(tensor, int8, half):
 def test_int8_weights_alone_do_not_count():
     """Weights stored in 8 bits, the convolution computed in 16: TensorRT does so where it finds no kernel."""
     layers = read_layers(engine(tensor_10, INT8, FP16, head="Int8"))
-    assert summarise(layers).not_int8 == ("/head/Conv",)
+    assert summarise_layers(layers).not_int8 == ("/head/Conv",)
 
 
 def test_int8_pictures_with_float_weights_do_not_count():
     text = json.dumps({"Layers": [layer("conv", "Convolution", tensor_10, INT8, FP16, "Half")]})
-    assert summarise(read_layers(text)).not_int8 == ("conv",)
+    assert summarise_layers(read_layers(text)).not_int8 == ("conv",)
 
 
 def test_what_is_not_the_inspectors_json_is_refused():

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.apart import check_apart
+from runtime.engine import BUILDS_FROM
 from runtime.trt.child import build_apart, run_apart
 from runtime.trt.cuda_runtime import open_cuda
-from runtime.trt.library import check_installed, import_tensorrt
+from runtime.trt.library import OLDEST, STRONGLY_TYPED, Release, check_installed, import_tensorrt, release_of
 from runtime.trt.plan_request import BuiltPlan, PlanRequest
-from runtime.trt.version import OLDEST, STRONGLY_TYPED, Release, release_of
 from runtime.verify import Verification, verify_bundle
 from segcore.bundle import Bundle, open_bundle, seal_bundle
 from segcore.command import log
@@ -21,7 +20,7 @@ from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE
 from segcore.host import Made, made_now
 from segcore.manifest import EngineTarget, Manifest, Variant
-from segcore.outfolder import out_folder
+from segcore.outfolder import check_apart, out_folder
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,8 @@ def build_bundle(
         out_folder(out, settings, overwrite=overwrite, keep_on_error=False) as folder,
         tempfile.TemporaryDirectory(prefix="sam2edge-timings-") as scratch,
     ):
-        cache = (
-            timing_cache or Path(scratch) / "timings"
-        )  # the plans of one bundle share most of their kernels
+        # The plans of one bundle share most of their kernels.
+        cache = timing_cache or Path(scratch) / "timings"
         built = {
             plan.plan: build_apart(
                 PlanRequest(
@@ -106,7 +104,7 @@ def check_source(source: Bundle) -> None:
         InputError: a bundle of another format, or int8 that was not quantised for TensorRT.
     """
     manifest = source.manifest
-    if manifest.format not in ("tensorrt-onnx", "onnx"):
+    if manifest.format not in BUILDS_FROM:
         raise InputError(
             f"bundle {source.folder}: must be in tensorrt-onnx format to build an engine, got {manifest.format}; "
             "run python -m export --to tensorrt where torch is, and copy the result here"
@@ -156,20 +154,21 @@ def _seal_verified(
 ) -> Manifest:
     first = next(plan for plan in plans if plan.plan == "model.plan")
     answer = built[first.plan]
-    target = answer.here.built(
+    target = answer.identity.target_for(
         onnx=first.source.file,
         onnx_sha256=source.manifest.files[first.source.file].sha256,
         flags=answer.flags,
     )
+    # Sealed twice: only a sealed bundle can be verified, and the figures of that belong into its manifest.
     seal_engine(source, folder, plans, target, made=made, gate={})
     log("verifying the engine with the golden cases")
     found = verify_bundle(open_bundle(folder), engine="tensorrt")
     if found.failures:
         raise GateError(f"the built engine in TensorRT {found.engine_version}: {'; '.join(found.failures)}")
-    return seal_engine(source, folder, plans, target, made=made, gate=_figures(found))
+    return seal_engine(source, folder, plans, target, made=made, gate=_gate_figures(found))
 
 
-def _figures(found: Verification) -> dict[str, float]:
+def _gate_figures(found: Verification) -> dict[str, float]:
     return {
         "golden_cases": float(found.cases),
         "tensorrt_golden_mean_share": found.parity.mean_share,

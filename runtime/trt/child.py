@@ -11,9 +11,8 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Any
 
-from runtime.trt.library import import_tensorrt
+from runtime.trt.library import import_tensorrt, killed_error
 from runtime.trt.plan_request import BuiltPlan, PlanRequest
-from runtime.trt.words import killed_error
 from segcore.errors import InputError
 
 
@@ -23,7 +22,7 @@ def build_apart(request: PlanRequest) -> BuiltPlan:
     Raises:
         InputError: it cannot be built, or the child died.
     """
-    answer = run_apart(_build, request, what=request.onnx.name)
+    answer = run_apart(_build_plan, request, what=request.onnx.name)
     built: BuiltPlan = answer
     return built
 
@@ -39,11 +38,10 @@ def run_apart(function: Any, argument: Any, *, what: str) -> Any:
     Raises:
         InputError: the function raised it, or its process died.
     """
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # fork would copy a CUDA context, which does not survive it
+    # Not fork, which would copy a CUDA context, and that does not survive it.
+    context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(function, argument, theirs))
+    child = context.Process(target=_send_result, args=(function, argument, theirs))
     child.start()
     theirs.close()  # so that the child's death ends our wait
     try:
@@ -51,7 +49,7 @@ def run_apart(function: Any, argument: Any, *, what: str) -> Any:
         child.join()
     except EOFError:
         child.join()
-        if (child.exitcode or 0) > 0:
+        if (child.exitcode or 0) > 0:  # it ended by itself, with a traceback; below 0 a signal ended it
             raise RuntimeError(f"building {what} failed; the builder's traceback is above") from None
         raise killed_error(child.exitcode or 0, file=what) from None
     finally:
@@ -63,7 +61,7 @@ def run_apart(function: Any, argument: Any, *, what: str) -> Any:
     return answer
 
 
-def _answer(function: Any, argument: Any, connection: Connection) -> None:
+def _send_result(function: Any, argument: Any, connection: Connection) -> None:
     # Ctrl-C is the parent's to handle, which then kills this process: an exception inside TensorRT's C++ would abort.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -74,7 +72,7 @@ def _answer(function: Any, argument: Any, connection: Connection) -> None:
         connection.close()
 
 
-def _build(request: PlanRequest) -> BuiltPlan:
+def _build_plan(request: PlanRequest) -> BuiltPlan:
     import_tensorrt()
     from runtime.trt.plan import build_plan
 

@@ -1,4 +1,4 @@
-"""A TensorRT engine at work: pinned buffers, one stream a picture in flight, nothing allocated per call.
+"""A TensorRT engine at work: pinned buffers, one stream an image in flight, nothing allocated per call.
 
 Not run on a device; every name is checked against NVIDIA's bindings (tests/test_runtime_tensorrt_api.py).
 """
@@ -16,27 +16,26 @@ import tensorrt as trt
 
 from runtime.stream import in_order
 from runtime.trt.cuda_runtime import Buffers, Cuda, open_cuda, paired
+from runtime.trt.library import load_error, release_of
 from runtime.trt.log import TensorRtLog
-from runtime.trt.target import check_target, describe_here
-from runtime.trt.version import release_of
-from runtime.trt.words import load_error
+from runtime.trt.target import check_target, identify_device
 from segcore.errors import InputError
 from segcore.manifest import EngineTarget
 
 
 @dataclass
-class _Slot:
+class _ContextSlot:
     """What one batch in flight needs: its own context and stream, so that copies overlap with computing.
 
     Attributes:
-        pictures: of the batch under way.
+        count: images of the batch under way.
     """
 
     context: trt.IExecutionContext
     stream: int
     inputs: Buffers
     outputs: Buffers
-    pictures: int = 0
+    count: int = 0
 
 
 class TensorRtEngine:
@@ -44,17 +43,17 @@ class TensorRtEngine:
 
     Attributes:
         version: of TensorRT.
-        batch: pictures a call of the plan; static.
+        batch: images a call of the plan; static.
     """
 
     def __init__(self, model_path: Path, *, streams: int, target: EngineTarget | None) -> None:
         self.version: str = trt.__version__
-        self._slots: list[_Slot] = []
+        self._slots: list[_ContextSlot] = []
         self._log = TensorRtLog()
         with ExitStack() as stack:  # whatever fails half-way, what was allocated before is freed
             self._cuda: Cuda = open_cuda()
             stack.callback(self._cuda.close)
-            check_target(target, describe_here(self.version, self._cuda.device()), model_path)
+            check_target(target, identify_device(self.version, self._cuda.device()), model_path)
             stack.callback(self._forget_engine)
             self._runtime = trt.Runtime(self._log)
             engine = self._runtime.deserialize_cuda_engine(model_path.read_bytes())
@@ -62,15 +61,15 @@ class TensorRtEngine:
                 raise load_error(str(model_path), self.version, self._log.lines)
             self._engine = engine
             self._input, self._output = _io_names(engine, model_path)
-            self._input_shape = _shape(engine, self._input)
-            self._output_shape = _shape(engine, self._output)
+            self._input_shape = _tensor_shape(engine, self._input)
+            self._output_shape = _tensor_shape(engine, self._output)
             self.batch: int = self._input_shape[0]
             for _ in range(max(1, streams)):
                 self._slots.append(self._open_slot(stack))
                 stack.callback(self._slots.clear)  # runs first: contexts go before the memory they point to
             self._stack = stack.pop_all()
 
-    def _open_slot(self, stack: ExitStack) -> _Slot:
+    def _open_slot(self, stack: ExitStack) -> _ContextSlot:
         inputs = paired(self._cuda, self._input_shape, np.dtype(np.uint8), stack)
         outputs = paired(self._cuda, self._output_shape, np.dtype(np.float32), stack)
         stream = self._cuda.stream()
@@ -83,7 +82,7 @@ class TensorRtEngine:
         for name, buffers in ((self._input, inputs), (self._output, outputs)):
             if not context.set_tensor_address(name, buffers.pointer):
                 raise RuntimeError(f"set_tensor_address {name}: {self._log.lines}")
-        return _Slot(context, stream, inputs, outputs)
+        return _ContextSlot(context, stream, inputs, outputs)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32. N beyond the plan's batch is taken in parts, one after the other."""
@@ -91,7 +90,7 @@ class TensorRtEngine:
         slot = self._slots[0]
         for start in range(0, len(batch), self.batch):
             self._submit(slot, batch[start : start + self.batch])
-            logits[start : start + slot.pictures] = self._collect(slot)
+            logits[start : start + slot.count] = self._collect(slot)
         return logits
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
@@ -101,7 +100,7 @@ class TensorRtEngine:
         """
         idle = deque(self._slots)
 
-        def begin(batch: np.ndarray) -> _Slot:
+        def begin(batch: np.ndarray) -> _ContextSlot:
             slot = idle.popleft()
             try:
                 self._submit(slot, batch)
@@ -110,7 +109,7 @@ class TensorRtEngine:
                 raise
             return slot
 
-        def finish(slot: _Slot) -> np.ndarray:
+        def finish(slot: _ContextSlot) -> np.ndarray:
             logits: np.ndarray = self._collect(slot).copy()
             idle.append(slot)
             return logits
@@ -119,32 +118,33 @@ class TensorRtEngine:
             batches,
             begin,
             finish,
+            # One in flight a slot: `begin` always finds one that is idle.
             in_flight=max(1, min(in_flight, len(self._slots))),
+            # Waited for, not only forgotten: until then its copies write into our buffers.
             drop=lambda slot: self._cuda.synchronize(slot.stream),
         )
 
-    def _submit(self, slot: _Slot, batch: np.ndarray) -> None:
-        """Copies the pictures to pinned memory and queues copy, computing and copy; returns at once."""
+    def _submit(self, slot: _ContextSlot, batch: np.ndarray) -> None:
+        """Copies the images to pinned memory and queues copy, computing and copy; returns at once."""
         if not 1 <= len(batch) <= self.batch or batch.shape[1:] != self._input_shape[1:]:
             raise ValueError(
                 f"batch must be 1 to {self.batch} pictures of {self._input_shape[1:]}, got {batch.shape}"
             )
-        slot.pictures = len(batch)
-        slot.inputs.host[: len(batch)] = (
-            batch  # a short batch leaves old pictures behind it; nobody reads their logits
-        )
+        slot.count = len(batch)
+        slot.inputs.host[: len(batch)] = batch
+        # A short batch leaves old images behind it; nobody reads their logits.
         self._cuda.copy_in(slot.inputs.pointer, slot.inputs.host, slot.stream)
         self._launch(slot)
         self._cuda.copy_out(slot.outputs.host, slot.outputs.pointer, slot.stream)
 
-    def _launch(self, slot: _Slot) -> None:
+    def _launch(self, slot: _ContextSlot) -> None:
         if not slot.context.execute_async_v3(slot.stream):
             raise RuntimeError(f"execute_async_v3 failed: {self._log.lines[-1:]}")
 
-    def _collect(self, slot: _Slot) -> np.ndarray:
+    def _collect(self, slot: _ContextSlot) -> np.ndarray:
         """Waits; the slot's own memory, valid until its next batch."""
         self._cuda.synchronize(slot.stream)
-        return slot.outputs.host[: slot.pictures]
+        return slot.outputs.host[: slot.count]
 
     def time_engine(self, calls: int) -> tuple[float, ...]:
         """GPU time of each of `calls` runs in milliseconds, without copies, between two events in the stream."""
@@ -164,6 +164,7 @@ class TensorRtEngine:
     def profile_layers(self, calls: int) -> dict[str, float]:
         """Each layer's mean time in milliseconds; the layers wait for each other, so the sum is above a run's time."""
         profiler = _LayerTimes()
+        # A context of its own: with a profiler it waits after every layer, and the slots' are not to.
         context = self._engine.create_execution_context()
         slot = self._slots[0]
         context.set_tensor_address(self._input, slot.inputs.pointer)
@@ -175,7 +176,7 @@ class TensorRtEngine:
         return {name: total / calls for name, total in profiler.total_ms.items()}
 
     def layer_information(self) -> str:
-        """The inspector's JSON of all layers, for `runtime.trt.layers.read_layers`."""
+        """The inspector's JSON of all layers, for `runtime.device_tensorrt.read_layers`."""
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return text
@@ -219,7 +220,7 @@ def _io_names(engine: trt.ICudaEngine, plan: Path) -> tuple[str, str]:
     return inputs[0], outputs[0]
 
 
-def _shape(engine: trt.ICudaEngine, name: str) -> tuple[int, ...]:
+def _tensor_shape(engine: trt.ICudaEngine, name: str) -> tuple[int, ...]:
     dims = engine.get_tensor_shape(name)
     return tuple(int(dims[i]) for i in range(len(dims)))
 

@@ -8,7 +8,7 @@ import tensorrt as trt
 
 from segcore.command import log
 
-_KEPT = 500
+_MOST_LINES = 500
 
 
 class TensorRtLog(trt.ILogger):
@@ -19,8 +19,8 @@ class TensorRtLog(trt.ILogger):
 
     def __init__(self, *, show: bool = False) -> None:
         trt.ILogger.__init__(self)
-        self._warnings: deque[str] = deque(maxlen=_KEPT)
-        self._errors: deque[str] = deque(maxlen=_KEPT)
+        self._warnings: deque[str] = deque(maxlen=_MOST_LINES)
+        self._errors: deque[str] = deque(maxlen=_MOST_LINES)
         self._show = show
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:

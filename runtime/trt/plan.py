@@ -8,13 +8,11 @@ from pathlib import Path
 import tensorrt as trt
 
 from runtime.trt.cuda_runtime import open_cuda
+from runtime.trt.library import STRONGLY_TYPED, Release, build_error, parse_error, release_of
 from runtime.trt.log import TensorRtLog
-from runtime.trt.memory import MemoryLimits, available_mib, memory_limits
-from runtime.trt.plan_request import BuiltPlan, PlanRequest
+from runtime.trt.plan_request import BuiltPlan, MemoryLimits, PlanRequest, available_mib, memory_limits
 from runtime.trt.progress import PhaseBars
-from runtime.trt.target import describe_here
-from runtime.trt.version import STRONGLY_TYPED, Release, release_of
-from runtime.trt.words import build_error, parse_error
+from runtime.trt.target import identify_device
 from segcore.command import log
 from segcore.outfolder import write_bytes
 
@@ -33,20 +31,21 @@ def build_plan(request: PlanRequest) -> BuiltPlan:
     with ExitStack() as stack:
         stack.callback(cuda.close)
         device = cuda.device()
-        here = describe_here(trt.__version__, device)
+        identity = identify_device(trt.__version__, device)
         # On a Jetson CUDA counts the page cache as taken, the kernel does not: MemAvailable is the truth there.
         free = available_mib() if device.integrated else min(available_mib(), cuda.free_mib())
         limits = memory_limits(free, request.workspace_mib)
         has_monitor = release >= (10, 0)
         logger = TensorRtLog(show=not has_monitor)
         log(
-            f"building {request.plan.name} from {request.onnx.name} with TensorRT {trt.__version__} for {here.gpu}: "
-            f"{free} MiB free, workspace {limits.workspace_mib} MiB, trials {limits.tactic_dram_mib} MiB"
+            f"building {request.plan.name} from {request.onnx.name} with TensorRT {trt.__version__} "
+            f"for {identity.gpu}: {free} MiB free, workspace {limits.workspace_mib} MiB, "
+            f"trials {limits.tactic_dram_mib} MiB"
         )
 
         def gave_up() -> Exception:
             return build_error(
-                logger.lines, version=trt.__version__, gpu=here.gpu, file=request.onnx.name, free_mib=free
+                logger.lines, version=trt.__version__, gpu=identity.gpu, file=request.onnx.name, free_mib=free
             )
 
         try:
@@ -54,11 +53,12 @@ def build_plan(request: PlanRequest) -> BuiltPlan:
         except TypeError:  # pybind11: factory function returned nullptr
             raise gave_up() from None
         network = builder.create_network(_network_flags(release))
-        _parse(network, request.onnx, logger)
+        _parse_graph(network, request.onnx, logger)
         config = builder.create_builder_config()
-        _configure(config, limits, release)
+        _configure_builder(config, limits, release)
         flags = _set_precision(config, network, request.precision, release)
         _load_timing_cache(config, request.timing_cache)
+        # What differs between releases is imported on its release alone: elsewhere its names do not exist.
         if has_monitor:
             from runtime.trt.v10 import show_progress
 
@@ -70,7 +70,7 @@ def build_plan(request: PlanRequest) -> BuiltPlan:
             raise gave_up()
         write_bytes(request.plan, memoryview(plan))
         _save_timing_cache(config, request.timing_cache)
-        return BuiltPlan(flags, here, limits)
+        return BuiltPlan(flags, identity, limits)
 
 
 def _network_flags(release: Release) -> int:
@@ -95,7 +95,7 @@ def _set_precision(
     return weakly_typed.set_precision(config, network, precision)
 
 
-def _parse(network: trt.INetworkDefinition, onnx: Path, logger: TensorRtLog) -> None:
+def _parse_graph(network: trt.INetworkDefinition, onnx: Path, logger: TensorRtLog) -> None:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(onnx.read_bytes()):
         return
@@ -107,7 +107,7 @@ def _parse(network: trt.INetworkDefinition, onnx: Path, logger: TensorRtLog) -> 
     raise parse_error(onnx.name, trt.__version__, node, error.desc())
 
 
-def _configure(config: trt.IBuilderConfig, limits: MemoryLimits, release: Release) -> None:
+def _configure_builder(config: trt.IBuilderConfig, limits: MemoryLimits, release: Release) -> None:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limits.workspace_mib * _MIB)
     config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, limits.tactic_dram_mib * _MIB)
     config.builder_optimization_level = OPTIMIZATION_LEVEL

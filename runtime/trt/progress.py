@@ -6,7 +6,7 @@ import threading
 
 from tqdm import tqdm
 
-_DEPTH = 2  # the build and its parts; deeper phases number thousands and last milliseconds
+_SHOWN_DEPTHS = 2  # the build and its parts; deeper phases number thousands and last milliseconds
 
 
 class PhaseBars:
@@ -22,7 +22,7 @@ class PhaseBars:
         with self._lock:
             depth = self._depth.get(parent, 0) + 1 if parent else 0
             self._depth[name] = depth
-            if depth < _DEPTH:
+            if depth < _SHOWN_DEPTHS:
                 self._bars[name] = tqdm(
                     total=steps, desc=name, position=depth, leave=False, unit="step", disable=None
                 )

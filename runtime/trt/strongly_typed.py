@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorrt as trt
 
-from runtime.trt.version import STRONGLY_TYPED, Serves
+from runtime.trt.library import STRONGLY_TYPED, ReleaseRange
 
-SERVES = Serves(STRONGLY_TYPED)
+SERVES = ReleaseRange(STRONGLY_TYPED)
 
 FLAGS = ("STRONGLY_TYPED",)
 

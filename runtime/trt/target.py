@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.trt.cuda_runtime import Device
-from runtime.trt.words import REBUILD
+from runtime.trt.library import REBUILD
 from segcore.errors import InputError
 from segcore.manifest import EngineTarget
 
 
 @dataclass(frozen=True)
-class Here:
-    """This device, in the words of `EngineTarget`."""
+class DeviceIdentity:
+    """The device that an engine is opened or built on, in the words of `EngineTarget`."""
 
     tensorrt: str
     gpu: str
@@ -27,7 +27,7 @@ class Here:
     l4t: str
     platform: str
 
-    def built(self, *, onnx: str, onnx_sha256: str, flags: tuple[str, ...]) -> EngineTarget:
+    def target_for(self, *, onnx: str, onnx_sha256: str, flags: tuple[str, ...]) -> EngineTarget:
         """The target of an engine that was built here."""
         return EngineTarget(
             tensorrt=self.tensorrt,
@@ -41,13 +41,13 @@ class Here:
         )
 
 
-def describe_here(tensorrt: str, device: Device) -> Here:
+def identify_device(tensorrt: str, device: Device) -> DeviceIdentity:
     """This machine, with its TensorRT version and its GPU.
 
     Every Jetson of the Orin family calls its GPU "Orin", with 8 multiprocessors in the Nano and 16 in the AGX; kernels
     are chosen by their number, so it belongs to the name.
     """
-    return Here(
+    return DeviceIdentity(
         tensorrt=tensorrt,
         gpu=f"{device.name}, {device.multiprocessors} multiprocessors",
         compute_capability=device.compute_capability,
@@ -56,7 +56,7 @@ def describe_here(tensorrt: str, device: Device) -> Here:
     )
 
 
-def check_target(target: EngineTarget | None, here: Here, plan: Path) -> None:
+def check_target(target: EngineTarget | None, identity: DeviceIdentity, plan: Path) -> None:
     """Refuses an engine of another TensorRT version, GPU or platform.
 
     The L4T release is not compared: its fixes leave TensorRT and the GPU as they are.
@@ -69,14 +69,14 @@ def check_target(target: EngineTarget | None, here: Here, plan: Path) -> None:
             f"engine {plan}: must say in its manifest what it was built for, does not; build it here: {REBUILD}"
         )
     same = ("tensorrt", "gpu", "compute_capability", "platform")
-    if any(getattr(target, name) != getattr(here, name) for name in same):
+    if any(getattr(target, name) != getattr(identity, name) for name in same):
         raise InputError(
-            f"engine {plan}: must be built for {_words(here)}, which is here, got one for {_words(target)}; "
-            f"build it here: {REBUILD}"
+            f"engine {plan}: must be built for {_target_words(identity)}, which is here, "
+            f"got one for {_target_words(target)}; build it here: {REBUILD}"
         )
 
 
-def _words(what: Here | EngineTarget) -> str:
+def _target_words(what: DeviceIdentity | EngineTarget) -> str:
     return f"TensorRT {what.tensorrt} on {what.gpu} (compute capability {what.compute_capability}, {what.platform})"
 
 

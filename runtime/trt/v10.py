@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tensorrt as trt
 
+from runtime.trt.library import ReleaseRange
 from runtime.trt.progress import PhaseBars
-from runtime.trt.version import Serves
 
-SERVES = Serves((10, 0))
+SERVES = ReleaseRange((10, 0))
 
 
-class Monitor(trt.IProgressMonitor):
+class ProgressMonitor(trt.IProgressMonitor):
     """Hands the builder's phases to `PhaseBars`; TensorRT calls it from several threads."""
 
     def __init__(self, bars: PhaseBars) -> None:
@@ -30,7 +30,7 @@ class Monitor(trt.IProgressMonitor):
 
 def show_progress(config: trt.IBuilderConfig, bars: PhaseBars) -> None:
     """Bars on stderr while the builder works. `config` keeps the monitor alive."""
-    config.progress_monitor = Monitor(bars)
+    config.progress_monitor = ProgressMonitor(bars)
 
 
 def context_bytes(engine: trt.ICudaEngine) -> int:

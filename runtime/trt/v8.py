@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorrt as trt
 
-from runtime.trt.version import Serves
+from runtime.trt.library import ReleaseRange
 
-SERVES = Serves(below=(10, 0))
+SERVES = ReleaseRange(below=(10, 0))
 
 
 def drop_tactic_sources(config: trt.IBuilderConfig) -> None:

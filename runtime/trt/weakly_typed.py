@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tensorrt as trt
 
-from runtime.trt.version import STRONGLY_TYPED, Serves
+from runtime.trt.library import STRONGLY_TYPED, ReleaseRange
 
-SERVES = Serves(below=STRONGLY_TYPED)
+SERVES = ReleaseRange(below=STRONGLY_TYPED)
 
 
 def network_flags() -> int:
@@ -50,7 +50,7 @@ def hold_in_float(network: trt.INetworkDefinition) -> int:
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     sensitive = (trt.LayerType.NORMALIZATION, trt.LayerType.SOFTMAX)
-    held = {i for i, layer in enumerate(layers) if layer.type in sensitive} | _head(network, layers)
+    held = {i for i, layer in enumerate(layers) if layer.type in sensitive} | _head_layers(network, layers)
     for i in held:
         layers[i].precision = trt.DataType.FLOAT
         for j in range(layers[i].num_outputs):
@@ -60,7 +60,7 @@ def hold_in_float(network: trt.INetworkDefinition) -> int:
     return len(held)
 
 
-def _head(network: trt.INetworkDefinition, layers: list[trt.ILayer]) -> set[int]:
+def _head_layers(network: trt.INetworkDefinition, layers: list[trt.ILayer]) -> set[int]:
     """Indices of the last weighted layer and of what lies between it and the network's outputs."""
     weighted = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     producers = {
