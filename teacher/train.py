@@ -107,9 +107,11 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     dice = 0.0
     if accelerator.is_main_process:
         if system.save_adapters:
+            # Before they are merged into the weights below.
             system.save_adapters(folder / "adapter")
         manifest = seal_trained(
             folder,
+            # A copy, because merging is in place and the parameters are counted as they were trained.
             system.plain(copy.deepcopy(network)),
             kind="teacher",
             architecture=settings.system,

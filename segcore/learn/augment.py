@@ -82,12 +82,13 @@ def warp(
         soft: K×H×W float logits, or None.
         grid: from `sampling_grid`.
     """
+    # As float, which is all that grid_sample takes: nearest keeps the class numbers whole.  1 1 H W
     turned = F.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)
     mask = turned[0, 0].to(torch.uint8)
     if soft is None:
         return F.grid_sample(image[None], grid, align_corners=False)[0], mask, None
     shift = outside_logits(soft.shape[0])
-    planes = torch.cat([image, soft - shift])  # grid_sample pads with 0, which is then background
+    planes = torch.cat([image, soft - shift])  # C+K H W; grid_sample pads with 0, which is then background
     planes = F.grid_sample(planes[None], grid, align_corners=False)[0]
     return planes[: len(image)], mask, planes[len(image) :] + shift
 

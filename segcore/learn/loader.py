@@ -101,6 +101,7 @@ class TrainingSet(Dataset[Sample]):
                         f"mask of case {case.id}: must hold classes 0 to {classes}, got {mask.max()}"
                     )
                 self.masks[i] = resize_mask(mask, spec.size_px)
+                # Counted after resizing, in which a small thing can vanish.
                 self._shown[i] = np.bincount(self.masks[i].ravel(), minlength=classes + 1)[1:] > 0
 
         with ThreadPoolExecutor() as pool:
@@ -172,6 +173,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
             order = np.random.default_rng([self.seed, number]).permutation(self.length)
+            # Equally many in each process, because they agree on the gradient of every step.
             for i in order[self.rank :: self.processes][: self._share]:
                 yield number, int(i)
 

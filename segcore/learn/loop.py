@@ -123,18 +123,21 @@ def fit(
         passes=settings.passes,
     )
     history = _resume_run(folder, run)
+    # The checkpoint says how far the run came: what was noted of an epoch after it is done again.
     steps = [s for s in _read_steps(folder) if s.epoch <= len(history)]
     for epoch in range(len(history), settings.epochs):
         started, order.epoch = time.perf_counter(), epoch
         made = _train_epoch(run, loader, epoch, settings)
         loss, rate = sum(s.loss for s in made) / len(made), made[-1].lr
         steps += made
+        # With EMA the average is validated and kept; the network itself is only where the next step starts.
         kept = network if run.average is None else run.average.module
         dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
         seconds = time.perf_counter() - started
         speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
         history.append(Epoch(epoch + 1, loss, dice, rate, seconds, speed))
         if accelerator.is_main_process:
+            # Of epochs that are equally good the first stays.
             best = all(dice > e.dice_val for e in history[:-1])
             star = "*" if best else " "
             log(
@@ -143,6 +146,7 @@ def fit(
             _save_epoch(folder, run, history, best=kept if best else None)
             _write_rows(folder / STEPS, steps)
         accelerator.wait_for_everyone()
+    # Also in processes that did not validate: all end with the same weights.
     network.load_state_dict(load_file(folder / _BEST))
     return history
 
@@ -198,6 +202,7 @@ def add_gradient(run: Run, batch: Sample, *, accumulate: int = 1, last: bool = T
 
 def update_weights(run: Run, rate: float, clip_norm: float) -> None:
     """One step of the optimiser, and of the average, with the gradient so far."""
+    # Not by a scheduler: the rate follows from the step's number, so that there is no state of it to resume.
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.accelerator.clip_grad_norm_([p for p in run.network.parameters() if p.requires_grad], clip_norm)
@@ -211,6 +216,7 @@ def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: Tra
     """One pass over the data."""
     steps = math.ceil(len(loader) / settings.accumulate)
     warmup = round(settings.warmup_epochs * steps)
+    # What the network and the loss draw (prompts, for one) follows from seed and epoch, as the data's order does.
     torch.manual_seed(settings.seed * 100_003 + epoch)
     run.wrapped.train()
     losses, rates, parts = list[Tensor](), list[float](), list[Tensor]()
@@ -222,6 +228,7 @@ def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: Tra
             step = epoch * steps + i // settings.accumulate
             rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
             update_weights(run, rate, settings.clip_norm)
+            # A tensor until the epoch's end: reading the number now would wait for the device in every step.
             losses.append(torch.stack(parts).mean())
             rates.append(rate)
             parts.clear()
@@ -243,6 +250,7 @@ def drop_checkpoint(folder: Path) -> None:
 
 def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    # Buffers too: a batch norm's statistics belong to the weights that made them.
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 

@@ -64,11 +64,11 @@ class ClassMaskDecoder(nn.Module):
         tokens = torch.cat([self.context, self.mask_tokens, self.default_prompt])  # 2+C+1 D
         positions = dense_positions(self.frequencies, h, w).expand(n, -1, -1, -1)
         image = image + self.default_mask.view(1, -1, 1, 1)
-        tokens, image = self.transformer(image, positions, tokens.expand(n, -1, -1))
-        image = image.transpose(1, 2).reshape(n, -1, h, w)
+        tokens, image = self.transformer(image, positions, tokens.expand(n, -1, -1))  # N 2+C+1 D, N h·w D
+        image = image.transpose(1, 2).reshape(n, -1, h, w)  # N D h w
         x = self.up_middle(image) + self.skip_middle(middle)
         x = F.gelu(self.up_fine(F.gelu(self.norm(x))) + self.skip_fine(fine))  # N D/8 4h 4w
-        first = len(self.context)
+        first = len(self.context)  # the classes' tokens come after those of object score and IoU
         weights = [net(tokens[:, first + c]) for c, net in enumerate(self.hypernetworks)]
         masks = torch.stack(weights, dim=1) @ x.flatten(2)  # N C 4h·4w
         return masks.view(n, -1, 4 * h, 4 * w)

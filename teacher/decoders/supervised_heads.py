@@ -77,6 +77,7 @@ def deep_supervision(head_loss: HeadLoss) -> Loss:
         target = sample["mask"]
         total = torch.zeros((), device=images.device)
         for logits in network(images):
+            # In 32 bits: with --amp bf16 the network's logits have 8 bits of precision.
             full = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
             total = total + head_loss(full, target, sample["labelled"])
         return total

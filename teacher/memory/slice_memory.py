@@ -139,9 +139,10 @@ class SliceMemory(nn.Module):
             place: number of the slice.
             prompted: whether a prompt asked for the mask.
         """
+        # SAM 2 stretches the probabilities like this before they are encoded, so the encoder skips its own sigmoid.
         mask = torch.sigmoid(logits.float()) * self.scale + self.bias
         features = self.memory_encoder(image, mask, skip_mask_sigmoid=True)["vision_features"]
-        picture = image.detach()
+        picture = image.detach()  # is only compared: the choice of memories has no gradient
         return Memory(features, self.obj_ptr_proj(token), picture, confidence, place, prompted)
 
     def read(self, image: Tensor, position: Tensor, bank: Bank, place: int) -> Tensor:
@@ -157,6 +158,7 @@ class SliceMemory(nn.Module):
             1×256×h×w.
         """
         pairs = [self._memory_tokens(memory, rank) for rank, memory in enumerate(bank)]
+        # Last, because the attention turns all keys but these by their place in the picture.
         pairs.append(self._pointer_tokens(bank, place))
         attended = self.memory_attention(
             curr=[_to_tokens(image)],
@@ -165,6 +167,7 @@ class SliceMemory(nn.Module):
             memory_pos=torch.cat([where for _, where in pairs]),
             num_obj_ptr_tokens=len(pairs[-1][0]),
         )
+        # h·w 1 256 → 1 256 h w
         return attended.permute(1, 2, 0).view_as(image)  # type: ignore[no-any-return]
 
     def _memory_tokens(self, memory: Memory, rank: int) -> tuple[Tensor, Tensor]:

@@ -88,9 +88,11 @@ class VolumeSam2(nn.Module):
             else:  # the prompted slice, or no memory at all
                 image = one.image + sam.no_mem_embed.view(1, -1, 1, 1)
             asked = one._replace(image=image)
+            # Every slice but the prompted one is asked with padding alone: what it is to show comes from the memory.
             found, tokens = sam.decode_with_tokens(asked, points, labels if place == start else nothing)
             answers[place] = found
             if remembering:
+                # The memory encoder takes a mask at the picture's own size.  1 1 H W
                 full = F.interpolate(
                     found.logits[:, :1].float(), (sam.image_px,) * 2, mode="bilinear", align_corners=False
                 )
@@ -136,6 +138,7 @@ class ClipTracker(nn.Module):
         seen, position = self.model.look(clips.flatten(0, 1))
         logits, ious = [], []
         for n in range(len(clips)):
+            # L slices of one clip: another clip's must not get into its memory.
             here = Embedding(*(features[n * length : (n + 1) * length] for features in seen))
             found, iou = self.model.track(
                 Slices(here, position), points[n : n + 1], labels[n : n + 1], start=0

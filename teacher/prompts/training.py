@@ -52,6 +52,7 @@ def pick_objects(mask: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     numbers = torch.arange(1, classes + 1, device=mask.device)
     areas = (mask[:, None] == numbers[:, None, None]).flatten(2).sum(2)  # N K
     large = areas >= SMALLEST_SHARE * mask[0].numel()
+    # 1 more for whoever may be picked, and a random number below 1: the largest is one of them by chance.
     picked = (torch.rand(areas.shape, device=mask.device) + large).argmax(1)  # N
     objects = mask == (picked + 1)[:, None, None]
     chance = torch.rand(len(mask), 2, device=mask.device).tolist()
@@ -74,7 +75,7 @@ def _large_part(mask: Tensor, which: float) -> Tensor:
 
 def points_inside(mask: Tensor, count: int) -> Tensor:
     """Different pixels of each mask N×H×W bool, all as likely: N×count×2; beside it where it has too few."""
-    order = (torch.rand(mask.shape, device=mask.device) + mask).flatten(1)
+    order = (torch.rand(mask.shape, device=mask.device) + mask).flatten(1)  # N H·W, those inside over 1
     return _to_points(order.topk(count, dim=1).indices, mask.shape[2])
 
 
@@ -251,8 +252,10 @@ class InteractiveRounds(nn.Module):
         embedding = self.model.encode(x)
         points, labels = first_prompts(truth, SLOTS)
         answers = [self.model.sam.decode(embedding, points, labels)]
+        # Slots 0 and 1 hold the first prompt, a box's corners or a point.
         for slot in range(2, self.rounds + 1):
             before = answers[-1]
+            # As it is used later: the best of the three by estimated IoU; the single-mask answer (0) is not among them.
             last = best(Answers(before.logits[:, 1:], before.iou[:, 1:])).detach().float()[:, None]
             last = last.clamp(-MASK_CLIP, MASK_CLIP)
             found = F.interpolate(last, truth.shape[1:], mode="bilinear", align_corners=False)[:, 0] > 0

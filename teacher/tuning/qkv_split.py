@@ -15,6 +15,7 @@ class QueriesKeysValues(nn.Module):
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
+        # Hiera reads the fused output as 3 × heads × features, so its rows are queries, then keys, then values.
         self.query, self.key, self.value = (
             _frozen_linear(weight, bias)
             for weight, bias in zip(fused.weight.detach().chunk(3), fused.bias.detach().chunk(3), strict=True)
@@ -54,6 +55,7 @@ def _attentions_of(encoder: nn.Module, kind: type[nn.Module]) -> list[nn.Module]
 
 def _frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A frozen layer of these numbers, on their device."""
+    # On meta nothing is initialised: the numbers come below, and no random ones are used up.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
     layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
