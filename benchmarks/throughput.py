@@ -31,6 +31,8 @@ from segcore.outfolder import out_folder
 
 MEMORY_EVERY = 500
 """Images between two readings of the resident memory; what follows the first reading should not grow."""
+# Okabe and Ito, Color Universal Design, 2008.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 
 class ThroughputSettings(Settings):
@@ -134,8 +136,6 @@ def main(settings: ThroughputSettings) -> None:
         record = measure(settings)
         (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n")
         if record.memory:
-            from benchmarks.throughput_plot import draw_memory
-
             draw_memory(record, folder / "memory.png")
     for line in _table(record):
         print(line)
@@ -272,6 +272,28 @@ def _table(record: ThroughputRecord) -> Iterator[str]:
         )
     if remark := busy_remark(record.other_load_share):
         log(remark.strip())
+
+
+def draw_memory(record: ThroughputRecord, path: Path) -> None:
+    """Writes a PNG; the axis begins at 0, so that what looks flat is flat."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for one, colour in zip(record.memory, _COLOURS, strict=False):
+        label = f"{one.engine}, {one.streams} streams: {one.growth_mib:+.1f} MiB after the first reading"
+        axes.plot(one.images, one.resident_mib, marker="o", markersize=3, color=colour, label=label)
+    axes.set_ylim(0, 1.25 * max(max(one.resident_mib) for one in record.memory))
+    axes.set_xlim(0)
+    axes.set_xlabel("images predicted in one call of Predictor.map")
+    axes.set_ylabel("resident memory, MiB")
+    axes.set_title(record.bundle, fontsize=10)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
