@@ -7,15 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.record import Accuracy, CaseRecord, Difference, Estimate
+from benchmarks.record import Accuracy, CaseRecord, Difference
 from segcore.case import Case
 from segcore.metrics import (
-    bootstrap_interval,
     dice_per_class,
     hd95_per_class,
     iou_per_class,
     small_parts_found,
 )
+from segcore.stats import Estimate, interval
 
 SMALL_PX = 50
 """Area in pixels below which a part of the truth counts as small, unless told otherwise."""
@@ -128,8 +128,7 @@ def small_recall(found: Sequence[float], scores: Sequence[CaseRecord]) -> Estima
     if not rows:
         return None
     values, patients, counts = zip(*rows, strict=True)
-    several = len(set(patients)) > 1
-    low, high = bootstrap_interval(values, patients, counts=counts) if several else (None, None)
+    low, high = interval(values, patients, counts=counts)
     return Estimate(mean=sum(values) / sum(counts), low=low, high=high)
 
 
@@ -146,8 +145,3 @@ def paired_difference(scores: Sequence[CaseRecord], reference: Sequence[CaseReco
     differences = [s.dice_mean - r.dice_mean for s, r in zip(scores, reference, strict=True)]
     low, high = interval(differences, [s.patient for s in scores])
     return Difference(mean=float(np.mean(differences)), low=low, high=high)
-
-
-def interval(values: Sequence[float], patients: Sequence[str]) -> tuple[float, float] | tuple[None, None]:
-    """The bootstrap interval over patients; none for a single patient, whose resamples are all the same."""
-    return bootstrap_interval(values, patients) if len(set(patients)) > 1 else (None, None)

@@ -23,8 +23,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from benchmarks.agreement_numbers import Agreement, agreement_of
+from benchmarks.agreement_numbers import WITHIN, Agreement, agreement_of
 from benchmarks.subject import Subject, check_fair, engines_of, name_subjects, open_bundles, open_subject
+from benchmarks.wording import plural, signed
 from segcore.case import Case
 from segcore.command import Settings, print_result, run_command
 from segcore.dataset import open_dataset
@@ -32,6 +33,7 @@ from segcore.errors import InputError, need
 from segcore.host import Made, made_now
 from segcore.measurements import measure
 from segcore.outfolder import out_folder
+from segcore.stats import Estimate
 
 TRUTH, TRUE_MASKS = "truth", "true masks"
 Measure = Literal["circumference", "area", "diameter"]
@@ -40,6 +42,17 @@ WHAT: dict[Measure, str] = {
     "area": "area",
     "diameter": "longest diameter",
 }
+_HEAD = (
+    "measured on",
+    "minus",
+    "cases",
+    "left out",
+    "mean difference",
+    "lower limit",
+    "upper limit",
+    "mean absolute difference",
+    "rise of the difference by the mean",
+)
 
 
 class AgreementSettings(Settings):
@@ -118,7 +131,6 @@ def main(settings: AgreementSettings) -> None:
     except ImportError:
         raise need("matplotlib", "bench") from None
     from benchmarks.agreement_plot import write_panels
-    from benchmarks.agreement_text import table_of
 
     made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
@@ -254,6 +266,57 @@ def _comparison(
             [a for a, _, _ in both], [b for _, b, _ in both], [p for _, _, p in both], unit
         )
     return Comparison(first=first, second=second, not_found=len(patients) - len(both), agreement=agreement)
+
+
+def table_of(record: AgreementRecord) -> str:
+    """What was compared, a row for each pair, and how to read it."""
+    of = f"{record.measure} of {record.of_class} in {record.unit}"
+    rows = [_HEAD, ("---",) * len(_HEAD), *(_row(comparison) for comparison in record.comparisons)]
+    nothing = ", ".join(f"{name} {count}" for name, count in record.not_found.items())
+    return "\n".join(
+        (
+            f"{of.capitalize()}: {record.split} split of {record.data}, {plural(record.cases, 'case')} of "
+            f"{plural(record.patients, 'patient')}; the truth is the column {record.truth_column}.",
+            "",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            f"Limits of agreement are the mean difference ± {WITHIN} SD. In brackets: 95 % intervals that resample "
+            f"patients. Nothing found to measure: {nothing}; pairs without both are left out.",
+            "",
+        )
+    )
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    one = comparison.agreement
+    if one is None:
+        return (comparison.first, comparison.second, "0 or 1", str(comparison.not_found), *("–",) * 5)
+    share = 100 * one.bias.mean / float(np.mean(one.second))
+    return (
+        comparison.first,
+        comparison.second,
+        str(one.cases),
+        str(comparison.not_found),
+        f"{_signed(one.bias)}, {signed(share, 2)} %",
+        _signed(one.limit_low),
+        _signed(one.limit_high),
+        _unsigned(one.mean_absolute),
+        "–" if one.slope is None else _signed(one.slope, decimals=4),
+    )
+
+
+def _signed(estimate: Estimate, decimals: int = 2) -> str:
+    def text(value: float) -> str:
+        return signed(value, decimals)
+
+    if estimate.low is None or estimate.high is None:
+        return text(estimate.mean)
+    return f"{text(estimate.mean)} ({text(estimate.low)} to {text(estimate.high)})"
+
+
+def _unsigned(estimate: Estimate) -> str:
+    text = f"{estimate.mean:.2f}"
+    return text if estimate.low is None else f"{text} ({estimate.low:.2f}–{estimate.high:.2f})"
 
 
 if __name__ == "__main__":

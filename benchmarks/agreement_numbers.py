@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.record import Estimate
+from segcore.stats import DRAWS, Estimate, percentile_interval, resampled, sums_by_patient
 
 WITHIN = 1.96
 """Standard deviations to either side that hold 95 % of the differences, if they are normal."""
@@ -58,7 +58,7 @@ def agreement_of(
     patients: Sequence[str],
     unit: str,
     *,
-    draws: int = 2000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Agreement:
     """Compares two measurements of the same cases.
@@ -86,14 +86,11 @@ def agreement_of(
             f"must be at least 2 pairs, got {len(first)}, {len(second)} and {len(patients)} patients"
         )
     a, b = np.asarray(first, float), np.asarray(second, float)
-    names, group = np.unique(np.asarray(patients), return_inverse=True)
-    per_patient = np.stack([np.bincount(group, weights=w) for w in _moments(a - b, (a + b) / 2)])  # 7×P
+    per_patient = np.stack([sums_by_patient(m, patients) for m in _moments(a - b, (a + b) / 2)])  # 7×P
     found = _figures(per_patient.sum(axis=1))
     ends: list[tuple[float | None, float | None]] = [(None, None)] * len(found)
-    if len(names) > 1:
-        picks = np.random.default_rng(seed).integers(0, len(names), size=(draws, len(names)))
-        drawn = _figures(per_patient[:, picks].sum(axis=2))
-        ends = [_interval(values) for values in drawn]
+    if per_patient.shape[1] > 1:
+        ends = [_interval(values) for values in _figures(resampled(per_patient, draws=draws, seed=seed))]
     bias, limit_low, limit_high, mean_absolute, slope = (
         Estimate(mean=float(value), low=low, high=high)
         for value, (low, high) in zip(found, ends, strict=True)
@@ -101,7 +98,7 @@ def agreement_of(
     return Agreement(
         unit=unit,
         cases=len(a),
-        patients=len(names),
+        patients=per_patient.shape[1],
         bias=bias,
         limit_low=limit_low,
         limit_high=limit_high,
@@ -114,10 +111,7 @@ def agreement_of(
 
 def _interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
     drawn = drawn[np.isfinite(drawn)]  # a draw of one case has no spread, one of equal means no slope
-    if not len(drawn):
-        return None, None
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
+    return percentile_interval(drawn) if len(drawn) else (None, None)
 
 
 def _moments(difference: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from benchmarks.deferral_numbers import CaseRow, Condition, Curve, condition_of, curve_of
 from benchmarks.degrade import DEGRADATIONS, SEEN, Sample
 from benchmarks.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
@@ -36,9 +36,19 @@ from segcore.host import Made, made_now
 from segcore.metrics import dice_per_class
 from segcore.outfolder import out_folder
 from segcore.preprocess import prepare
+from segcore.stats import auroc, correlation_interval, interval, pearson, spearman
 
 CLEAN = "clean"
 PICTURES = 8
+DRAWS = 1000
+"""Resamples for a correlation, which must be computed anew for each."""
+# Okabe and Ito, Color Universal Design, 2008; yellow is left out, it is lost on white.
+_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#999999")
+_MARKERS = "os^vDPX*"
+_LEAST = 0.012
+"""1 − Dice at the axes' end; what is better is drawn there."""
+_TICKS = [1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02]
+_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False}
 
 
 class DeferralSettings(Settings):
@@ -66,7 +76,96 @@ class DeferralSettings(Settings):
     """Replace a finished --out."""
 
 
-class DeferralRecord(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CaseRow(_Part):
+    """One picture under one condition; Dice and quality are 0–1, means over classes."""
+
+    condition: str
+    case: str
+    patient: str
+    quality: float
+    dice_student: float
+    dice_teacher: float
+
+
+class Estimate(_Part):
+    """A number with its 95 % interval over patients; None where it cannot be computed (one patient, no spread)."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Condition(_Part):
+    """The student's estimate of its Dice against the true one, over the cases of one condition.
+
+    Attributes:
+        condition: clean, a degradation, or the name of the other data.
+        mae: mean absolute error of the estimate.
+        poor: share of cases whose true Dice is below the threshold.
+        flagged: share whose estimate is.
+        auroc: how well the estimate tells poor cases from the others: 0.5 is chance, 1 perfect.
+    """
+
+    condition: str
+    cases: int
+    patients: int
+    quality_mean: float
+    dice_student: float
+    dice_teacher: float
+    spearman: Estimate
+    pearson: Estimate
+    mae: Estimate
+    poor: float
+    flagged: float
+    auroc: float | None
+
+
+class AtThreshold(_Part):
+    """What `--below` does to the cases of a curve.
+
+    Attributes:
+        sent: share of cases that go to the teacher.
+        dice: mean Dice of the pair.
+        latency_ms: mean time of a picture.
+        dice_kept: the student's mean Dice on what it keeps; None if it keeps nothing.
+        dice_sent: the student's mean Dice on what it sends; None if it sends nothing.
+        dice_sent_teacher: the teacher's on the same cases.
+    """
+
+    sent: float
+    dice: float
+    latency_ms: float
+    dice_kept: float | None
+    dice_sent: float | None
+    dice_sent_teacher: float | None
+
+
+class Curve(_Part):
+    """Mean Dice of the pair when q % of the cases go to the teacher, q = 0, 1, … 100.
+
+    Attributes:
+        of: the conditions that it is over.
+        least_sure: the q % with the lowest estimates.
+        random: on average over all choices of q %.
+        oracle: the q % whose Dice rises most; nobody knows these beforehand.
+        latency_ms: mean time of a picture: the student's, and the teacher's for q % of them.
+        at_threshold: where `--below` lies on it.
+    """
+
+    of: tuple[str, ...]
+    cases: int
+    least_sure: tuple[float, ...]
+    random: tuple[float, ...]
+    oracle: tuple[float, ...]
+    latency_ms: tuple[float, ...]
+    at_threshold: AtThreshold
+
+
+class DeferralRecord(_Part):
     """What record.json holds.
 
     Attributes:
@@ -75,8 +174,6 @@ class DeferralRecord(BaseModel):
         other_load_share: share of the processor time that others took while it was timed, 0–1.
         curves: over clean cases, and over clean and degraded ones together; not over --also-test.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     student: str
     student_sha256: str
@@ -108,7 +205,6 @@ def main(settings: DeferralSettings) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise need("matplotlib", "bench") from None
-    from benchmarks.deferral_plot import draw_deferral
 
     made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
@@ -249,6 +345,74 @@ def _time(pair: DeferringPredictor, cases: Sequence[Case], rounds: int) -> tuple
     return student, teacher, others_share(before, read_processor_times())
 
 
+def condition_of(rows: Sequence[CaseRow], below: float) -> Condition:
+    """Summarises the cases of one condition."""
+    quality, dice = np.array([r.quality for r in rows]), np.array([r.dice_student for r in rows])
+    patients = [r.patient for r in rows]
+    errors = np.abs(quality - dice)
+    low, high = interval(errors.tolist(), patients)
+    return Condition(
+        condition=rows[0].condition,
+        cases=len(rows),
+        patients=len(set(patients)),
+        quality_mean=float(quality.mean()),
+        dice_student=float(dice.mean()),
+        dice_teacher=float(np.mean([r.dice_teacher for r in rows])),
+        spearman=correlation(quality, dice, patients, spearman),
+        pearson=correlation(quality, dice, patients, pearson),
+        mae=Estimate(value=float(errors.mean()), low=low, high=high),
+        poor=float((dice < below).mean()),
+        flagged=float((quality < below).mean()),
+        auroc=auroc(-quality, dice < below),
+    )
+
+
+def correlation(
+    a: np.ndarray,
+    b: np.ndarray,
+    patients: Sequence[str],
+    kind: Callable[[np.ndarray, np.ndarray], float | None],
+) -> Estimate:
+    """A correlation with its interval over patients."""
+    low, high = correlation_interval(a, b, patients, kind, draws=DRAWS)
+    return Estimate(value=kind(a, b), low=low, high=high)
+
+
+def curve_of(rows: Sequence[CaseRow], *, below: float, student_ms: float, teacher_ms: float) -> Curve:
+    """The deferral curve over all `rows`, with chance and the best possible order beside it."""
+    quality = np.array([r.quality for r in rows])
+    student, teacher = np.array([r.dice_student for r in rows]), np.array([r.dice_teacher for r in rows])
+    gain = teacher - student
+    shares = np.linspace(0.0, 1.0, 101)
+    sent = quality < below
+    return Curve(
+        of=tuple(dict.fromkeys(r.condition for r in rows)),
+        cases=len(rows),
+        least_sure=_swept(student, gain, np.argsort(quality, kind="stable"), shares),
+        random=tuple((student.mean() + shares * gain.mean()).tolist()),
+        oracle=_swept(student, gain, np.argsort(-gain, kind="stable"), shares),
+        latency_ms=tuple((student_ms + shares * teacher_ms).tolist()),
+        at_threshold=AtThreshold(
+            sent=float(sent.mean()),
+            dice=float(np.where(sent, teacher, student).mean()),
+            latency_ms=student_ms + float(sent.mean()) * teacher_ms,
+            dice_kept=_mean(student[~sent]),
+            dice_sent=_mean(student[sent]),
+            dice_sent_teacher=_mean(teacher[sent]),
+        ),
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _swept(student: np.ndarray, gain: np.ndarray, order: np.ndarray, shares: np.ndarray) -> tuple[float, ...]:
+    """Mean Dice when the first of `order` are replaced; a share between two cases is interpolated."""
+    total = student.sum() + np.concatenate([[0.0], np.cumsum(gain[order])])
+    return tuple((np.interp(shares * len(gain), np.arange(len(gain) + 1), total) / len(gain)).tolist())
+
+
 def _table(record: DeferralRecord) -> Iterator[str]:
     yield f"{'condition':24}{'cases':>6}{'Dice':>8}{'estimate':>10}{'Spearman':>10}{'MAE':>8}{'poor':>7}{'flagged':>9}"
     for c in record.conditions:
@@ -265,6 +429,114 @@ def _table(record: DeferralRecord) -> Iterator[str]:
             f"{curve.least_sure[-1]:.4f}; below {record.below:g} sends {at.sent:.0%}: {at.dice:.4f} at "
             f"{at.latency_ms:.1f} ms, {kept}"
         )
+
+
+def draw_deferral(record: DeferralRecord, rows: Sequence[CaseRow], path: Path) -> None:
+    """Writes the PNG.
+
+    Args:
+        record: what was measured.
+        rows: its cases.
+        path: file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    scatter, *curves = figure.subplots(
+        1, 1 + len(record.curves), width_ratios=[1.15] + [1.0] * len(record.curves)
+    )
+    _draw_scatter(scatter, record, rows)
+    for axes, curve in zip(curves, record.curves, strict=True):
+        _draw_curve(axes, curve, record)
+    load = (
+        ""
+        if record.other_load_share is None
+        else f", others took {record.other_load_share:.0%} of the processor"
+    )
+    figure.suptitle(
+        f"{record.student}  →  {record.teacher};  {record.threads} thread{'s' * (record.threads > 1)}: "
+        f"{record.student_ms:.1f} and {record.teacher_ms:.1f} ms a picture{load}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _draw_scatter(axes: Any, record: DeferralRecord, rows: Sequence[CaseRow]) -> None:
+    """Both axes are 1 − Dice, logarithmic and turned round: most cases lie between 0.9 and 1."""
+    axes.plot([1, _LEAST], [1, _LEAST], color="#888888", linewidth=1, zorder=1)
+    axes.axhline(1 - record.below, color="#888888", linewidth=1, linestyle=":", zorder=1)
+    axes.text(
+        0.9,
+        0.96 * (1 - record.below),
+        f"estimates below {record.below:g} are passed on",
+        fontsize=8,
+        va="bottom",
+    )
+    for i, condition in enumerate(record.conditions):
+        mine = [r for r in rows if r.condition == condition.condition]
+        rho = condition.spearman.value
+        kind = " (kind seen in the fit)" if condition.condition in record.seen else ""
+        words = f"{condition.condition}{kind}: "
+        words += "nothing to mark" if rho is None else f"ρ {rho:.2f}, error {condition.mae.value:.3f}"
+        axes.scatter(
+            [max(1 - r.dice_student, _LEAST) for r in mine],
+            [max(1 - r.quality, _LEAST) for r in mine],
+            s=13,
+            alpha=0.5,
+            linewidths=0,
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            label=words,
+            zorder=3 if i else 4,
+        )
+    labels = [f"{1 - tick:g}" for tick in _TICKS]
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_ticks(_TICKS, labels)
+        axis.set_ticks([], minor=True)
+    axes.set(xlim=(1.1, _LEAST), ylim=(1.1, _LEAST))
+    axes.set(xlabel="true Dice", ylabel="Dice as the student estimates it")
+    axes.set_title("Does it know? Each dot is a test picture", fontsize=11)
+    legend = axes.legend(fontsize=8, ncols=2, **_BELOW)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)
+    _tidy(axes)
+
+
+def _draw_curve(axes: Any, curve: Curve, record: DeferralRecord) -> None:
+    percent = list(range(101))
+    axes.plot(percent, curve.oracle, color="#999999", linestyle="--", label="best possible order (oracle)")
+    axes.plot(percent, curve.least_sure, color="#0072b2", linewidth=2.2, label="least sure first")
+    axes.plot(percent, curve.random, color="#d55e00", linestyle=":", linewidth=1.8, label="random order")
+    at = curve.at_threshold
+    words = f"below {record.below:g}: {at.sent:.0%} sent, Dice {at.dice:.4f}, {at.latency_ms:.1f} ms"
+    axes.plot([100 * at.sent], [at.dice], "o", color="#0072b2", markersize=8, zorder=5, label=words)
+    axes.set(
+        xlim=(-2, 102), xlabel="share of cases sent to the second model (%)", ylabel="mean Dice of the pair"
+    )
+    start, end = curve.latency_ms[0], curve.latency_ms[-1]
+    time = axes.secondary_xaxis(
+        "top",
+        functions=(lambda q: start + q / 100 * (end - start), lambda ms: (ms - start) / (end - start) * 100),
+    )
+    time.set_xlabel("mean time of a picture (ms)", fontsize=9)
+    time.tick_params(labelsize=8)
+    name = (
+        "Clean test cases"
+        if len(curve.of) == 1
+        else f"Clean and degraded ({len(curve.of)} conditions, equal shares)"
+    )
+    axes.set_title(name, fontsize=11)
+    axes.legend(fontsize=8, ncols=2, **_BELOW)
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["right"]].set_visible(False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from segcore.stats import Estimate
+
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,14 +99,6 @@ class Accuracy(_Line):
     small_recall_low: float | None = None
     small_recall_high: float | None = None
     small_recall_by_class: dict[str, float] = {}
-
-
-class Estimate(_Line):
-    """A figure with its 95 % interval over patients; no interval for a single patient."""
-
-    mean: float
-    low: float | None
-    high: float | None
 
 
 class Difference(Estimate):

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.record import Estimate
 from segcore.host import Made
+from segcore.stats import Estimate
 
 
 class _Part(BaseModel):

@@ -11,23 +11,23 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from benchmarks.accuracy import interval
-from benchmarks.study_numbers import (
+from benchmarks.study_plan import Arm, Run, Split
+from benchmarks.study_record import CaseScore, Drop, Memory, RankRange, Row, RunRecord, Spread, Versus
+from benchmarks.study_test import AUTOMATIC, CONTROLS
+from segcore.bundle import MANIFEST
+from segcore.manifest import Manifest
+from segcore.stats import (
     corrected_t_p,
     differences,
     drop_between,
     holm,
+    interval,
     mean_by_case,
     mean_sd,
     places,
     sd_within,
     sign_flip_test,
 )
-from benchmarks.study_plan import Arm, Run, Split
-from benchmarks.study_record import CaseScore, Drop, Memory, RankRange, Row, RunRecord, Spread, Versus
-from benchmarks.study_test import AUTOMATIC, CONTROLS
-from segcore.bundle import MANIFEST
-from segcore.manifest import Manifest
 
 K = TypeVar("K")
 Kind = Literal["main", "tune", "rank", "share"]

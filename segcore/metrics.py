@@ -1,8 +1,6 @@
-"""Accuracy of masks: overlap, surface distance and small parts found, a case and class; how sure a mean is."""
+"""Accuracy of masks: overlap, surface distance and small parts found, a case and class."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -137,34 +135,3 @@ def small_parts_found(
 def _check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must have one shape")
-
-
-def bootstrap_interval(
-    values: Sequence[float],
-    patients: Sequence[str],
-    *,
-    counts: Sequence[float] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean over cases, resampling patients.
-
-    Cases of one patient are not independent: resampling cases would make the interval too narrow.
-
-    Args:
-        values: one a case.
-        patients: of the cases.
-        counts: with them, the interval is of sum(values) / sum(counts), as of parts found out of parts; every
-            patient must have some.
-        draws: resamples.
-        seed: of the resamples.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-    """
-    names, group = np.unique(np.asarray(patients), return_inverse=True)
-    sums = np.bincount(group, weights=np.asarray(values, float))
-    totals = np.bincount(group, weights=None if counts is None else np.asarray(counts, float))
-    picks = np.random.default_rng(seed).integers(0, len(names), size=(draws, len(names)))
-    means = sums[picks].sum(1) / totals[picks].sum(1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)

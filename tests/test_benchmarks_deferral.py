@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.deferral_numbers import CaseRow, auroc, condition_of, curve_of, pearson, ranks, spearman
+from benchmarks.deferral import CaseRow, condition_of, curve_of
 from benchmarks.degrade import DEGRADATIONS, Sample
 from segcore.phantom import phantom_case
+from segcore.stats import auroc, pearson, ranks, spearman
 
 
 def row(case, quality, student, teacher=1.0, condition="clean", patient=None) -> CaseRow:

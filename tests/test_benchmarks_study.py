@@ -15,19 +15,6 @@ from PIL import Image
 
 from benchmarks.study import main, repeat_lists
 from benchmarks.study_job import Job
-from benchmarks.study_numbers import (
-    FLIPS,
-    corrected_t_p,
-    differences,
-    drop_between,
-    holm,
-    mean_by_case,
-    mean_sd,
-    places,
-    sd_within,
-    sign_flip_test,
-    student_t_p,
-)
 from benchmarks.study_plan import Arm, Plan, Run, Split, flags_of, make_plan
 from benchmarks.study_plots import draw_plots, floor_of
 from benchmarks.study_record import CaseScore, Failure, Memory, RunRecord, StudyRecord
@@ -42,6 +29,19 @@ from segcore.command import parse_settings
 from segcore.dataset import open_dataset
 from segcore.errors import GateError, InputError
 from segcore.manifest import Manifest
+from segcore.stats import (
+    FLIPS,
+    corrected_t_p,
+    differences,
+    drop_between,
+    holm,
+    mean_by_case,
+    mean_sd,
+    places,
+    sd_within,
+    sign_flip_test,
+    student_t_p,
+)
 
 DATA = "phantom:cxr:30"
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from segcore.metrics import (
-    bootstrap_interval,
     connected_parts,
     dice_per_class,
     disagreement,
@@ -10,6 +9,7 @@ from segcore.metrics import (
     iou_per_class,
     small_parts_found,
 )
+from segcore.stats import bootstrap_interval
 
 EMPTY = np.zeros((4, 4), np.uint8)
 
