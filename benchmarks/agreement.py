@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.agreement_numbers import WITHIN, Agreement, agreement_of
+from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.subject import Subject, check_fair, engines_of, name_subjects, open_bundles, open_subject
 from benchmarks.wording import plural, signed
 from segcore.case import Case
 from segcore.command import Settings, print_result, run_command
 from segcore.dataset import open_dataset
-from segcore.errors import InputError, need
+from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.measurements import measure
-from segcore.outfolder import out_folder
 from segcore.stats import Estimate
 
 TRUTH, TRUE_MASKS = "truth", "true masks"
@@ -78,7 +78,7 @@ class AgreementSettings(Settings):
     """Replace a finished --out."""
 
 
-class Comparison(BaseModel):
+class Comparison(Part):
     """One row of the table: first minus second.
 
     Attributes:
@@ -86,15 +86,13 @@ class Comparison(BaseModel):
         agreement: None with fewer than two cases.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     first: str
     second: str
     not_found: int
     agreement: Agreement | None
 
 
-class AgreementRecord(BaseModel):
+class AgreementRecord(Part):
     """What agreement.json holds.
 
     Attributes:
@@ -102,8 +100,6 @@ class AgreementRecord(BaseModel):
         not_found: cases in which each found nothing to measure, by name.
         bundles: sha256 by name.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str
     data_sha256: str
@@ -126,14 +122,10 @@ def main(settings: AgreementSettings) -> None:
     Raises:
         InputError: data without the truth or a spacing, or bundles that do not fit the data.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise need("matplotlib", "bench") from None
+    check_libraries("matplotlib")
     from benchmarks.agreement_plot import write_panels
 
-    made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with results_folder(settings) as folder:
         record, rows = compare(settings)
         panels = [
             (c.agreement, (c.first, c.second))
@@ -142,7 +134,7 @@ def main(settings: AgreementSettings) -> None:
         ]
         if panels:
             write_panels(folder / "agreement.png", panels, what=WHAT[settings.measure])
-        (folder / "agreement.json").write_text(record.model_dump_json(indent=2) + "\n")
+        write_record(folder / "agreement.json", record)
         table = table_of(record)
         (folder / "agreement.md").write_text(table)
         with (folder / "cases.csv").open("w", newline="") as file:

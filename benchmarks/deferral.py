@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.degrade import DEGRADATIONS, SEEN, Sample
+from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
 from runtime.interleaved import ModelCalls, time_interleaved
@@ -31,10 +32,9 @@ from segcore.bundle import open_bundle
 from segcore.case import Case
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
-from segcore.errors import InputError, need
+from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.metrics import dice_per_class
-from segcore.outfolder import out_folder
 from segcore.preprocess import prepare
 from segcore.stats import auroc, correlation_interval, interval, pearson, spearman
 
@@ -76,11 +76,7 @@ class DeferralSettings(Settings):
     """Replace a finished --out."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CaseRow(_Part):
+class CaseRow(Part):
     """One picture under one condition; Dice and quality are 0–1, means over classes."""
 
     condition: str
@@ -91,7 +87,7 @@ class CaseRow(_Part):
     dice_teacher: float
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A number with its 95 % interval over patients; None where it cannot be computed (one patient, no spread)."""
 
     value: float | None
@@ -99,7 +95,7 @@ class Estimate(_Part):
     high: float | None = None
 
 
-class Condition(_Part):
+class Condition(Part):
     """The student's estimate of its Dice against the true one, over the cases of one condition.
 
     Attributes:
@@ -124,7 +120,7 @@ class Condition(_Part):
     auroc: float | None
 
 
-class AtThreshold(_Part):
+class AtThreshold(Part):
     """What `--below` does to the cases of a curve.
 
     Attributes:
@@ -144,7 +140,7 @@ class AtThreshold(_Part):
     dice_sent_teacher: float | None
 
 
-class Curve(_Part):
+class Curve(Part):
     """Mean Dice of the pair when q % of the cases go to the teacher, q = 0, 1, … 100.
 
     Attributes:
@@ -165,7 +161,7 @@ class Curve(_Part):
     at_threshold: AtThreshold
 
 
-class DeferralRecord(_Part):
+class DeferralRecord(Part):
     """What record.json holds.
 
     Attributes:
@@ -201,19 +197,15 @@ def main(settings: DeferralSettings) -> None:
     Raises:
         InputError: bundles or data that do not go together.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise need("matplotlib", "bench") from None
+    check_libraries("matplotlib")
 
-    made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with results_folder(settings) as folder:
         record, rows = measure(settings)
         with (folder / "cases.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(CaseRow.model_fields))
             writer.writeheader()
             writer.writerows(row.model_dump() for row in rows)
-        (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n")
+        write_record(folder / "record.json", record)
         draw_deferral(record, rows, folder / "deferral.png")
     for line in _table(record):
         print(line)

@@ -28,13 +28,13 @@ from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
 from segcore.errors import GateError, InputError, need
 from segcore.host import Made, made_now
-from segcore.outfolder import out_folder
 
 WARM_UP_S = 15.0
 """Seconds before the first reading of memory that counts: libraries and caches are still filling."""
@@ -63,7 +63,7 @@ class DemoLoadSettings(Settings):
     """replace a finished --out"""
 
 
-class LoadRecord(BaseModel):
+class LoadRecord(Part):
     """What was measured.
 
     Attributes:
@@ -76,8 +76,6 @@ class LoadRecord(BaseModel):
         growth_mib: median of the last quarter of the readings minus that of the first quarter after the warm-up.
         left_behind: files in the server's folders after the clients have gone and it was stopped.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     clients: int
     seconds: float
@@ -108,9 +106,9 @@ def main(settings: DemoLoadSettings) -> None:
             __import__(package)
         except ModuleNotFoundError:
             raise need(package, "demo") from None
+    check_libraries("matplotlib")
     cases = open_dataset(settings.data, need_masks=False).cases[: settings.pictures]
-    made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"})}
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with results_folder(settings) as folder:
         with tempfile.TemporaryDirectory(prefix="sam2edge-load-") as scratch:
             pictures = [Path(scratch) / f"picture-{i}.png" for i in range(len(cases))]
             for case, path in zip(cases, pictures, strict=True):
@@ -121,7 +119,7 @@ def main(settings: DemoLoadSettings) -> None:
                 tally = _load(settings, address, process.pid, pictures)
             left = sum(1 for path in server_folder.rglob("*") if path.is_file())
         record = tally.record(settings, left)
-        (folder / "record.json").write_text(record.model_dump_json(indent=2))
+        write_record(folder / "record.json", record)
         _draw(record, folder / "memory.png")
     print_result(**record.model_dump(exclude={"memory_mib", "made", "messages"}), out=str(settings.out))
     if record.errors or record.lost or record.wrong or record.left_behind:
@@ -250,12 +248,6 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> No
         except (URLError, OSError):
             time.sleep(0.2)
     raise InputError("python -m demo: must answer within a minute, did not; start it by hand to see why")
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process, in MiB (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def _draw(record: LoadRecord, path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from benchmarks.measuring import check_libraries, results_folder
 from segcore.command import Settings, log, print_result, run_command
-from segcore.errors import need
 
 
 class ProfileSettings(Settings):
@@ -47,21 +47,18 @@ def main(settings: ProfileSettings) -> None:
     )
     from benchmarks.subject import name_subjects, open_bundles
     from benchmarks.tables import aligned
-    from runtime.engine import choose_engine, installed
+    from runtime.engine import choose_engine
     from runtime.roofline import measure_roofline
     from segcore.golden import golden_inputs
     from segcore.host import describe_host
-    from segcore.outfolder import out_folder
 
-    if not installed("matplotlib"):
-        raise need("matplotlib", "bench")
+    check_libraries("matplotlib")
     from benchmarks.profile_plot import draw_profiles
 
     bundles = open_bundles(settings.bundle)
     engines = [choose_engine(b.manifest, "openvino", name=str(b.folder)) for b in bundles]
     subjects = name_subjects(list(zip(bundles, engines, strict=True)))
-    made = {"command": "benchmarks.profile"}
-    with out_folder(settings.out, made, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with results_folder(settings, {"command": "benchmarks.profile"}) as folder:
         log("measuring the peaks")
         roofline = measure_roofline("openvino", settings.threads, seconds=settings.seconds)
         found = []

@@ -19,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.dicom_variants import CT_SERIES, VARIANTS, Spacing, Variant
+from benchmarks.measuring import Part, results_folder
 from benchmarks.tables import aligned, piped
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
@@ -32,7 +33,7 @@ from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions
 from segcore.medical.mask_files import MaskFormat, read_mask_file, write_masks
 from segcore.medical.read import read_scan
-from segcore.outfolder import out_folder, write_text
+from segcore.outfolder import write_text
 from segcore.scan import Scan
 
 _FILES: dict[MaskFormat, str] = {"dicom-seg": "mask.dcm", "nifti": "mask.nii.gz", "png": "mask.png"}
@@ -63,7 +64,7 @@ class RoundTripSettings(Settings):
     """Replace OUT if it is there."""
 
 
-class VariantRow(BaseModel):
+class VariantRow(Part):
     """What came through one variant. Counts are of masks, one a slice, out of `masks`.
 
     Attributes:
@@ -75,8 +76,6 @@ class VariantRow(BaseModel):
         dciodvfy_errors: lines of errors over all DICOM-SEGs; None where dciodvfy is not installed.
         dciodvfy_warnings: likewise.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     lossless: bool
@@ -115,7 +114,7 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) ->
     made_from = {"bundle": bundle.sha256, "data": settings.data, "limit": settings.limit}
     with (
         Predictor.open(bundle, engine=settings.engine, threads=settings.threads) as predictor,
-        out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
+        results_folder(settings, made_from) as folder,
     ):
         rows = [
             _try(variant, pictures, predictor) for variant in tqdm(variants, unit="variant", disable=None)

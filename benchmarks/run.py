@@ -20,6 +20,7 @@ from benchmarks.measure import (
     measure_starts,
     probe,
 )
+from benchmarks.measuring import check_libraries
 from benchmarks.memory import CHILDREN
 from benchmarks.pictures import MODELS, Example, choose_cases, draw_example
 from benchmarks.record import Record, for_threads, write_lines
@@ -38,7 +39,7 @@ from runtime.engine import available_threads
 from segcore.case import Case
 from segcore.command import log, print_result
 from segcore.dataset import open_dataset
-from segcore.errors import InputError, need
+from segcore.errors import InputError
 from segcore.host import made_now
 from segcore.outfolder import out_folder
 
@@ -50,7 +51,7 @@ _HEADLINE = {
 
 def main(settings: BenchmarkSettings) -> None:
     """Measures, writes the folder, prints the table and one JSON line."""
-    _check_libraries()
+    check_libraries("matplotlib", "jinja2")
     with out_folder(
         settings.out, {"command": "benchmarks"}, overwrite=settings.overwrite, keep_on_error=False
     ) as folder:
@@ -178,16 +179,3 @@ def _thread_counts(wanted: Sequence[int]) -> list[int]:
     if bad := [count for count in wanted if count < 1]:
         raise InputError(f"--threads: must be at least 1, got {bad[0]}")
     return list(dict.fromkeys(wanted)) or [available_threads()]
-
-
-def _check_libraries() -> None:
-    """The report's libraries, before minutes of measuring.
-
-    Raises:
-        InputError: one is not installed.
-    """
-    for name in ("matplotlib", "jinja2"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise need(name, "bench") from None

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import check_libraries
 from benchmarks.pictures import Example
 from benchmarks.study_job import Job
 from benchmarks.study_plan import Plan, Run, flags_of, make_plan
@@ -36,7 +37,7 @@ from benchmarks.wording import plural
 from segcore.bundle import hash_file
 from segcore.command import log, print_result, run_command
 from segcore.dataset import Dataset, open_dataset
-from segcore.errors import GateError, InputError, need
+from segcore.errors import GateError, InputError
 from segcore.outfolder import out_folder
 
 CASES = "cases.jsonl"
@@ -101,7 +102,7 @@ def main(settings: StudySettings) -> None:
         InputError: data, systems or flags that do not go together, or data that changed since the study began.
         GateError: runs failed; the report of the others is written.
     """
-    _check_libraries()
+    check_libraries("matplotlib", "jinja2")
     dataset = open_dataset(settings.data, fold=f"1/{settings.folds}" if settings.folds > 1 else "")
     recipe = settings.recipe() | {"data_sha256": dataset.sha256} | _hashes(settings, dataset)
     plan = make_plan(settings, dataset)
@@ -209,14 +210,6 @@ def _log_plan(plan: Plan) -> None:
     )
     for reason in plan.skipped:
         log(f"left out: {reason}")
-
-
-def _check_libraries() -> None:
-    for name in ("matplotlib", "jinja2"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise need(name, "bench") from None
 
 
 def repeat_lists(words: Sequence[str]) -> list[str]:

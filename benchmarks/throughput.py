@@ -15,9 +15,10 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
+from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
 from runtime.engine import available_threads, choose_engine, engines_for, installed
 from runtime.interleaved import rotations
 from runtime.load import busy_remark, others_share, read_processor_times
@@ -25,9 +26,8 @@ from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
-from segcore.errors import InputError, need
+from segcore.errors import InputError
 from segcore.host import Made, made_now
-from segcore.outfolder import out_folder
 
 MEMORY_EVERY = 500
 """Images between two readings of the resident memory; what follows the first reading should not grow."""
@@ -62,11 +62,7 @@ class ThroughputSettings(Settings):
     """Replace a finished --out."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Throughput(_Part):
+class Throughput(Part):
     """One way of predicting many pictures.
 
     Attributes:
@@ -86,7 +82,7 @@ class Throughput(_Part):
     times_more_high: float
 
 
-class Memory(_Part):
+class Memory(Part):
     """Resident memory while `Predictor.map` goes on.
 
     Attributes:
@@ -103,7 +99,7 @@ class Memory(_Part):
     images_s: float
 
 
-class ThroughputRecord(_Part):
+class ThroughputRecord(Part):
     """What record.json holds; `other_load_share` is what other programs took of the processor meanwhile, 0–1."""
 
     bundle: str
@@ -127,14 +123,10 @@ def main(settings: ThroughputSettings) -> None:
     """
     if settings.images is not None and not Path("/proc/self/status").exists():
         raise InputError("--images: must be left out where there is no /proc, only Linux says the memory so")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise need("matplotlib", "bench") from None
-    made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    check_libraries("matplotlib")
+    with results_folder(settings) as folder:
         record = measure(settings)
-        (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n")
+        write_record(folder / "record.json", record)
         if record.memory:
             draw_memory(record, folder / "memory.png")
     for line in _table(record):
@@ -201,12 +193,6 @@ def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int
         growth_mib=max(resident[1:]) - resident[0],
         images_s=predictions.images_per_s,
     )
-
-
-def resident_mib() -> float:
-    """Resident size of this process now, in MiB. Source: proc_pid_status(5), VmRSS."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def _engines(bundle: Bundle, wanted: Sequence[str]) -> list[str]:

@@ -20,9 +20,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
+from benchmarks.measuring import Part, results_folder, write_record
 from benchmarks.throughput_resume import Resumed, kill_and_resume, run_predict
 from runtime.engine import available_threads, open_engine
 from runtime.interleaved import rotations
@@ -33,7 +34,6 @@ from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.host import Made, made_now
 from segcore.medical.read import read_scan
-from segcore.outfolder import out_folder
 from segcore.preprocess import prepare
 
 _WRITTEN = {
@@ -66,11 +66,7 @@ class BatchSettings(Settings):
     """Replace a finished --out."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BatchRow(_Part):
+class BatchRow(Part):
     """One way of predicting the pictures.
 
     Attributes:
@@ -87,7 +83,7 @@ class BatchRow(_Part):
     of_engine: float
 
 
-class BatchRecord(_Part):
+class BatchRecord(Part):
     """What record.json holds; `other_load_share` is what other programs took of the processor in the rounds, 0–1."""
 
     bundle: str
@@ -110,10 +106,9 @@ def main(settings: BatchSettings) -> None:
     Raises:
         InputError: a bundle or inputs that cannot be used.
     """
-    made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with results_folder(settings) as folder:
         record = measure(settings)
-        (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n")
+        write_record(folder / "record.json", record)
     for line in _table(record):
         print(line)
     print_result(

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.measuring import check_libraries, results_folder
 from benchmarks.stopwatch import Stopwatch
 from runtime.load import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset import open_dataset
 from segcore.host import describe_host, library_versions
-from segcore.outfolder import out_folder
 from segcore.soft_labels import open_soft_labels
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def main(settings: TrainingSettings) -> None:
     if settings.out is None:
         cost = measure_training(settings)
     else:
-        recipe = settings.model_dump(mode="json", exclude={"out", "overwrite"})
-        with out_folder(settings.out, recipe, overwrite=settings.overwrite, keep_on_error=False) as folder:
+        check_libraries("matplotlib")
+        with results_folder(settings) as folder:
             cost = measure_training(settings)
             (folder / "training.json").write_text(json.dumps(cost.model_dump(), indent=2))
             draw_cost(cost, folder / "training.png")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.throughput import ThroughputSettings, main, resident_mib
+from benchmarks.measuring import resident_mib
+from benchmarks.throughput import ThroughputSettings, main
 from segcore.errors import InputError
 
 
