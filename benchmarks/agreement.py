@@ -34,6 +34,7 @@ from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.measurements import measure
 from segcore.stats import Estimate
+from segcore.tables import table_of
 
 TRUTH, TRUE_MASKS = "truth", "true masks"
 Measure = Literal["circumference", "area", "diameter"]
@@ -135,7 +136,7 @@ def main(settings: AgreementSettings) -> None:
         if panels:
             write_panels(folder / "agreement.png", panels, what=WHAT[settings.measure])
         write_record(folder / "agreement.json", record)
-        table = table_of(record)
+        table = describe(record)
         (folder / "agreement.md").write_text(table)
         with (folder / "cases.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -260,17 +261,18 @@ def _comparison(
     return Comparison(first=first, second=second, not_found=len(patients) - len(both), agreement=agreement)
 
 
-def table_of(record: AgreementRecord) -> str:
+def describe(record: AgreementRecord) -> str:
     """What was compared, a row for each pair, and how to read it."""
     of = f"{record.measure} of {record.of_class} in {record.unit}"
-    rows = [_HEAD, ("---",) * len(_HEAD), *(_row(comparison) for comparison in record.comparisons)]
+    rows = [_row(comparison) for comparison in record.comparisons]
+    table = table_of(of.capitalize(), _HEAD, rows, words=[True] * len(_HEAD))
     nothing = ", ".join(f"{name} {count}" for name, count in record.not_found.items())
     return "\n".join(
         (
-            f"{of.capitalize()}: {record.split} split of {record.data}, {plural(record.cases, 'case')} of "
+            f"{table.title}: {record.split} split of {record.data}, {plural(record.cases, 'case')} of "
             f"{plural(record.patients, 'patient')}; the truth is the column {record.truth_column}.",
             "",
-            *(f"| {' | '.join(row)} |" for row in rows),
+            table.markdown(),
             "",
             f"Limits of agreement are the mean difference ± {WITHIN} SD. In brackets: 95 % intervals that resample "
             f"patients. Nothing found to measure: {nothing}; pairs without both are left out.",

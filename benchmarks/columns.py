@@ -3,54 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 from benchmarks import wording
 from benchmarks.record import Record
+from segcore.tables import Column
 
 P99_SAMPLES = 100
 """Calls below which a 99th percentile is little more than the maximum, and is not shown."""
-
-
-class Row(Protocol):
-    """What a table shows a line of: a record, or a device's report."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def is_reference(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its header, the unit or remark under it, and the text of a row's cell."""
-
-    header: str
-    unit: str
-    cell: Callable[[Any], str]
-    words: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table ready to be drawn.
-
-    Attributes:
-        title: what it shows.
-        columns: its columns.
-        records: one a row.
-        rows: the texts, a row a record.
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    records: tuple[Row, ...]
-
-    @property
-    def rows(self) -> list[list[str]]:
-        return [[column.cell(record) for column in self.columns] for record in self.records]
 
 
 def accuracy_columns(records: Sequence[Record]) -> tuple[Column, ...]:

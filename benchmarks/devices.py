@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import wording
-from benchmarks.columns import P99_SAMPLES, Column, Table
+from benchmarks.columns import P99_SAMPLES
 from benchmarks.record import Record
 from runtime.device_report import DeviceReport, Percentiles, read_report
 from runtime.device_speed import times_text
 from runtime.load import BUSY_SHARE
 from segcore.errors import InputError
 from segcore.guard_record import DiceScore
+from segcore.tables import Column, Table
 
 UNMEASURED = "Speed against a higher precision: not measured"
 

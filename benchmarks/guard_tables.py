@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import wording
-from benchmarks.tables import piped
 from segcore.bundle import Bundle
 from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
+from segcore.tables import Table, table_of
 
 TITLE = "What INT8 was allowed to lose"
 SHOWN_LAYERS = 10
@@ -17,16 +17,6 @@ SHOWN_LAYERS = 10
 UNMEASURED = "unmeasured, the engine is on another device"
 
 _TEMPLATE = Path(__file__).with_name("guard.html.j2")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A small table of texts; `words` says which columns hold words."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ class Guarded:
     name: str
     folder: Path
     facts: tuple[tuple[str, str], ...]
-    grids: tuple[Grid, ...]
+    grids: tuple[Table, ...]
 
 
 def guarded_bundles(bundles: Sequence[Bundle]) -> list[Guarded]:
@@ -54,12 +44,16 @@ def guarded_bundles(bundles: Sequence[Bundle]) -> list[Guarded]:
 def guard_html(bundles: Sequence[Bundle]) -> str:
     """The page's section; empty if no bundle has a guard."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def drawn(grid: Table, name: str) -> Markup:
+        return Markup(grid.html(label=f"{grid.title}, {name}", row_heads=False))
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text())
-    return template.render(title=TITLE, guarded=guarded_bundles(bundles))
+    return template.render(title=TITLE, guarded=guarded_bundles(bundles), drawn=drawn)
 
 
 def guard_markdown(bundles: Sequence[Bundle]) -> list[str]:
@@ -68,7 +62,7 @@ def guard_markdown(bundles: Sequence[Bundle]) -> list[str]:
     for one in guarded_bundles(bundles):
         lines += [f"**{one.name}**", "", *(f"* {what}: {text}" for what, text in one.facts), ""]
         for grid in one.grids:
-            lines += [f"{grid.title}:", "", piped(grid.head, grid.rows, words=grid.words), ""]
+            lines += [f"{grid.title}:", "", grid.markdown(), ""]
     return [f"**{TITLE}**", "", *lines] if lines else []
 
 
@@ -88,7 +82,7 @@ def _describe(bundle: Bundle, guard: GuardRecord) -> Guarded:
         facts["fine-tuning"] = f"{epochs} with 8-bit rounding in the training graph"
     grids = (_steps(guard), _float_layers(guard), _sensitivity(guard))
     return Guarded(
-        bundle.manifest.name, bundle.folder, tuple(facts.items()), tuple(g for g in grids if g.rows)
+        bundle.manifest.name, bundle.folder, tuple(facts.items()), tuple(g for g in grids if g.records)
     )
 
 
@@ -122,7 +116,7 @@ def _calibration(bundle: Bundle, guard: GuardRecord) -> str:
     return f"{cases}, {guard.calibration_batch} at a time"
 
 
-def _steps(guard: GuardRecord) -> Grid:
+def _steps(guard: GuardRecord) -> Table:
     def row(number: int, what: str, floats: int, dice: DiceScore, passed: bool) -> tuple[str, ...]:
         drops = _points(guard.fp32.mean, dice.mean), _points(guard.fp32.p05, dice.p05)
         kept = "kept" if passed else "too much"
@@ -134,15 +128,15 @@ def _steps(guard: GuardRecord) -> Grid:
     ]
     head = ("step", "what", "in float", "Dice", "points", "5th percentile", "points", "verdict")
     words = (False, True, False, False, False, False, False, True)
-    return Grid("What the guard tried", head, tuple(rows), words)
+    return table_of("What the guard tried", head, rows, words=words)
 
 
-def _float_layers(guard: GuardRecord) -> Grid:
+def _float_layers(guard: GuardRecord) -> Table:
     rows = tuple((one.layer, one.why) for one in guard.float_layers)
-    return Grid("Layers that stayed in float", ("layer", "why"), rows, (True, True))
+    return table_of("Layers that stayed in float", ("layer", "why"), rows, words=(True, True))
 
 
-def _sensitivity(guard: GuardRecord) -> Grid:
+def _sensitivity(guard: GuardRecord) -> Table:
     shown = guard.sensitivity[:SHOWN_LAYERS]
     floats = {one.layer for one in guard.float_layers}
     rows = tuple(
@@ -157,4 +151,4 @@ def _sensitivity(guard: GuardRecord) -> Grid:
     )
     title = f"The most sensitive layers, each alone in INT8 ({len(shown)} of {len(guard.sensitivity)})"
     head = ("layer", "Dice, points", "5th percentile, points", "logits' error", "ends in")
-    return Grid(title, head, rows, (True, False, False, False, True))
+    return table_of(title, head, rows, words=(True, False, False, False, True))

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from benchmarks import wording
-from benchmarks.columns import HD95, MACS, SMALL, Column, Table
+from benchmarks.columns import HD95, MACS, SMALL
 from benchmarks.record import Record, for_threads
+from segcore.tables import Column, Table
 
 _PRECISIONS = ("int8", "fp16", "fp32")
 

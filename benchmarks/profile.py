@@ -36,17 +36,13 @@ def main(settings: ProfileSettings) -> None:
     """Measures, writes the folder, prints a table a bundle and one JSON line."""
     from benchmarks.layers import profile_model
     from benchmarks.profile_text import (
-        HEAD,
-        WORDS,
         Profiled,
         describe,
-        kind_rows,
+        kind_table,
         sentences,
-        title,
         write_layers,
     )
     from benchmarks.subject import name_subjects, open_bundles
-    from benchmarks.tables import aligned
     from runtime.engine import choose_engine
     from runtime.roofline import measure_roofline
     from segcore.golden import golden_inputs
@@ -72,7 +68,8 @@ def main(settings: ProfileSettings) -> None:
         (folder / "profile.md").write_text(describe(found, host=describe_host()))
         draw_profiles(found, folder / "profile.png")
     for one in found:
-        print(f"{title(one)}\n{aligned([HEAD], kind_rows(one), words=WORDS)}")
+        table = kind_table(one)
+        print(f"{table.title}\n{table.plain()}")
         print("\n".join(sentences(one)) + "\n")
     print_result(
         profile=str(settings.out / "profile.md"),

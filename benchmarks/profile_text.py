@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks import wording
 from benchmarks.layers import Layer, Profile
-from benchmarks.tables import piped
 from runtime.roofline import Roofline, describe_roofline
+from segcore.tables import Table, table_of
 
 SHARE_GOAL, RATE_GOAL = 0.80, 0.40
 """Of the time in convolutions; of the measured peak that these reach."""
@@ -58,8 +58,8 @@ class Profiled:
         return self.profile.rate_gmac_s(layer) / self.peak_gmac_s
 
 
-HEAD = ("layers", "number", "share of time", "ms", "MACs", "GMAC/s", "of the peak", "computed in")
-WORDS = (True, False, False, False, False, False, False, True)
+_HEAD = ("layers", "number", "share of time", "ms", "MACs", "GMAC/s", "of the peak", "computed in")
+_WORDS = (True, False, False, False, False, False, False, True)
 _LAYER_HEAD = ("layer", "kind", "share of time", "ms", "MACs", "GMAC/s", "of the peak", "kernel")
 _LAYER_WORDS = (True, True, False, False, False, False, False, True)
 
@@ -70,7 +70,7 @@ def title(one: Profiled) -> str:
     return f"{one.name}: {wording.figures(one.profile.latency_ms)} ms, {where}"
 
 
-def kind_rows(one: Profiled) -> list[list[str]]:
+def kind_table(one: Profiled) -> Table:
     """One row a kind of layer that occurs, the longest first."""
     profile = one.profile
     kinds = sorted({layer.kind for layer in profile.layers}, key=lambda kind: -profile.share(kind))
@@ -79,7 +79,7 @@ def kind_rows(one: Profiled) -> list[list[str]]:
         layers = [layer for layer in profile.layers if layer.kind == kind]
         numbers = _numbers(one, layers)
         rows.append([kind, str(len(layers)), *numbers, ", ".join(sorted({x.precision for x in layers}))])
-    return rows
+    return table_of(title(one), _HEAD, rows, words=_WORDS)
 
 
 def _numbers(one: Profiled, layers: Sequence[Layer]) -> list[str]:
@@ -180,8 +180,8 @@ def describe(found: Sequence[Profiled], *, host: str) -> str:
             for layer in one.profile.layers
         ]
         lines += ["", f"## {title(one)}", "", *(f"* {sentence}" for sentence in sentences(one))]
-        lines += ["", piped(HEAD, kind_rows(one), words=WORDS)]
-        lines += ["", piped(_LAYER_HEAD, rows, words=_LAYER_WORDS)]
+        lines += ["", kind_table(one).markdown()]
+        lines += ["", table_of("", _LAYER_HEAD, rows, words=_LAYER_WORDS).markdown()]
     return "\n".join(lines) + "\n"
 
 

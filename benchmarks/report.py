@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import plots, spread_plots, tables
 from benchmarks.answer import Answer, answer
@@ -22,6 +23,7 @@ from runtime.roofline import Roofline, describe_roofline
 from segcore.bundle import Bundle
 from segcore.host import Made
 from segcore.overlay import COLOURS, EXTRA, MISSED
+from segcore.tables import Table
 
 PAIRED = 3
 """Models in the plot of case against case: the headline's and the next best by Dice."""
@@ -58,7 +60,7 @@ class Report:
     devices: Sequence[DeviceReport] = ()
 
     @property
-    def tables(self) -> list[tables.Table]:
+    def tables(self) -> list[Table]:
         return [*tables.tables_of(self.records, self.ratio_to), *device_tables(self.records, self.devices)]
 
     @property
@@ -79,6 +81,14 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    chosen = report.answer.chosen
+
+    def drawn(table: Table) -> Markup:
+        def row_class(one: Any) -> str:
+            return "reference" if one.is_reference else "chosen" if one.name == chosen else ""
+
+        return Markup(table.html(row_class=row_class))
+
     classes = list(report.records[0].dice_by_class)
     areas = draw_areas(report)
     reliability = report.records[0].reliability
@@ -88,6 +98,7 @@ def render_html(report: Report) -> str:
         records=report.records,
         record=report.records[0],
         tables=report.tables,
+        drawn=drawn,
         guard=Markup(guard_html(report.bundles)),
         peaks=[describe_roofline(one) for one in report.rooflines],
         charts={name: Markup(svg) for name, svg in draw_plots(report, shown).items()},
@@ -148,7 +159,7 @@ def render_markdown(report: Report) -> str:
     if said.limits:
         lines += ["**Limits**", "", *(f"* {limit}" for limit in said.limits), ""]
     for table in report.tables:
-        lines += [f"**{table.title}**", "", tables.markdown_table(table), ""]
+        lines += [f"**{table.title}**", "", table.markdown(), ""]
     lines += [f"* {remark}" for remark in device_remarks(report.devices)] + [""] * bool(report.devices)
     lines += guard_markdown(report.bundles)
     lines += [f"{describe_roofline(one)}\n" for one in report.rooflines]

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from benchmarks.dicom_variants import CT_SERIES, VARIANTS, Spacing, Variant
 from benchmarks.measuring import Part, results_folder
-from benchmarks.tables import aligned, piped
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
 from segcore.command import Settings, log, print_result, run_command
@@ -35,6 +34,7 @@ from segcore.medical.mask_files import MaskFormat, read_mask_file, write_masks
 from segcore.medical.read import read_scan
 from segcore.outfolder import write_text
 from segcore.scan import Scan
+from segcore.tables import table_of
 
 _FILES: dict[MaskFormat, str] = {"dicom-seg": "mask.dcm", "nifti": "mask.nii.gz", "png": "mask.png"}
 _MADE_UP_MM = (0.2, 0.3)
@@ -121,8 +121,8 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) ->
         ]
         rows.append(_try(CT_SERIES, _ct_pictures(settings.ct_slices), predictor))
         head, cells = _cells(rows)
-        words = [True, *(False for _ in head[1:])]
-        write_text(folder / "round_trip.md", piped(head, cells, words=words) + "\n")
+        table = table_of("", head, cells, words=[True, *(False for _ in head[1:])])
+        write_text(folder / "round_trip.md", table.markdown() + "\n")
         record = {
             "bundle": bundle.manifest.name,
             "bundle_sha256": bundle.sha256,
@@ -132,7 +132,7 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) ->
             "versions": library_versions(),
         }
         write_text(folder / "round_trip.json", json.dumps(record, indent=2, default=str) + "\n")
-    print(aligned([head], cells, words=words))
+    print(table.plain())
     failed = [row.variant for row in rows if not row.passed]
     if rows[0].dciodvfy_errors is None:
         log("dciodvfy is not installed: the DICOM-SEGs were not checked by it (Debian: dicom3tools)")

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from benchmarks import tables
 from benchmarks.comparison import choose_headline
 from benchmarks.devices import read_reports
 from benchmarks.measure import (
@@ -63,7 +62,7 @@ def main(settings: BenchmarkSettings) -> None:
         (folder / "report.html").write_text(render_html(report))
         (folder / "report.md").write_text(render_markdown(report))
     for table in report.tables:
-        print(f"{table.title}\n{tables.plain_table(table)}\n")
+        print(f"{table.title}\n{table.plain()}\n")
     print(f"{report.answer.headline}\nreport: {settings.out / 'report.html'}")
     headline = choose_headline(for_threads(report.records))
     print_result(

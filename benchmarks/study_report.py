@@ -9,12 +9,13 @@ import numpy as np
 
 from benchmarks.drawing import to_svg
 from benchmarks.pictures import Example, Tile, data_uri
-from benchmarks.study_record import StudyRecord
+from benchmarks.study_record import Row, StudyRecord
 from benchmarks.study_tables import further_tables, main_table
 from benchmarks.wording import plural
 from segcore.case import Case
 from segcore.metrics import dice_per_class
 from segcore.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay
+from segcore.tables import Table
 
 REPORT, TABLE, RECORD, PLOTS = "report.html", "study.md", "study.json", "plots"
 _CAPTIONS = {
@@ -56,12 +57,21 @@ def render_html(record: StudyRecord, charts: Sequence[Mapping[str, str]], exampl
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    table = main_table(record)
+
+    def drawn(one: Table) -> Markup:
+        def row_class(row: Row) -> str:
+            return "reference" if row.label == record.reference else ""
+
+        return Markup(one.html(row_class=row_class if one is table else None))
+
     return environment.get_template("study.html.j2").render(
         record=record,
         report={"examples": examples},
         terms=terms(record),
-        table=main_table(record),
+        table=table,
         tables=further_tables(record),
+        drawn=drawn,
         charts=[{**chart, "svg": Markup(chart["svg"])} for chart in charts],
         class_colours=[(n, _css(COLOURS[k % len(COLOURS)])) for k, n in enumerate(record.classes)],
         missed=_css(MISSED),
@@ -72,7 +82,8 @@ def render_html(record: StudyRecord, charts: Sequence[Mapping[str, str]], exampl
 def render_markdown(record: StudyRecord) -> str:
     """The tables and the doubts, for a repository or a message."""
     lines = [f"# {record.headline}", "", terms(record), ""]
-    lines += [table.markdown() for table in (main_table(record), *further_tables(record))]
+    for table in (main_table(record), *further_tables(record)):
+        lines += [f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}\n"]
     lines += ["**Before believing a difference**", "", *(f"* {doubt}" for doubt in record.doubts), ""]
     lines += [f"Failed: {f.run}: {f.reason}" for f in record.failures]
     lines += [f"Left out: {reason}" for reason in record.skipped]

@@ -1,4 +1,4 @@
-"""The tables, once, for the terminal, the Markdown and the page."""
+"""The tables of a report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.columns import (
     SPEED,
     WHO,
     WHOLE,
-    Table,
     accuracy_columns,
     class_columns,
 )
 from benchmarks.networks import network_tables
 from benchmarks.record import Record, for_threads
+from segcore.tables import Table
 
 
 def tables_of(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[Table]:
@@ -42,36 +42,3 @@ def tables_of(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[T
         *network_tables(records, ratio_to),
         *classes,
     ]
-
-
-def plain_table(table: Table) -> str:
-    """A table for a terminal, aligned."""
-    shown = table.columns
-    heads = [[c.header for c in shown], [c.unit for c in shown]]
-    return aligned(heads, table.rows, words=[c.words for c in shown])
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown."""
-    head = [" ".join(filter(None, (c.header, c.unit))) for c in table.columns]
-    return piped(head, table.rows, words=[c.words for c in table.columns])
-
-
-def aligned(heads: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], *, words: Sequence[bool]) -> str:
-    """Lines of cells for a terminal: heads, a rule, rows; columns of `words` to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in (*heads, *rows)) for i in range(len(words))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if left else text.rjust(width)
-            for text, width, left in zip(row, widths, words, strict=True)
-        ).rstrip()
-        for row in (*heads, *rows)
-    ]
-    lines.insert(len(heads), "  ".join("─" * width for width in widths))
-    return "\n".join(lines)
-
-
-def piped(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[bool]) -> str:
-    """The same in Markdown."""
-    lines = [head, ["---" if left else "---:" for left in words], *rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)

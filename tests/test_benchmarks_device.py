@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import tables
 from benchmarks.__main__ import _join_numbers, _repeat_records
 from benchmarks.devices import device_remarks, device_tables, read_reports
 from benchmarks.report import render_html, render_markdown
@@ -165,7 +164,7 @@ def test_page_and_markdown_show_the_device_and_escape_it():
     assert "**On devices, each measured by itself, beside this machine**" in text
     assert "| Orin Nano | onnxruntime 1.23.2, 6 threads |" in text
     assert "clocks not pinned." in text
-    plain = tables.plain_table(report.tables[-1])
+    plain = report.tables[-1].plain()
     assert "Orin Nano" in plain
     assert "On devices" not in render_html(make_report(RECORDS))
 

@@ -92,16 +92,16 @@ def test_facts_of_a_guard():
 def test_tables_of_a_guard():
     (one,) = guarded_bundles([bundle(guard())])
     tried, floats, sensitive = one.grids
-    assert tried.rows == (
-        ("1", "every layer in INT8", "0", "0.9000", "−5.50", "0.8000", "−11.40", "too much"),
-        ("2", "1 of 17 layers in float", "1", "0.9547", "−0.03", "0.9145", "+0.05", "kept"),
-    )
-    assert floats.rows == (("head", "alone in INT8 it costs 5.40 points"),)
+    assert tried.rows == [
+        ["1", "every layer in INT8", "0", "0.9000", "−5.50", "0.8000", "−11.40", "too much"],
+        ["2", "1 of 17 layers in float", "1", "0.9547", "−0.03", "0.9145", "+0.05", "kept"],
+    ]
+    assert floats.rows == [["head", "alone in INT8 it costs 5.40 points"]]
     assert sensitive.title == "The most sensitive layers, each alone in INT8 (10 of 12)"
     assert len(sensitive.rows) == 10
-    assert sensitive.rows[0] == ("head", "−5.40", "+0.25", "12.3 %", "float")
-    assert sensitive.rows[1] == ("layer1", "−2.70", "+0.25", "6.15 %", "INT8")
-    assert all(len(row) == len(grid.head) == len(grid.words) for grid in one.grids for row in grid.rows)
+    assert sensitive.rows[0] == ["head", "−5.40", "+0.25", "12.3 %", "float"]
+    assert sensitive.rows[1] == ["layer1", "−2.70", "+0.25", "6.15 %", "INT8"]
+    assert all(len(row) == len(grid.columns) for grid in one.grids for row in grid.rows)
 
 
 def test_speed_that_only_the_device_can_measure_is_said_to_be_unmeasured():

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.layers import CONVOLUTION, INPUT, JOIN, KINDS, POOLING, TRANSPOSED, Layer, Profile, Work
 from benchmarks.profile import ProfileSettings, main
 from benchmarks.profile_plot import draw_profiles
-from benchmarks.profile_text import Profiled, describe, kind_rows, sentences, write_layers
+from benchmarks.profile_text import Profiled, describe, kind_table, sentences, write_layers
 from runtime.roofline import Roofline
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
@@ -79,7 +79,7 @@ def test_what_passes_the_peak_is_no_result():
 
 def test_kinds_are_listed_by_time():
     one = profiled(layer(JOIN, 0.3), layer(CONVOLUTION, 0.6, macs=8_000_000), layer(JOIN, 0.1))
-    assert [row[:4] for row in kind_rows(one)] == [
+    assert [row[:4] for row in kind_table(one).rows] == [
         ["convolution", "1", "60.0 %", "1.200"],
         ["add, concat", "2", "40.0 %", "0.800"],
     ]

@@ -191,7 +191,7 @@ def test_plain_table_is_aligned():
     table = tables.tables_of(
         [record("big", **timed(100)), record("a much longer name", **timed(3, faster=33.3))]
     )[0]
-    lines = tables.plain_table(table).splitlines()
+    lines = table.plain().splitlines()
     column = lines[0].index("faster") + len("faster")
     assert [
         line[:column].endswith(end) for line, end in zip(lines[3:], ("reference", "33×"), strict=True)
