@@ -25,7 +25,7 @@ HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits N×K×H×W, target N×H×W, labelled N) → scalar, as those of `segcore.learn.losses`."""
 
 
-class Build(Protocol):
+class NetworkBuilder(Protocol):
     """Builds a network with random weights; its `encoder` is Hiera, and called it gives logits, the finest last."""
 
     def __call__(self, *, encoder: EncoderSize, outputs: int) -> nn.Module: ...
@@ -92,7 +92,7 @@ def with_plain_encoder(network: nn.Module, tuning: Tuning) -> nn.Module:
 
 
 def supervised_system(
-    build: Build, settings: TeacherSettings, task: Task, *, head_loss: HeadLoss, name: str
+    build: NetworkBuilder, settings: TeacherSettings, task: Task, *, head_loss: HeadLoss, name: str
 ) -> System:
     """A teacher of such a network, with its weights loaded and frozen as `--tune` says."""
     output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
@@ -112,7 +112,7 @@ def supervised_system(
     )
 
 
-def open_supervised(build: Build, manifest: Manifest) -> nn.Module:
+def open_supervised(build: NetworkBuilder, manifest: Manifest) -> nn.Module:
     """The plain form of such a teacher's bundle, with random weights."""
     settings = manifest.architecture_settings
     network = build(encoder=settings["encoder"], outputs=manifest.output.channels)
