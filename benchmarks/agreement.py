@@ -26,7 +26,6 @@ from tqdm import tqdm
 from benchmarks.agreement_numbers import WITHIN, Agreement, agreement_of
 from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.subject import Subject, check_fair, engines_of, name_subjects, open_bundles, open_subject
-from benchmarks.wording import plural, signed
 from segcore.case import Case
 from segcore.command import Settings, print_result, run_command
 from segcore.dataset import open_dataset
@@ -35,6 +34,7 @@ from segcore.host import Made, made_now
 from segcore.measurements import measure
 from segcore.stats import Estimate
 from segcore.tables import table_of
+from segcore.words import plural, signed
 
 TRUTH, TRUE_MASKS = "truth", "true masks"
 Measure = Literal["circumference", "area", "diameter"]

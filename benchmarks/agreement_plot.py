@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchmarks.agreement_numbers import Agreement
 from benchmarks.drawing import INK, colour, new_axes, new_figure, shortened, styled, to_svg
-from benchmarks.wording import MINUS, figures
+from segcore.words import MINUS, signed_figures
 
 _POINTS = colour(0)  # to be seen on light and on dark
 _APART = 0.11
@@ -99,8 +99,3 @@ def _trends(agreement: Agreement) -> bool:
     return bool(
         slope and slope.low is not None and slope.high is not None and not slope.low <= 0 <= slope.high
     )
-
-
-def signed_figures(value: float) -> str:
-    """+1.23, −0.0456, 0."""
-    return (MINUS if value < 0 else "+" if value > 0 else "") + figures(abs(value))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import wording
 from benchmarks.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
 from benchmarks.record import Record, for_threads
 from runtime.load import BUSY_SHARE
+from segcore import words
 from segcore.manifest import Manifest
 
 FEW_PATIENTS = 20
@@ -78,10 +78,10 @@ def _alone(record: Record) -> str:
 def _alone_tiles(record: Record) -> tuple[Tile, ...]:
     tiles = [
         Tile(f"{record.dice_mean:.3f}", "Dice", _range(record)),
-        Tile(wording.count(record.parameters), "parameters", ""),
+        Tile(words.count(record.parameters), "parameters", ""),
     ]
     if record.end_to_end_ms_p50 is not None:
-        tiles.insert(1, Tile(f"{wording.figures(record.end_to_end_ms_p50)} ms", "picture to mask", "median"))
+        tiles.insert(1, Tile(f"{words.figures(record.end_to_end_ms_p50)} ms", "picture to mask", "median"))
     return tuple(tiles)
 
 
@@ -95,11 +95,11 @@ def _size(record: Record) -> str:
     ratio = record.times_fewer_parameters
     if abs(ratio - 1) < _SAME:
         smaller = record.times_smaller_file
-        file = f", in a file {wording.times(smaller)} smaller" if smaller >= 1 + _SAME else ""
+        file = f", in a file {words.times(smaller)} smaller" if smaller >= 1 + _SAME else ""
         return f"has as many parameters as {record.reference}{file}"
     if ratio < 1:
-        return f"has {wording.times(1 / ratio)} the parameters of {record.reference}"
-    return f"has {wording.times(ratio)} fewer parameters than {record.reference}"
+        return f"has {words.times(1 / ratio)} the parameters of {record.reference}"
+    return f"has {words.times(ratio)} fewer parameters than {record.reference}"
 
 
 def _speed(record: Record) -> str:
@@ -108,8 +108,8 @@ def _speed(record: Record) -> str:
     if record.times_faster_low <= 1 <= record.times_faster_high:
         return ", is about as fast"
     if record.times_faster < 1:
-        return f", is {wording.times(1 / record.times_faster)} slower"
-    return f", is {wording.times(record.times_faster)} faster"
+        return f", is {words.times(1 / record.times_faster)} slower"
+    return f", is {words.times(record.times_faster)} faster"
 
 
 def _accuracy(record: Record) -> str:
@@ -120,27 +120,27 @@ def _accuracy(record: Record) -> str:
 
 
 def _tiles(record: Record, reference: Record) -> tuple[Tile, ...]:
-    size = f"{wording.count(record.parameters)} for {wording.count(reference.parameters)}; "
-    size += f"files {wording.megabytes(record.size_bytes)} for {wording.megabytes(reference.size_bytes)}"
-    tiles = [Tile(wording.times(record.times_fewer_parameters), "fewer parameters", size)]
+    size = f"{words.count(record.parameters)} for {words.count(reference.parameters)}; "
+    size += f"files {words.megabytes(record.size_bytes)} for {words.megabytes(reference.size_bytes)}"
+    tiles = [Tile(words.times(record.times_fewer_parameters), "fewer parameters", size)]
     if record.times_fewer_parameters < 1:
-        tiles = [Tile(wording.times(1 / record.times_fewer_parameters), "the parameters", size)]
+        tiles = [Tile(words.times(1 / record.times_fewer_parameters), "the parameters", size)]
     if record.times_faster is not None and record.end_to_end_ms_p50 and reference.end_to_end_ms_p50:
         detail = (
-            f"{wording.figures(record.end_to_end_ms_p50)} ms for "
-            f"{wording.figures(reference.end_to_end_ms_p50)} ms, "
-            f"picture to mask, {wording.plural(record.threads or 1, 'thread')}"
+            f"{words.figures(record.end_to_end_ms_p50)} ms for "
+            f"{words.figures(reference.end_to_end_ms_p50)} ms, "
+            f"picture to mask, {words.plural(record.threads or 1, 'thread')}"
         )
         fast = record.times_faster >= 1
         tiles.append(
             Tile(
-                wording.times(record.times_faster if fast else 1 / record.times_faster),
+                words.times(record.times_faster if fast else 1 / record.times_faster),
                 "faster" if fast else "slower",
                 detail,
             )
         )
     if record.dice_share_kept is not None:
-        difference = wording.difference(
+        difference = words.difference(
             record.dice_difference, record.dice_difference_low, record.dice_difference_high
         )
         detail = f"{record.dice_mean:.3f} for {reference.dice_mean:.3f}; difference {difference}"
@@ -150,7 +150,7 @@ def _tiles(record: Record, reference: Record) -> tuple[Tile, ...]:
 
 def _data(record: Record) -> str:
     return (
-        f"Scored on {wording.plural(record.cases, 'case')} of {wording.plural(record.patients, 'patient')}: "
+        f"Scored on {words.plural(record.cases, 'case')} of {words.plural(record.patients, 'patient')}: "
         f"the {record.split} split of {record.data}, at the pictures' own size."
     )
 
@@ -159,12 +159,10 @@ def _sure(record: Record) -> str:
     difference = record.difference
     if difference is None:
         return ""
-    mean = wording.signed(difference.mean)
+    mean = words.signed(difference.mean)
     if difference.low is None or difference.high is None:
         return f"The Dice differs by {mean}; one patient gives no interval, so nothing follows from it."
-    span = (
-        f"95 % interval over patients {wording.signed(difference.low)} to {wording.signed(difference.high)}"
-    )
+    span = f"95 % interval over patients {words.signed(difference.low)} to {words.signed(difference.high)}"
     text = f"Case by case its Dice differs by {mean} ({span}), and the interval "
     if difference.includes_zero:
         return text + "includes 0: these cases show no difference, which does not prove that there is none."
@@ -174,11 +172,11 @@ def _sure(record: Record) -> str:
 def _timing(record: Record, reference: Record) -> str:
     if record.times_faster_low is None or record.times_faster_high is None:
         return ""
-    low, high = wording.times(record.times_faster_low), wording.times(record.times_faster_high)
+    low, high = words.times(record.times_faster_low), words.times(record.times_faster_high)
     text = (
         "Speed is the ratio of median times of one interleaved run "
         f"({record.engine} against {reference.engine}); "
-        f"over {wording.plural(record.rounds or 0, 'round')} it lay between {low} and {high}."
+        f"over {words.plural(record.rounds or 0, 'round')} it lay between {low} and {high}."
     )
     if record.engine != reference.engine:
         text += " The engines differ, so part of it is the engine's."
@@ -231,7 +229,7 @@ def limits(records: Sequence[Record], manifests: Sequence[Manifest], data_sha256
         )
     if record.patients < FEW_PATIENTS:
         found.append(
-            f"{wording.plural(record.patients, 'patient')} only: below about {FEW_PATIENTS} "
+            f"{words.plural(record.patients, 'patient')} only: below about {FEW_PATIENTS} "
             "a bootstrap interval tends to be too narrow."
         )
     return tuple(found)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import wording
 from benchmarks.agreement_numbers import Agreement, agreement_of
-from benchmarks.agreement_plot import bland_altman_svg, signed_figures
+from benchmarks.agreement_plot import bland_altman_svg
 from benchmarks.record import CaseRecord
+from segcore import words
 
 DRAWN_CLASSES = 3
 """Classes whose areas the report draws."""
@@ -58,9 +58,10 @@ def plot_areas(scores: Sequence[CaseRecord], reference: Sequence[CaseRecord]) ->
 def _in_words(agreement: Agreement) -> str:
     """ "on average +223 px (0.275 % of the area); 19 of 20 cases between −2370 and +2810 px."."""
     mean = sum(agreement.first + agreement.second) / (2 * agreement.cases)
-    share = f" ({wording.percent(abs(agreement.bias.mean) / mean)} of the area)" if mean else ""
-    low, high = (signed_figures(limit.mean) for limit in (agreement.limit_low, agreement.limit_high))
+    share = f" ({words.percent(abs(agreement.bias.mean) / mean)} of the area)" if mean else ""
+    low, high = (words.signed_figures(limit.mean) for limit in (agreement.limit_low, agreement.limit_high))
+    average = words.signed_figures(agreement.bias.mean)
     return (
-        f"on average {signed_figures(agreement.bias.mean)} {agreement.unit}{share}; 19 of 20 cases between {low} and "
+        f"on average {average} {agreement.unit}{share}; 19 of 20 cases between {low} and "
         f"{high} {agreement.unit}, if the differences are normally distributed. Grey: 95 % intervals over patients."
     )

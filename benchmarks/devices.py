@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import wording
 from benchmarks.columns import P99_SAMPLES
 from benchmarks.record import Record
 from runtime.device_report import DeviceReport, Percentiles, read_report
-from runtime.device_speed import times_text
 from runtime.load import BUSY_SHARE
+from segcore import words
 from segcore.errors import InputError
 from segcore.guard_record import DiceScore
 from segcore.tables import Column, Table
@@ -104,7 +103,7 @@ def _remarks(report: DeviceReport) -> list[str]:
     if report.tensorrt:
         share = report.tensorrt.reformat_share
         layers = ", ".join(f"{n} {name}" for name, n in report.tensorrt.layers_by_precision.items())
-        took = "" if share is None else f", which take {wording.percent(share)} of the time"
+        took = "" if share is None else f", which take {words.percent(share)} of the time"
         found.append(
             f"TensorRT's layers: {layers}; {report.tensorrt.reformats} only change a layout or type{took}."
         )
@@ -121,9 +120,10 @@ def _speed_remarks(report: DeviceReport) -> list[str]:
     speed, precision = report.speed, report.bundle.precision
     if speed is None:
         return [] if precision == "fp32" else [f"{UNMEASURED}."]
+    speedup, low, high = (words.bounded_ratio(value) for value in (speed.speedup, speed.low, speed.high))
     text = (
-        f"{precision.upper()} is {times_text(speed.speedup)} times as fast as {speed.against.upper()} in the same "
-        f"engine ({times_text(speed.low)}–{times_text(speed.high)} over {wording.plural(speed.rounds, 'round')})"
+        f"{precision.upper()} is {speedup} times as fast as {speed.against.upper()} in the same "
+        f"engine ({low}–{high} over {words.plural(speed.rounds, 'round')})"
     )
     verdict = {
         True: f": PASS, at least {report.min_speedup:g} is asked for.",
@@ -137,7 +137,7 @@ def _speed(report: DeviceReport) -> str:
     if report.speed is None:
         return "–" if report.bundle.precision == "fp32" else "not measured"
     verdict = {True: " PASS", False: " FAIL", None: ""}[report.fast_enough]
-    return f"{times_text(report.speed.speedup)}× {report.speed.against}{verdict}"
+    return f"{words.bounded_ratio(report.speed.speedup)}× {report.speed.against}{verdict}"
 
 
 def _clocks(report: DeviceReport) -> str:
@@ -152,7 +152,7 @@ def _here(record: Record) -> DeviceRow:
         model=record.name,
         name=record.name,
         device="this machine",
-        engine=f"{record.engine}, {wording.plural(record.threads or 1, 'thread')}",
+        engine=f"{record.engine}, {words.plural(record.threads or 1, 'thread')}",
         precision=record.precision,
         engine_ms=(
             record.latency_ms_p50,
@@ -178,7 +178,7 @@ def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[D
         known = report.guard is not None and (bundle.parent or bundle.sha256) in networks
         engine = f"{report.engine} {report.engine_version}"
         if report.engine != "tensorrt":
-            engine += f", {wording.plural(report.threads, 'thread')}"
+            engine += f", {words.plural(report.threads, 'thread')}"
         verdict = "" if report.verification.passed else " FAIL"
         rows.append(
             DeviceRow(
@@ -194,7 +194,7 @@ def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[D
                 memory_mib=report.process_peak_mib,
                 power_mode=(mode.name or str(mode.id)) if mode else "–",
                 dice=report.guard.int8 if known and report.guard else None,
-                masks=wording.percent(report.verification.mean_share) + verdict,
+                masks=words.percent(report.verification.mean_share) + verdict,
                 speed=_speed(report),
             )
         )
@@ -213,7 +213,7 @@ def _three(times: Percentiles) -> tuple[float | None, float | None, float | None
 
 
 def _or_dash(value: float | None) -> str:
-    return "–" if value is None else wording.figures(value)
+    return "–" if value is None else words.figures(value)
 
 
 _WHERE = (

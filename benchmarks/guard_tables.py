@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import wording
+from segcore import words
 from segcore.bundle import Bundle
 from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.tables import Table, table_of
@@ -71,14 +71,14 @@ def _describe(bundle: Bundle, guard: GuardRecord) -> Guarded:
     facts = {
         "Dice, mean": f"{_change(fp32.mean, int8.mean)} (at most {guard.max_drop_points:g} may be lost)",
         "Dice, 5th percentile": f"{_change(fp32.p05, int8.p05)} (at most {guard.max_p05_drop_points:g} may be lost)",
-        "measured": f"on {wording.plural(guard.cases, 'validation case')}, in {guard.engine} {guard.engine_version}",
+        "measured": f"on {words.plural(guard.cases, 'validation case')}, in {guard.engine} {guard.engine_version}",
         "speed": "; ".join(_speed(ratio) for ratio in guard.speeds) or UNMEASURED,
         "bound on speed": f"at least {guard.min_speedup:g} times as fast" if guard.speeds else "not applied",
         "layers": _layers(guard),
         "calibration": _calibration(bundle, guard),
     }
     if guard.qat_epochs:
-        epochs = wording.plural(guard.qat_epochs, "epoch")
+        epochs = words.plural(guard.qat_epochs, "epoch")
         facts["fine-tuning"] = f"{epochs} with 8-bit rounding in the training graph"
     grids = (_steps(guard), _float_layers(guard), _sensitivity(guard))
     return Guarded(
@@ -92,15 +92,16 @@ def _change(before: float, after: float) -> str:
 
 
 def _points(before: float, after: float) -> str:
-    return wording.signed(100 * (after - before), 2)
+    return words.signed(100 * (after - before), 2)
 
 
 def _speed(ratio: SpeedRatio) -> str:
     """1.62 times as fast as FP32 (1.55–1.70 over 7 rounds) in openvino 2026.4.1, 2 threads."""
     return (
-        f"{ratio.speedup:.2f} times as fast as {ratio.against.upper()} ({ratio.low:.2f}–{ratio.high:.2f} over "
-        f"{wording.plural(ratio.rounds, 'round')}) in {ratio.engine} {ratio.engine_version}, "
-        f"{wording.plural(ratio.threads, 'thread')}"
+        f"{words.bounded_ratio(ratio.speedup)} times as fast as {ratio.against.upper()} "
+        f"({words.bounded_ratio(ratio.low)}–{words.bounded_ratio(ratio.high)} over "
+        f"{words.plural(ratio.rounds, 'round')}) in {ratio.engine} {ratio.engine_version}, "
+        f"{words.plural(ratio.threads, 'thread')}"
     )
 
 
@@ -112,7 +113,7 @@ def _layers(guard: GuardRecord) -> str:
 
 
 def _calibration(bundle: Bundle, guard: GuardRecord) -> str:
-    cases = wording.plural(len(bundle.manifest.data.calibration_cases), "train case")
+    cases = words.plural(len(bundle.manifest.data.calibration_cases), "train case")
     return f"{cases}, {guard.calibration_batch} at a time"
 
 
@@ -127,8 +128,8 @@ def _steps(guard: GuardRecord) -> Table:
         for i, step in enumerate(guard.steps, start=1)
     ]
     head = ("step", "what", "in float", "Dice", "points", "5th percentile", "points", "verdict")
-    words = (False, True, False, False, False, False, False, True)
-    return table_of("What the guard tried", head, rows, words=words)
+    of_words = (False, True, False, False, False, False, False, True)
+    return table_of("What the guard tried", head, rows, words=of_words)
 
 
 def _float_layers(guard: GuardRecord) -> Table:
@@ -142,9 +143,9 @@ def _sensitivity(guard: GuardRecord) -> Table:
     rows = tuple(
         (
             one.layer,
-            wording.signed(-one.drop_points, 2),
-            wording.signed(-one.p05_drop_points, 2),
-            wording.percent(one.error),
+            words.signed(-one.drop_points, 2),
+            words.signed(-one.p05_drop_points, 2),
+            words.percent(one.error),
             "float" if one.layer in floats else "INT8",
         )
         for one in shown

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from benchmarks import wording
 from benchmarks.columns import HD95, MACS, SMALL
 from benchmarks.record import Record, for_threads
+from segcore import words
 from segcore.tables import Column, Table
 
 _PRECISIONS = ("int8", "fp16", "fp32")
@@ -38,17 +38,17 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
                 record = find.get((row.network, row.engine, turn[row.name], precision, count))
                 return "–" if record is None else cell(record)
 
-            return Column(precision.upper(), wording.plural(count, "thread"), text)
+            return Column(precision.upper(), words.plural(count, "thread"), text)
 
         return [one(precision, count) for precision in precisions for count in threads]
 
     who = [Column("network", "", lambda r: _name(r, rows), words=True)]
     small = [SMALL] if rows[0].small_parts else []
-    dice = Column("Dice", "mean, 95 %", lambda r: wording.dice(r.dice_mean, r.dice_low, r.dice_high))
-    size = Column("parameters", "", lambda r: wording.count(r.parameters))
+    dice = Column("Dice", "mean, 95 %", lambda r: words.dice(r.dice_mean, r.dice_low, r.dice_high))
+    size = Column("parameters", "", lambda r: words.count(r.parameters))
     scored = Column("scored in", "", lambda r: r.precision.upper(), words=True)
     about = [*who, size, MACS, dice, HD95, *small, scored]
-    times = columns(lambda r: wording.figures(r.latency_ms_p50 or 0.0))
+    times = columns(lambda r: words.figures(r.latency_ms_p50 or 0.0))
     found = [Table("Networks, engine latency in ms (median)", (*about, *times), rows)]
     for base in _bases(records, ratio_to):
         against = {
@@ -57,12 +57,12 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
 
         def ratio(record: Record, against: dict[int | None, float | None] = against) -> str:
             share = (record.latency_ms_p50 or 0.0) / (against[record.threads] or 1.0)
-            return f"{wording.percent(share)} ({wording.figures(1 / share)}×)"
+            return f"{words.percent(share)} ({words.figures(1 / share)}×)"
 
         title = f"Networks, engine latency as a share of {base.name} at as many threads (times faster)"
         found.append(Table(title, (*who, *columns(ratio)), rows))
     if any(r.share_of_peak for r in records):
-        peak = columns(lambda r: "–" if r.share_of_peak is None else wording.percent(r.share_of_peak))
+        peak = columns(lambda r: "–" if r.share_of_peak is None else words.percent(r.share_of_peak))
         title = "Networks, share of the measured peak of their precision"
         found.append(Table(title, (*who, *peak), rows))
     return found

@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import wording
 from benchmarks.layers import KINDS
 from benchmarks.profile_text import SHARE_GOAL, Profiled
+from segcore import words
 
 _COLOURS = ("#0072b2", "#56b4e9", "#004c7a", "#999999", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#cccccc")
 """One a kind, blues for what multiplies. Source: Okabe and Ito, Color universal design, 2008."""
@@ -57,4 +57,4 @@ def draw_profiles(found: Sequence[Profiled], path: Path) -> None:
 
 def _label(one: Profiled) -> str:
     reached = f"convolutions at {100 * one.share_of_peak:.0f} % of peak"
-    return f"{one.name}\n{wording.figures(one.profile.latency_ms)} ms, {reached}"
+    return f"{one.name}\n{words.figures(one.profile.latency_ms)} ms, {reached}"

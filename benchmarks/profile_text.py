@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import wording
 from benchmarks.layers import Layer, Profile
 from runtime.roofline import Roofline, describe_roofline
+from segcore import words
 from segcore.tables import Table, table_of
 
 SHARE_GOAL, RATE_GOAL = 0.80, 0.40
@@ -66,8 +66,8 @@ _LAYER_WORDS = (True, True, False, False, False, False, False, True)
 
 def title(one: Profiled) -> str:
     """`nano INT8: 0.6 ms, 1 thread, OpenVINO 2026.4.1`."""
-    where = f"{wording.plural(one.roofline.threads, 'thread')}, OpenVINO {one.roofline.engine_version}"
-    return f"{one.name}: {wording.figures(one.profile.latency_ms)} ms, {where}"
+    where = f"{words.plural(one.roofline.threads, 'thread')}, OpenVINO {one.roofline.engine_version}"
+    return f"{one.name}: {words.figures(one.profile.latency_ms)} ms, {where}"
 
 
 def kind_table(one: Profiled) -> Table:
@@ -88,7 +88,7 @@ def _numbers(one: Profiled, layers: Sequence[Layer]) -> list[str]:
     if not macs or not share:
         return [*texts, "–", "–", "–"]
     rate = one.profile.rate_gmac_s(*layers)
-    return [*texts, wording.count(macs), f"{rate:.0f}", f"{100 * rate / one.peak_gmac_s:.0f} %"]
+    return [*texts, words.count(macs), f"{rate:.0f}", f"{100 * rate / one.peak_gmac_s:.0f} %"]
 
 
 def sentences(one: Profiled) -> list[str]:
@@ -120,7 +120,7 @@ def sentences(one: Profiled) -> list[str]:
     if one.precision == "int8" and (wide := [x for x in one.convolutions if x.precision != "i8"]):
         said.append(f"Not computed in 8 bits: {', '.join(_label(layer) for layer in wide)}.")
     said.append(
-        f"Counters changed the latency by {wording.signed(100 * (profile.slowdown - 1), 1)} %; the times here are "
+        f"Counters changed the latency by {words.signed(100 * (profile.slowdown - 1), 1)} %; the times here are "
         f"shares by the counters of the latency without them ({profile.inferences} inferences)."
     )
     return said

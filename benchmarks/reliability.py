@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks import wording
 from benchmarks.record import Record, Reliability
+from segcore import words
 from segcore.calibration import BINS, expected_calibration_error, reliability_rows
 from segcore.preprocess import OutputSpec
 
@@ -86,14 +86,14 @@ def plot_reliability(records: Sequence[Record], names: Sequence[str]) -> str:
                 linewidth=1.2,
                 alpha=0.85,
                 color=colour(k),
-                label=f"{shortened(record.name, 26)}, ECE {wording.figures(found.ece, 2)}",
+                label=f"{shortened(record.name, 26)}, ECE {words.figures(found.ece, 2)}",
             )
             share = np.array(found.pixels) / max(sum(found.pixels), 1)
             edges = np.linspace(0, 1, len(share) + 1)
             below.stairs(share, edges, color=colour(k), linewidth=1.2, alpha=0.85, baseline=None)
         _label(axes, below, _found(records[0]).of)
         said = "Probability given to pixels against how often it was right. "
-        said += "; ".join(f"{r.name}: ECE {wording.figures(_found(r).ece, 2)}" for r in records)
+        said += "; ".join(f"{r.name}: ECE {words.figures(_found(r).ece, 2)}" for r in records)
         return to_svg(figure, "reliability", said)
 
 

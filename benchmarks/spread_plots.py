@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import wording
 from benchmarks.drawing import INK, colour, mark_log_axis, new_axes, shortened, styled, to_svg
 from benchmarks.record import CaseRecord, Record
+from segcore import words
 
 
 @styled()
@@ -43,7 +43,7 @@ def plot_latency(records: Sequence[Record], names: Sequence[str]) -> str:
     low, high = min(v.min() for _, v in rows) / 1.1, max(v.max() for _, v in rows) * 1.1
     mark_log_axis(axes, low, high)
     axes.set_xlabel("picture to mask, milliseconds a call (log scale)")
-    said = "; ".join(f"{name}: median {wording.figures(float(np.median(v)))} ms" for name, v in rows)
+    said = "; ".join(f"{name}: median {words.figures(float(np.median(v)))} ms" for name, v in rows)
     return to_svg(figure, "latency", f"Distribution of the time a call took. {said}")
 
 

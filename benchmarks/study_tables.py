@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.study_record import Row, Spread, StudyRecord, Versus
-from benchmarks.wording import count, figures, signed
 from segcore.tables import Column, Table, table_of
+from segcore.words import count, figures, signed
 
 DASH = "–"
 _HINTS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.study_record import Row
-from benchmarks.wording import plural, signed
+from segcore.words import plural, signed
 
 LEAST_SEEDS = 3
 LEAST_PATIENTS = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import wording
 from benchmarks.columns import (
     FASTER,
     PEAK,
@@ -17,6 +16,7 @@ from benchmarks.columns import (
 )
 from benchmarks.networks import network_tables
 from benchmarks.record import Record, for_threads
+from segcore import words
 from segcore.tables import Table
 
 
@@ -34,7 +34,7 @@ def tables_of(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[T
         classes = [Table("Every class", (*WHO, *class_columns(first)), first)]
     if first[0].threads is None:
         return [Table("Comparison", (*WHO, *accuracy, *SIZE), first), *classes]
-    title = f"Comparison, {wording.plural(first[0].threads, 'thread')}"
+    title = f"Comparison, {words.plural(first[0].threads, 'thread')}"
     peak = (PEAK,) if any(r.share_of_peak for r in records) else ()
     return [
         Table(title, (*WHO, *accuracy, WHOLE, FASTER, *SIZE), first),

@@ -5,8 +5,6 @@ An INT8 that is not faster is not worth its error, and only the device that runs
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from runtime.device_measure import PICTURES, device_pictures, warm_up
@@ -21,6 +19,7 @@ from segcore.errors import GateError, InputError
 from segcore.guard_record import SpeedRatio
 from segcore.manifest import Manifest
 from segcore.preprocess import prepare
+from segcore.words import bounded_ratio
 
 _PRECISION_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
 _ENGINE_TITLE = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
@@ -164,21 +163,16 @@ def gate_speed(report: DeviceReport) -> None:
         return
     raise GateError(
         f"int8: must be at least {report.min_speedup:g} times as fast as {speed.against} on this device, is "
-        f"{times_text(speed.speedup)} times ({_ENGINE_TITLE[speed.engine]} {speed.engine_version}); "
+        f"{bounded_ratio(speed.speedup)} times ({_ENGINE_TITLE[speed.engine]} {speed.engine_version}); "
         f"use the {speed.against} bundle"
     )
-
-
-def times_text(ratio: float) -> str:
-    """Two decimals, rounded down: what is below a bound must not read like it."""
-    return f"{math.floor(round(100 * ratio, 6)) / 100:.2f}"
 
 
 def speed_text(speed: SpeedRatio, precision: str) -> str:
     """int8 is 1.62 times as fast as fp16 (1.55 to 1.70 over 10 rounds)."""
     return (
-        f"{precision} is {times_text(speed.speedup)} times as fast as {speed.against} "
-        f"({times_text(speed.low)} to {times_text(speed.high)} over {speed.rounds} rounds)"
+        f"{precision} is {bounded_ratio(speed.speedup)} times as fast as {speed.against} "
+        f"({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)} over {speed.rounds} rounds)"
     )
 
 

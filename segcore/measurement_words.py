@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from segcore.ellipse import Ellipse
-from segcore.figures import figures
 from segcore.measurements import ClassMeasurements, VolumeMeasurements
+from segcore.words import figures
 
 UNKNOWN = "(spacing unknown)"
 CUT_OFF = "touches the picture's edge; what lies beyond it is not measured"

@@ -12,6 +12,7 @@ from segcore.guard_record import points_text
 from segcore.host import Made
 from segcore.manifest import Manifest, Metric
 from segcore.windows import CT_WINDOWS
+from segcore.words import bounded_ratio
 
 MODEL_CARD = "MODEL_CARD.md"
 _FORMATS = {
@@ -273,7 +274,8 @@ def _guard(m: Manifest) -> list[str]:
     if (guard := m.guard) is None:
         return []
     speeds = "; ".join(
-        f"{s.speedup:.2f} times as fast as {s.against.upper()} ({s.low:.2f}–{s.high:.2f}) in {s.engine} "
+        f"{bounded_ratio(s.speedup)} times as fast as {s.against.upper()} "
+        f"({bounded_ratio(s.low)}–{bounded_ratio(s.high)}) in {s.engine} "
         f"{s.engine_version}, {s.threads} threads"
         for s in guard.speeds
     )

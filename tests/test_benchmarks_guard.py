@@ -110,6 +110,13 @@ def test_speed_that_only_the_device_can_measure_is_said_to_be_unmeasured():
     assert dict(one.facts)["bound on speed"] == "not applied"
 
 
+def test_a_speed_below_its_bound_never_reads_as_the_bound():
+    slow = guard().speeds[0].model_copy(update={"speedup": 1.0499})
+    facts = dict(guarded_bundles([bundle(guard(speeds=(slow,)))])[0].facts)
+    assert facts["bound on speed"] == "at least 1.05 times as fast"
+    assert facts["speed"].startswith("1.04 times as fast as FP32 (")
+
+
 def test_a_guard_that_had_nothing_to_do_is_short():
     plain = guard(
         float_layers=(), sensitivity=(), steps=(step("every layer in INT8", 0, 0.955, 0.914, passed=True),)

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import wording
 from benchmarks.accuracy import (
     distance_unit,
     interval,
@@ -20,6 +19,7 @@ from benchmarks.latency import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.record import CaseRecord, Record, read_lines, write_lines
 from runtime.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
 from runtime.load import ProcessorTimes, others_share
+from segcore import words
 from segcore.case import Case, PhantomSource
 
 
@@ -235,16 +235,16 @@ def test_lines_of_older_versions_can_be_read(tmp_path):
 
 
 def test_words_for_numbers():
-    assert wording.signed(-0.00321) == "−0.0032"
-    assert wording.signed(-0.00001) == "0.0000"
-    assert wording.difference(0.01, -0.02, 0.04) == "+0.0100 (−0.0200 to +0.0400)"
-    assert [wording.count(v) for v in (487_145, 31_040_000, 48_200_000_000, 12)] == [
+    assert words.signed(-0.00321) == "−0.0032"
+    assert words.signed(-0.00001) == "0.0000"
+    assert words.difference(0.01, -0.02, 0.04) == "+0.0100 (−0.0200 to +0.0400)"
+    assert [words.count(v) for v in (487_145, 31_040_000, 48_200_000_000, 12)] == [
         "487 k",
         "31.0 M",
         "48.2 G",
         "12",
     ]
-    assert wording.megabytes(1_955_994) == "1.96 MB"
-    assert [wording.percent(v) for v in (0.0062, 0.1234, 1.04)] == ["0.620 %", "12.3 %", "104 %"]
-    assert wording.distance(3.214, 2.9, 3.62, "px") == "3.21 px (2.90–3.62)"
-    assert wording.times(31.44) == "31×"
+    assert words.megabytes(1_955_994) == "1.96 MB"
+    assert [words.percent(v) for v in (0.0062, 0.1234, 1.04)] == ["0.620 %", "12.3 %", "104 %"]
+    assert words.distance(3.214, 2.9, 3.62, "px") == "3.21 px (2.90–3.62)"
+    assert words.times(31.44) == "31×"

@@ -23,7 +23,7 @@ from runtime.device_report import (
     percentiles,
     read_report,
 )
-from runtime.device_speed import check_baseline, check_comparing, gate_speed, times_text
+from runtime.device_speed import check_baseline, check_comparing, gate_speed
 from runtime.device_tensorrt import engine_facts
 from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
 from runtime.interleaved import LatencySamples, speedups
@@ -33,6 +33,7 @@ from segcore.errors import GateError, InputError
 from segcore.golden import GOLDEN_FILE, load_golden, save_golden
 from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.preprocess import InputSpec, prepare
+from segcore.words import bounded_ratio
 
 ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
@@ -458,7 +459,7 @@ def test_int8_that_is_not_faster_on_this_device_is_refused():
 
 
 def test_times_are_rounded_down():
-    assert [times_text(x) for x in (1.0499, 1.05, 1.15, 0.999, 12.0)] == [
+    assert [bounded_ratio(x) for x in (1.0499, 1.05, 1.15, 0.999, 12.0)] == [
         "1.04", "1.05", "1.15", "0.99", "12.00",
     ]  # fmt: skip
 
@@ -487,8 +488,8 @@ def test_int8_against_fp32(exported, tmp_path, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines[-1].split(maxsplit=1) == [
         "speed",
-        f"int8 is {times_text(speed.speedup)} times as fast as fp32 "
-        f"({times_text(speed.low)} to {times_text(speed.high)} over 3 rounds)",
+        f"int8 is {bounded_ratio(speed.speedup)} times as fast as fp32 "
+        f"({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)} over 3 rounds)",
     ]
     result = json.loads(last)
     assert (result["speedup"], result["against"], result["fast_enough"]) == (speed.speedup, "fp32", True)

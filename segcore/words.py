@@ -1,10 +1,18 @@
-"""Numbers as a reader wants them: three figures, a unit, a real minus sign."""
+"""Numbers as a reader wants them, on every page and in every message: three figures, a unit, a real minus sign."""
 
 from __future__ import annotations
 
-from segcore.figures import figures as figures
+import math
 
 MINUS = "−"
+
+
+def figures(value: float, digits: int = 3) -> str:
+    """Rounds to so many significant figures, without an exponent: 0.0123, 4.56, 78.9, 1230."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])  # the exponent after rounding
+    return f"{round(value, decimals):.{max(decimals, 0)}f}"
 
 
 def signed(value: float, decimals: int = 4) -> str:
@@ -13,6 +21,11 @@ def signed(value: float, decimals: int = 4) -> str:
     if float(text) == 0:
         return text
     return (MINUS if value < 0 else "+") + text
+
+
+def signed_figures(value: float) -> str:
+    """+1.23, −0.0456, 0."""
+    return (MINUS if value < 0 else "+" if value > 0 else "") + figures(abs(value))
 
 
 def dice(mean: float, low: float | None, high: float | None) -> str:
@@ -51,6 +64,14 @@ def megabytes(size_bytes: int) -> str:
 def times(ratio: float) -> str:
     """31×, 2.4×; at most two figures below 100, as no measured ratio is surer than that."""
     return f"{figures(ratio, 2)}×"
+
+
+def bounded_ratio(value: float) -> str:
+    """A ratio that is held against "at least so much": two decimals, rounded down.
+
+    1.0499 is 1.04: it must not read 1.05 beside "must be at least 1.05".
+    """
+    return f"{math.floor(round(100 * value, 6)) / 100:.2f}"  # 1.15 is 1.14999… in binary, and means 1.15
 
 
 def percent(share: float) -> str:
