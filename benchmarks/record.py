@@ -162,7 +162,7 @@ class Record(Accuracy):
         name: unique in a report: the bundle's name, with the engine where it was measured on several.
         bundle: the folder.
         parent: sha256 of the bundle that it was exported from; None for that one itself.
-        size_bytes: of the files that the engine needs; golden cases and manifest left out.
+        size_bytes: of the model's files, see `Manifest.model_bytes`.
         dice_difference: Dice minus the reference's on the same cases; None for the reference.
         dice_share_kept: `dice_mean` divided by the reference's; None for the reference, or if that is 0.
         small_recall_difference: `small_recall` minus the reference's on the same parts; None for the reference.

@@ -19,7 +19,6 @@ from segcore.errors import InputError
 from segcore.manifest import Manifest
 
 TORCH = "torch"
-_MODEL_SUFFIXES = {".safetensors", ".onnx", ".xml", ".bin"}
 
 
 class Opened(Protocol):
@@ -55,11 +54,8 @@ class Subject:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the model's files; golden cases, manifest and files of other sizes are not needed to run it."""
-        files = self.manifest.files
-        others = {Path(variant.file).stem for variant in self.manifest.variants}
-        model = {n for n in files if Path(n).suffix in _MODEL_SUFFIXES and Path(n).stem not in others}
-        return sum(files[name].bytes for name in model | {self.manifest.model_file})
+        """Bytes of the files of the model that is measured, see `Manifest.model_bytes`."""
+        return self.manifest.model_bytes
 
 
 def open_subject(bundle: Bundle, engine: str, threads: int | None) -> Opened:

@@ -153,9 +153,8 @@ def apart_words(a: Answer, b: Answer) -> str:
 
 
 def size_mib(manifest: Manifest) -> float:
-    """Size of the model itself, without golden cases and notes."""
-    stem = manifest.model_file.rsplit(".", 1)[0]
-    return sum(e.bytes for name, e in manifest.files.items() if name.rsplit(".", 1)[0] == stem) / 2**20
+    """Size of the model itself, see `Manifest.model_bytes`."""
+    return manifest.model_bytes / 2**20
 
 
 def speed_rows(names: Sequence[str], answers: Sequence[Answer]) -> list[list[str]]:

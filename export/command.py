@@ -93,7 +93,7 @@ def main(settings: ExportSettings) -> None:
         bundle=str(settings.out),
         sha256=open_bundle(settings.out).sha256,
         name=manifest.name,
-        model_bytes=sum(e.bytes for n, e in manifest.files.items() if n.startswith("model.")),
+        model_bytes=manifest.model_bytes,
         bundle_bytes=size,
         gate=manifest.gate,
         guard=manifest.guard and manifest.guard.model_dump(exclude={"sensitivity"}),

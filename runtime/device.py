@@ -335,8 +335,7 @@ def edge_version() -> str:
 
 
 def _describe_bundle(source: Bundle, bundle: Bundle) -> BundleFacts:
-    manifest, files = source.manifest, bundle.manifest.files
-    weights = {name for name in files if Path(name).stem == Path(bundle.manifest.model_file).stem}
+    manifest = source.manifest
     return BundleFacts(
         name=manifest.name,
         sha256=source.sha256,
@@ -350,7 +349,7 @@ def _describe_bundle(source: Bundle, bundle: Bundle) -> BundleFacts:
         classes=manifest.classes,
         parameters=manifest.parameters,
         macs=manifest.macs,
-        model_bytes=sum(files[name].bytes for name in weights),
+        model_bytes=bundle.manifest.model_bytes,
     )
 
 

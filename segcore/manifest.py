@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,6 +164,19 @@ class Manifest(_Part):
     def main(self) -> Variant:
         """The model file, told as the variants are."""
         return Variant(file=self.model_file, height_px=self.input.height_px, width_px=self.input.width_px)
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the automatic model's files: `model_file`, and the weights of the same name beside it (OpenVINO's).
+
+        All that is told beside a size (parameters, Dice, times) is of this model, so the size is too. Variants do not
+        count, for an engine opens one of them instead. Nor do a promptable bundle's encoder and decoder, which hold
+        the same encoder's weights once more, a teacher's `adapter/`, whose numbers the model file has already, and
+        what only checks or tells: golden cases, pictures, the card.
+        """
+        stem = PurePosixPath(self.model_file).with_suffix("")
+        own = (entry for name, entry in self.files.items() if PurePosixPath(name).with_suffix("") == stem)
+        return sum(entry.bytes for entry in own)
 
     def metric(self, name: str, split: str) -> float | None:
         """The measured value, or None if it was not measured."""

@@ -133,6 +133,41 @@ def test_seal_then_open(tmp_path):
     assert opened.manifest == sealed
 
 
+def sized(**changes) -> Manifest:
+    sizes = changes.pop("sizes")
+    return Manifest.model_validate(
+        FIELDS | {"files": {name: {"sha256": SHA, "bytes": n} for name, n in sizes.items()}} | changes
+    )
+
+
+PLAIN = {"model.xml": 1, "model.bin": 20, "golden.npz": 300, "MODEL_CARD.md": 4000}
+
+
+def test_size_of_a_plain_model_is_its_graph_and_weights():
+    assert sized(sizes=PLAIN).model_bytes == 21
+    trained = PLAIN | {"model.safetensors": 7, "adapter/adapter_model.safetensors": 50}
+    trained = {name: n for name, n in trained.items() if name not in ("model.xml", "model.bin")}
+    assert sized(sizes=trained, model_file="model.safetensors", format="torch").model_bytes == 7
+
+
+def test_size_leaves_out_files_of_other_sizes_and_batches():
+    other = {"file": "model_384x384_b8.xml", "height_px": 384, "width_px": 384, "batch": 8}
+    sizes = PLAIN | {"model_384x384_b8.xml": 50_000, "model_384x384_b8.bin": 600_000}
+    assert sized(sizes=sizes, variants=[other]).model_bytes == 21
+
+
+def test_size_of_a_promptable_bundle_is_that_of_its_automatic_model():
+    prompt = {
+        "kinds": ["point"],
+        "slots": 5,
+        "masks": 1,
+        "encoder_file": "encoder.xml",
+        "decoder_file": "decoder.xml",
+    }
+    sizes = PLAIN | {"encoder.xml": 50_000, "encoder.bin": 600_000, "decoder.xml": 7_000_000}
+    assert sized(sizes=sizes, prompt=prompt).model_bytes == 21
+
+
 def test_hash_of_known_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     entry = hash_file(tmp_path / "a")
