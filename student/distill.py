@@ -86,7 +86,7 @@ def _train_student(
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet, check_classes, training_input
     from segcore.learn.loop import fit, open_accelerator
-    from segcore.learn.seal import seal_trained
+    from segcore.learn.seal import Origin, seal_trained
     from segcore.preprocess import output_spec
     from student.live_teacher import open_live_teacher
     from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
@@ -145,17 +145,19 @@ def _train_student(
         manifest = seal_trained(
             folder,
             sealed,
-            kind="student",
-            architecture=ARCHITECTURE,
-            architecture_settings=sealed.design.model_dump(mode="json"),
-            name=name,
-            pretrained="no pretrained weights",
-            trained_parameters=parameters,
+            Origin(
+                name=name,
+                kind="student",
+                architecture=ARCHITECTURE,
+                architecture_settings=sealed.design.model_dump(mode="json"),
+                pretrained="no pretrained weights",
+                trained_parameters=parameters,
+                teacher=teacher_sha256,
+                lineage=_lineage(soft, teacher),
+            ),
             dataset=dataset,
             validator=validator,
             settings=settings,
-            teacher=teacher_sha256,
-            lineage=_lineage(soft, teacher),
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
     else:

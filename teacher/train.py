@@ -58,7 +58,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet, check_classes, training_input
     from segcore.learn.loop import fit, open_accelerator
-    from segcore.learn.seal import seal_trained
+    from segcore.learn.seal import Origin, seal_trained
     from teacher.system import Task, system_module
     from teacher.tuning.tune import recompute_blocks
 
@@ -113,16 +113,18 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             folder,
             # A copy, because merging is in place and the parameters are counted as they were trained.
             system.plain(copy.deepcopy(network)),
-            kind="teacher",
-            architecture=settings.system,
-            architecture_settings=system.settings,
-            name=system.title + settings.label_note,
-            pretrained=system.pretrained,
-            trained_parameters=trained,
+            Origin(
+                name=system.title + settings.label_note,
+                kind="teacher",
+                architecture=settings.system,
+                architecture_settings=system.settings,
+                pretrained=system.pretrained,
+                trained_parameters=trained,
+                prompt=system.prompt,
+            ),
             dataset=dataset,
             validator=validator,
             settings=settings,
-            prompt=system.prompt,
             thresholds=system.thresholds,
         )
         dice = manifest.metric("dice_mean", "val") or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,29 +41,42 @@ def data_record(dataset: Dataset, split_seed: int, fold: str = "") -> DataRecord
     )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a trained network is and where it comes from; the fields of `Manifest` of the same names.
+
+    Attributes:
+        teacher: of a student, the hash of the bundle that it was distilled from.
+        lineage: how its ancestors were made.
+        prompt: of a promptable model.
+    """
+
+    name: str
+    kind: Literal["teacher", "student"]
+    architecture: str
+    architecture_settings: dict[str, Any]
+    pretrained: str
+    trained_parameters: int
+    teacher: str | None = None
+    lineage: tuple[Made, ...] = ()
+    prompt: PromptSpec | None = None
+
+
 def seal_trained(
     folder: Path,
     network: nn.Module,
+    origin: Origin,
     *,
-    kind: Literal["teacher", "student"],
-    architecture: str,
-    architecture_settings: dict[str, Any],
-    name: str,
-    pretrained: str,
-    trained_parameters: int,
     dataset: Dataset,
     validator: Validator,
     settings: TrainSettings,
-    teacher: str | None = None,
-    lineage: tuple[Made, ...] = (),
-    prompt: PromptSpec | None = None,
     thresholds: tuple[float, float] = (0.05, 0.95),
 ) -> Manifest:
     """Writes weights, pictures, `train.yaml` (for `--config`, to repeat the run) and the manifest into OUT.partial.
 
     `network` is a plain module in its final form (adapters merged) with one logits tensor out; `validator` scores it
     once more, so that the manifest's Dice is that of the weights beside it, and lends its cases to the student's
-    estimate of its own quality. The rest are the manifest's fields.
+    estimate of its own quality. The threshold is chosen between `thresholds`.
     """
     network = copy.deepcopy(network).cpu().eval()
     save_weights(folder / WEIGHTS, network)
@@ -77,31 +91,23 @@ def seal_trained(
     if (folder / HISTORY).exists():  # a teacher that needs no training has none
         draw_curves(folder / HISTORY, folder / "curves.png")
     # A teacher is who unsure cases are sent to; four more passes of it would cost minutes.
-    quality = fit_quality(network, validator) if kind == "student" else None
+    quality = fit_quality(network, validator) if origin.kind == "student" else None
     drop_checkpoint(folder)
     return seal_bundle(
         folder,
-        name=name,
-        kind=kind,
+        **vars(origin),
         format="torch",
         precision="fp32",
-        architecture=architecture,
-        architecture_settings=architecture_settings,
         classes=dataset.classes,
         input=validator.spec,
         output=validator.output,
         parameters=sum(p.numel() for p in network.parameters()),
-        trained_parameters=trained_parameters,
         macs=count_macs(network, validator.spec),
-        pretrained=pretrained,
-        teacher=teacher,
         data=data_record(dataset, settings.split_seed, settings.fold),
         metrics=(Metric(name="dice_mean", split="val", value=dice, cases=len(validator.cases)),),
         settings=settings.model_dump(mode="json"),
         quality=quality,
-        prompt=prompt,
         calibration=calibration,
         made=made_now(),
-        lineage=lineage,
         model_file=WEIGHTS,
     )
