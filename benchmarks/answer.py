@@ -13,6 +13,7 @@ from benchmarks.record import Record, for_threads
 from runtime.load import BUSY_SHARE
 from segcore import words
 from segcore.manifest import Manifest
+from segcore.story import has_random_start, is_procedural
 
 FEW_PATIENTS = 20
 _SAME = 0.05
@@ -203,13 +204,13 @@ def limits(records: Sequence[Record], manifests: Sequence[Manifest], data_sha256
     found = []
     # Students always start from random weights, by design: the limit is a teacher that did, or that is not here.
     judged = [m for m in manifests if m.kind == "teacher"] or manifests
-    scratch = [m.name for m in judged if "no pretrained weights" in m.pretrained.lower()]
+    scratch = [m.name for m in judged if has_random_start(m)]
     if scratch:
         found.append(
             f"No pretrained weights: {_names(scratch, len(manifests))} started from random weights. Networks "
             "that start from pretrained weights may do quite differently, and the comparison may come out otherwise."
         )
-    if record.data.startswith("phantom:"):
+    if is_procedural(record.data):
         found.append(
             "The pictures are procedural phantoms, not patients: Dice here says nothing about a clinic."
         )

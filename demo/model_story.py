@@ -10,10 +10,16 @@ from demo.compare import PRECISION_WORDS
 from segcore.guard_record import GuardRecord, points_text
 from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec
-from segcore.story import limits
-from segcore.windows import CT_WINDOWS
+from segcore.story import (
+    ct_window_name,
+    has_random_start,
+    has_test_figure,
+    is_procedural,
+    labelled_share,
+    limits,
+    training_cases,
+)
 
-NO_WEIGHTS = "no pretrained weights"
 FORMATS = {
     "torch": "PyTorch",
     "onnx": "ONNX",
@@ -146,11 +152,11 @@ def known_limits(manifest: Manifest) -> list[str]:
 def short_limits(manifest: Manifest) -> str:
     """The gravest of them in one line, for a printed page."""
     found = []
-    if manifest.data.name.startswith("phantom:"):
+    if is_procedural(manifest.data.name):
         found.append("trained on drawn phantoms, never on a patient")
-    if manifest.pretrained == NO_WEIGHTS:
+    if has_random_start(manifest):
         found.append("started from random weights")
-    if not any(m.split == "test" for m in manifest.metrics):
+    if not has_test_figure(manifest):
         found.append("its own figures are of validation cases, which flatter")
     found.append(f"one data set only ({data_name(manifest)})")
     if _is_unnamed(manifest):
@@ -169,9 +175,9 @@ def input_words(spec: InputSpec) -> str:
     low, high = spec.window
     if spec.depth == "uint8" and spec.window == (0.0, 255.0):
         return "8-bit grey values" if spec.channels == 1 else "8-bit colours"
-    named = next((w.name for w in CT_WINDOWS if (w.low, w.high) == spec.window), None)
+    named = ct_window_name(spec)
     values = {"uint8": "8-bit values", "uint16": "16-bit values", "float32": "stored values"}[spec.depth]
-    if named and spec.depth == "float32":
+    if named:
         return f"the {named.replace('-', ' ')} window ({low:g} to {high:g} Hounsfield units)"
     return f"{values} from {low:g} (black) to {high:g} (white)"
 
@@ -183,12 +189,11 @@ def _threshold_words(manifest: Manifest) -> str:
 
 
 def _learned_words(manifest: Manifest) -> str:
-    settings, counts = manifest.settings, manifest.data.counts
+    counts, used = manifest.data.counts, training_cases(manifest)
     what, where = ", ".join(manifest.classes), f"the data set {data_name(manifest)}"
-    if "train" not in counts:
+    if used is None:
         return f"It learned to mark {what} from {where}."
-    limit, share = settings.get("limit"), settings.get("labelled_share") or 1.0
-    used = min(counts["train"], limit) if isinstance(limit, int) else counts["train"]
+    share = labelled_share(manifest)
     words = f"It learned to mark {what} from {used:,} pictures of {where}"
     if share < 1:  # without a teacher, the pictures whose masks are hidden are not used at all
         masks = f"the masks of {100 * share:g} % of the patients"
@@ -206,7 +211,7 @@ def _start_words(manifest: Manifest) -> str:
     tuned = _TUNED.get(str(manifest.settings.get("tune")), "") if manifest.kind == "teacher" else ""
     if not manifest.trained_parameters:
         tuned = "Nothing was trained."
-    if manifest.pretrained == NO_WEIGHTS:
+    if has_random_start(manifest):
         return "It started from random weights, so it learned from nothing but these pictures."
     return f"It started from {manifest.pretrained}. {tuned}".strip()
 

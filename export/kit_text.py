@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.kit_wheel import edge_version
 from segcore.bundle import Bundle
-from segcore.guard_record import MIN_SPEEDUP
+from segcore.guard_record import least_speedup
 from segcore.manifest import Manifest
 
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
@@ -69,7 +69,7 @@ def _speed(manifest: Manifest, baseline: Manifest, compares: tuple[str, ...]) ->
         f"how many times as fast {low} is.\n"
     )
     if low == "int8":
-        least = manifest.guard.min_speedup if manifest.guard else MIN_SPEEDUP
+        least = least_speedup(manifest.guard)
         text += (
             f"Below {least:g} the script ends with exit status 3: on this device, in this power mode, int8\n"
             f"is not worth its error, so use the {high} bundle. The report is written all the same; send it back.\n"

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.errors import InputError
-from segcore.guard_record import MIN_SPEEDUP, GuardRecord, SpeedRatio
+from segcore.guard_record import GuardRecord, SpeedRatio, least_speedup
 from segcore.manifest import EngineTarget
 
 SCHEMA_VERSION = 1
@@ -223,7 +223,7 @@ class DeviceReport(_ReportPart):
     @property
     def min_speedup(self) -> float:
         """How many times as fast as a higher precision INT8 must be."""
-        return self.guard.min_speedup if self.guard else MIN_SPEEDUP
+        return least_speedup(self.guard)
 
     @property
     def fast_enough(self) -> bool | None:

@@ -125,3 +125,8 @@ class GuardRecord(_Part):
     speeds: tuple[SpeedRatio, ...] = ()
     qat_epochs: int = 0
     calibration_batch: int = 1
+
+
+def least_speedup(guard: GuardRecord | None) -> float:
+    """What INT8 must be faster by on a device: as its guard was told, else `MIN_SPEEDUP`."""
+    return guard.min_speedup if guard else MIN_SPEEDUP

@@ -1,4 +1,6 @@
-"""What is told of a model, from its manifest alone: its limits and its model card.
+"""What is told of a model, from its manifest alone: facts that several readers tell, its limits, its model card.
+
+The page, the report and the card ask the same functions here, so that they cannot contradict each other.
 
 Source: Mitchell et al., Model Cards for Model Reporting, FAT* 2019 (the card's sections).
 """
@@ -11,9 +13,12 @@ from collections.abc import Iterable
 from segcore.guard_record import points_text
 from segcore.host import Made
 from segcore.manifest import Manifest, Metric
+from segcore.preprocess import InputSpec
 from segcore.windows import CT_WINDOWS
 from segcore.words import bounded_ratio
 
+NO_WEIGHTS = "no pretrained weights"
+"""What `Manifest.pretrained` says where training started from random weights."""
 MODEL_CARD = "MODEL_CARD.md"
 _FORMATS = {
     "torch": "PyTorch weights (safetensors), to be exported before use",
@@ -37,6 +42,40 @@ FEW_MEASURED = 50
 """Cases below which the mean of a measured figure is called unsure."""
 
 
+def is_procedural(data: str) -> bool:
+    """Whether a data set of this name is drawn by a program, so that no patient is in it."""
+    return data.startswith("phantom:")
+
+
+def has_random_start(manifest: Manifest) -> bool:
+    """Whether all of the network started from random weights; of one whose parts differ, `pretrained` tells each."""
+    return manifest.pretrained.lower() == NO_WEIGHTS
+
+
+def training_cases(manifest: Manifest) -> int | None:
+    """Cases that training took, which `--limit` may have made fewer than there are; None where nobody counted."""
+    count, limit = manifest.data.counts.get("train"), manifest.settings.get("limit")
+    return min(count, limit) if count is not None and isinstance(limit, int) else count
+
+
+def labelled_share(manifest: Manifest) -> float:
+    """Share of the training patients whose masks were used, 0–1."""
+    share = manifest.settings.get("labelled_share")
+    return float(share) if isinstance(share, int | float) else 1.0
+
+
+def has_test_figure(manifest: Manifest) -> bool:
+    """Whether any figure in the manifest is of test cases."""
+    return any(metric.split == "test" for metric in manifest.metrics)
+
+
+def ct_window_name(spec: InputSpec) -> str:
+    """What radiologists call the input's window; "" for another one, and where values are no Hounsfield units."""
+    if spec.depth != "float32":
+        return ""
+    return spec.window_name or next((w.name for w in CT_WINDOWS if (w.low, w.high) == spec.window), "")
+
+
 def limits(manifest: Manifest) -> tuple[str, ...]:
     """What the manifest itself says against the model, the gravest first; one sentence or two each."""
     return tuple(
@@ -48,16 +87,15 @@ def limits(manifest: Manifest) -> tuple[str, ...]:
 
 def _training_limits(m: Manifest) -> list[str]:
     found, settings = [], m.settings
-    if m.data.name.startswith("phantom:"):
+    if is_procedural(m.data.name):
         found.append(
             "Trained on procedural phantoms, drawn by a program. It has seen no patient, and its figures say nothing "
             "about a clinic."
         )  # fmt: skip
-    if "no pretrained weights" in m.pretrained.lower():
+    if has_random_start(m):
         found.append("No pretrained weights: training started from random weights.")
-    train = m.data.counts.get("train")
-    share = settings.get("labelled_share", 1.0)
-    if isinstance(share, int | float) and share < 1:
+    train, share = training_cases(m), labelled_share(m)
+    if share < 1:
         found.append(f"Only the masks of {100 * share:g} % of the training patients were used.")
     if train is not None and train < FEW_CASES:
         found.append(f"Few cases: {train} to train on. What is rare among patients is missing among them.")
@@ -76,7 +114,7 @@ def _measuring_limits(m: Manifest) -> list[str]:
     few = sorted({metric.cases for metric in m.metrics if metric.cases < FEW_MEASURED})
     if few:
         found.append(f"Measured on few cases ({', '.join(map(str, few))}): the figures above are unsure.")
-    if not any(metric.split == "test" for metric in m.metrics):
+    if not has_test_figure(m):
         found.append("No figure above is of test cases that were kept out of training and of its steering.")
     found.append(
         "Other hospitals, scanners, protocols, ages and illnesses than those in its data have not been tested."
@@ -209,8 +247,7 @@ def _prompts(m: Manifest) -> str | None:
 
 def _window(m: Manifest) -> str:
     low, high = m.input.window
-    same = (w.name for w in CT_WINDOWS if (w.low, w.high) == (low, high))
-    name = m.input.window_name or next(same, "")
+    name = ct_window_name(m.input)
     if m.input.depth == "uint8" and (low, high) == (0.0, 255.0):
         return "none: 0 is black, 255 white"
     named = f" (the CT window “{name}”, in Hounsfield units)" if name else ""

@@ -221,3 +221,32 @@ def test_its_commands_are_taken(form):
         taken = [v for v in vars(source).values() if isinstance(v, type) and issubclass(v, Settings)]
         own = next(v for v in taken if v.__module__ == source.__name__)
         assert "THIS_FOLDER" in str(parse_settings(own, command, words))
+
+
+def test_few_cases_are_those_that_training_took():
+    def few(**settings: object) -> list[str]:
+        found = limits(manifest(settings=settings))
+        return [limit for limit in found if limit.startswith("Few cases")]
+
+    assert few(limit=None) == few(limit=1000) == []
+    assert few(limit=64) == ["Few cases: 64 to train on. What is rare among patients is missing among them."]
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "random"),
+    [
+        ("no pretrained weights", True),
+        ("SAM 2.1 tiny", False),
+        ("a.pt; memory: no pretrained weights", False),
+    ],
+)
+def test_random_weights_are_told_where_the_whole_network_started_from_them(pretrained, random):
+    said = "No pretrained weights: training started from random weights."
+    assert (said in limits(manifest(pretrained=pretrained))) == random
+
+
+def test_a_ct_window_is_named_where_values_are_hounsfield_units():
+    lung = FIELDS["input"] | {"window": (0.0, 150.0)}
+    assert "(the CT window “lung”, in Hounsfield units)" in model_card(manifest())
+    assert "Hounsfield" not in model_card(manifest(input=lung))
+    assert "Hounsfield" not in model_card(manifest(input=FIELDS["input"] | {"depth": "uint16"}))
