@@ -49,7 +49,7 @@ def main(settings: DemoSettings) -> None:
     Raises:
         InputError: gradio is missing, a bundle or the dataset cannot be opened, or the port is taken.
     """
-    auth = _login(settings)
+    auth = _read_login(settings)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam2edge-demo-")))
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "web")  # so that uploads go when the page goes
@@ -61,8 +61,8 @@ def main(settings: DemoSettings) -> None:
                 raise need(package, extra) from None
         from demo.examples import make_examples
         from demo.models import Models
+        from demo.open_sessions import OpenSessions
         from demo.page import build_page, launch_options
-        from demo.sessions import Sessions
         from segcore.bundle import open_bundle
 
         _check_port(settings.port)
@@ -82,7 +82,7 @@ def main(settings: DemoSettings) -> None:
         for name in ("web/examples", "readers"):
             (folder / name).mkdir(parents=True)
         examples = make_examples(settings.data, folder / "web" / "examples")
-        sessions = stack.enter_context(closing(Sessions(folder / "readers", folder / "web", models)))
+        sessions = stack.enter_context(closing(OpenSessions(folder / "readers", folder / "web", models)))
         page = build_page(models, sessions, examples)
         log(f"open http://{HOST}:{settings.port} in a browser; Ctrl-C ends it")
         # A service manager's stop is an end like Ctrl-C: the uploads are removed.
@@ -95,7 +95,7 @@ def main(settings: DemoSettings) -> None:
         )
 
 
-def _login(settings: DemoSettings) -> tuple[str, str] | None:
+def _read_login(settings: DemoSettings) -> tuple[str, str] | None:
     if (settings.user is None) != (settings.password_file is None):
         raise InputError(
             "--user: must come with --password-file, and the other way round; give both or neither"

@@ -73,21 +73,23 @@ def run_batch(
     Raises:
         InputError: no file, no format or an unknown one, or a disk that is full.
     """
-    wanted = _checked(paths, formats)
+    wanted = _checked_formats(paths, formats)
     try:
-        yield from _run(predictor, paths, folder, Outputs(wanted, overlays=False, reference_class=reference))
+        yield from _run_inputs(
+            predictor, paths, folder, Outputs(wanted, overlays=False, reference_class=reference)
+        )
     except OSError as error:  # a file that cannot be read is a row; this is where the masks go
         raise InputError(
             f"masks: must be written, the disk refuses ({error.strerror}); free some space and start again"
         ) from None
 
 
-def _run(
+def _run_inputs(
     predictor: Predictor, paths: Sequence[Path], folder: Path, outputs: Outputs
 ) -> Iterator[BatchProgress]:
     classes = predictor.manifest.classes
     inputs = name_inputs(paths)
-    order = {one.case: n for n, one in enumerate(inputs)}
+    order = {input_.case: n for n, input_ in enumerate(inputs)}
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, dict[str, Any]] = {}
 
@@ -98,7 +100,7 @@ def _run(
 
     yield progress("", ())
     said = time.monotonic()
-    with closing(_predicted(predictor, inputs, folder, outputs)) as found:
+    with closing(_predict_inputs(predictor, inputs, folder, outputs)) as found:
         for record in found:
             case = record["case"]
             records[case] = record
@@ -108,10 +110,10 @@ def _run(
     in_order = sorted(records, key=order.__getitem__)
     made = [records[case] for case in in_order]
     shown = [inputs[order[case]].shown for case in in_order]
-    yield progress(shown[-1], in_order, _pack(folder, shown, made, classes))
+    yield progress(shown[-1], in_order, _pack_zip(folder, shown, made, classes))
 
 
-def _checked(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat, ...]:
+def _checked_formats(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat, ...]:
     if not paths:
         raise InputError("files: must be at least one, got none; choose files")
     if not formats:
@@ -122,7 +124,7 @@ def _checked(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat,
     return tuple(key for key in known if key in formats)
 
 
-def _predicted(
+def _predict_inputs(
     predictor: Predictor, inputs: Sequence[PredictionInput], folder: Path, outputs: Outputs
 ) -> Generator[dict[str, Any], None, None]:
     """Records of all inputs: DICOM files first where only they can be written as wanted."""
@@ -130,17 +132,17 @@ def _predicted(
         yield from predict_files(predictor, inputs, folder, outputs)
         return
     dicom, others = list[PredictionInput](), list[PredictionInput]()
-    for one in inputs:
-        (dicom if _is_dicom(one.path) else others).append(one)
+    for input_ in inputs:
+        (dicom if _is_dicom(input_.path) else others).append(input_)
     if dicom:
         yield from predict_files(predictor, dicom, folder, outputs)
     left = tuple(key for key in outputs.formats if key != "dicom-seg")
     if others and left:
         yield from predict_files(predictor, others, folder, replace(outputs, formats=left))
     elif others:
-        for one in others:
+        for input_ in others:
             words = "must be DICOM for a DICOM segmentation, is not; choose another format, too"
-            yield {"case": one.case, "error": f"image {one.shown}: {words}"}
+            yield {"case": input_.case, "error": f"image {input_.shown}: {words}"}
 
 
 def _is_dicom(path: Path) -> bool:
@@ -154,7 +156,7 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _pack(
+def _pack_zip(
     folder: Path, names: Sequence[str], records: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> Path:
     """One ZIP of everything in the folder and the two tables; what it holds is removed."""

@@ -30,7 +30,7 @@ def page_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
     if "error" in record:
         return [name, *["–"] * (3 + len(classes)), record["error"]]
     size = f"{record['width_px']} × {record['height_px']}"
-    extents = [describe(one)[0][1] for one in _measurements(record)]
+    extents = [describe(one)[0][1] for one in _read_measurements(record)]
     return [name, str(record["slices"]), size, _light_words(record), *extents, ""]
 
 
@@ -84,7 +84,7 @@ def _csv_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
     cells: list[Any] = [name, record["slices"], record["height_px"], record["width_px"]]
     cells += [*(record["spacing_mm"] or ("", "")), record["slice_spacing_mm"], record["quality"], quality]
     cells.append("" if quality is None else light_of(quality).colour)
-    for one in _measurements(record):
+    for one in _read_measurements(record):
         if isinstance(one, VolumeMeasurements):
             cells += [one.volume, one.unit, one.longest_diameter, one.length_unit, one.parts]
         else:
@@ -98,7 +98,7 @@ def _csv_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
     return [*cells, record["model"], record["engine"], record["total_ms"], record["mask"], ""]
 
 
-def _measurements(record: Mapping[str, Any]) -> list[ClassMeasurements | VolumeMeasurements]:
+def _read_measurements(record: Mapping[str, Any]) -> list[ClassMeasurements | VolumeMeasurements]:
     found: list[ClassMeasurements | VolumeMeasurements] = []
     for one in record["measurements"]:
         model = VolumeMeasurements if "voxels" in one else ClassMeasurements

@@ -41,7 +41,7 @@ def best_face() -> Face:
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFont
 
-    for folder, names in _places():
+    for folder, names in _font_places():
         if all((folder / name).is_file() for name in names):
             plain, bold = (TTFont(f"case-{Path(name).stem}", str(folder / name)) for name in names)
             pdfmetrics.registerFont(plain)
@@ -50,7 +50,7 @@ def best_face() -> Face:
     return Face("Helvetica", "Helvetica-Bold", frozenset(range(32, 256)))
 
 
-def _places() -> list[tuple[Path, tuple[str, str]]]:
+def _font_places() -> list[tuple[Path, tuple[str, str]]]:
     """Where a font may lie, the best first."""
     found = [(Path("/usr/share/fonts/truetype/dejavu"), _DEJAVU)]
     for package, inside, names in (

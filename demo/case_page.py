@@ -34,13 +34,13 @@ def case_html(case: CaseView) -> str:
     )
     return environment.from_string(TEMPLATE.read_text()).render(
         text=text,
-        pictures=[_as_address(one.picture) for one in text.figures],
+        pictures=[_data_address(one.picture) for one in text.figures],
         colours=[f"rgb{colour}" for colour in COLOURS],
         dashes=_DASHES,
     )
 
 
-def _as_address(picture: np.ndarray) -> str:
+def _data_address(picture: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

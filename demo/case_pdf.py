@@ -30,15 +30,15 @@ def case_pdf(case: CaseView) -> bytes:
     except ModuleNotFoundError:
         raise need("reportlab", "demo") from None
     text, face, stream = case_text(case), best_face(), io.BytesIO()
-    head, sections = _head(text, face), _sections(text, face)
-    below_mm = _TOP_MM - _height(head, WIDTH_MM) / mm - 1
+    head, sections = _page_head(text, face), _page_sections(text, face)
+    below_mm = _TOP_MM - _flow_height(head, WIDTH_MM) / mm - 1
     flow = [
         *head,
         NextPageTemplate("later"),
         FrameBreak(),
         *_in_columns(sections, (below_mm - _BOTTOM_MM) * mm),
     ]
-    foot = _footer(text, face)
+    foot = _page_footer(text, face)
     page = BaseDocTemplate(
         stream,
         pagesize=(210 * mm, 297 * mm),
@@ -49,15 +49,17 @@ def case_pdf(case: CaseView) -> bytes:
     )
     page.addPageTemplates(
         [
-            PageTemplate("first", [_frame(below_mm, _TOP_MM, WIDTH_MM), *_columns(below_mm)], onPage=foot),
-            PageTemplate("later", _columns(_TOP_MM), onPage=foot),
+            PageTemplate(
+                "first", [_page_frame(below_mm, _TOP_MM, WIDTH_MM), *_two_columns(below_mm)], onPage=foot
+            ),
+            PageTemplate("later", _two_columns(_TOP_MM), onPage=foot),
         ]
     )
     page.build(flow)
     return stream.getvalue()
 
 
-def _head(text: CaseText, face: Face) -> list[Any]:
+def _page_head(text: CaseText, face: Face) -> list[Any]:
     from reportlab.lib.units import mm
     from reportlab.platypus import Spacer
 
@@ -73,7 +75,7 @@ def _head(text: CaseText, face: Face) -> list[Any]:
     ]
 
 
-def _sections(text: CaseText, face: Face) -> list[list[Any]]:
+def _page_sections(text: CaseText, face: Face) -> list[list[Any]]:
     models = [set_words("Models and their limits", face, 9.6, bold=True)]
     for title, bundle, limits in text.models:
         models += [
@@ -94,7 +96,7 @@ def _in_columns(sections: Sequence[list[Any]], room: float) -> list[Any]:
     from reportlab.platypus import FrameBreak, KeepTogether, Spacer
 
     set_apart = [[*section, Spacer(0, 3 * mm)] for section in sections]
-    heights = [_height(section, (WIDTH_MM - BETWEEN_MM) / 2) for section in set_apart]
+    heights = [_flow_height(section, (WIDTH_MM - BETWEEN_MM) / 2) for section in set_apart]
     longer, split = min((max(sum(heights[:n]), sum(heights[n:])), n) for n in range(1, len(heights) + 1))
     flow: list[Any] = [KeepTogether(section) for section in set_apart]
     if longer <= room:
@@ -102,14 +104,14 @@ def _in_columns(sections: Sequence[list[Any]], room: float) -> list[Any]:
     return flow
 
 
-def _height(flow: Sequence[Any], width_mm: float) -> float:
+def _flow_height(flow: Sequence[Any], width_mm: float) -> float:
     """In points."""
     from reportlab.lib.units import mm
 
     return float(sum(one.wrap(width_mm * mm, 1e6)[1] for one in flow))
 
 
-def _frame(bottom_mm: float, top_mm: float, width_mm: float, *, left_mm: float = _LEFT_MM) -> Any:
+def _page_frame(bottom_mm: float, top_mm: float, width_mm: float, *, left_mm: float = _LEFT_MM) -> Any:
     from reportlab.lib.units import mm
     from reportlab.platypus import Frame
 
@@ -119,13 +121,13 @@ def _frame(bottom_mm: float, top_mm: float, width_mm: float, *, left_mm: float =
     )
 
 
-def _columns(top_mm: float) -> list[Any]:
+def _two_columns(top_mm: float) -> list[Any]:
     width_mm = (WIDTH_MM - BETWEEN_MM) / 2
     right_mm = _LEFT_MM + width_mm + BETWEEN_MM
-    return [_frame(_BOTTOM_MM, top_mm, width_mm, left_mm=left) for left in (_LEFT_MM, right_mm)]
+    return [_page_frame(_BOTTOM_MM, top_mm, width_mm, left_mm=left) for left in (_LEFT_MM, right_mm)]
 
 
-def _footer(text: CaseText, face: Face) -> Callable[[Any, Any], None]:
+def _page_footer(text: CaseText, face: Face) -> Callable[[Any, Any], None]:
     """Draws the footer and the page's number, on every page."""
     from reportlab.lib.colors import HexColor
     from reportlab.lib.units import mm

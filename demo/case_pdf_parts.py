@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from demo.case_fonts import Face
-from demo.case_text import Figure, Table
+from demo.case_text import CaseFigure, CaseTable
 from segcore.overlay import COLOURS
 
 WIDTH_MM, BETWEEN_MM = 186.0, 7.0
@@ -64,14 +64,14 @@ def set_banner(words: str, face: Face) -> Any:
     )
 
 
-def set_figures(figures: Sequence[Figure], face: Face) -> Any:
+def set_figures(figures: Sequence[CaseFigure], face: Face) -> Any:
     """Four pictures a row, with their words below."""
     from reportlab.lib.units import mm
     from reportlab.platypus import Table, TableStyle
 
     columns = min(len(figures), _ACROSS)
     width_mm = (WIDTH_MM - _GAP_MM * (columns - 1)) / columns
-    cells: list[Any] = [_figure(one, face, width_mm) for one in figures]
+    cells: list[Any] = [_figure_cells(one, face, width_mm) for one in figures]
     rows = [cells[n : n + columns] for n in range(0, len(cells), columns)]
     rows[-1] += [""] * (columns - len(rows[-1]))
     style = [
@@ -84,7 +84,7 @@ def set_figures(figures: Sequence[Figure], face: Face) -> Any:
     return Table(rows, colWidths=widths, style=TableStyle(style))
 
 
-def _figure(one: Figure, face: Face, width_mm: float) -> list[Any]:
+def _figure_cells(one: CaseFigure, face: Face, width_mm: float) -> list[Any]:
     from reportlab.lib.units import mm
     from reportlab.platypus import Spacer
 
@@ -94,31 +94,31 @@ def _figure(one: Figure, face: Face, width_mm: float) -> list[Any]:
         set_words(one.heading, face, 9.6, bold=True),
         set_words(one.detail, face, 7.6, soft=True),
         Spacer(0, 1 * mm),
-        _picture(one.picture, width * scale * mm, height * scale * mm),
+        _place_picture(one.picture, width * scale * mm, height * scale * mm),
         Spacer(0, 1 * mm),
     ]
-    cells += [_key(k, name, line, face) for k, name, line in one.key]
+    cells += [_key_row(k, name, line, face) for k, name, line in one.key]
     if one.heat:
         cells.append(set_words("Black: they agree. White: they are opposite.", face, 7.6))
     if one.note:
         cells.append(set_words(one.note, face, 7.6))
     if one.light is not None:
-        cells += [Spacer(0, 1 * mm), _lamps(one.light.colour)]
+        cells += [Spacer(0, 1 * mm), _draw_lamps(one.light.colour)]
         cells.append(set_words(f"{one.light.colour.capitalize()}: {one.light.word}", face, 8.4, bold=True))
         cells.append(set_words(f"Expected overlap (Dice): {one.estimate:.2f}", face, 7.6))
     return cells
 
 
-def _picture(picture: np.ndarray, width: float, height: float) -> Any:
-    from reportlab.platypus import Image as Placed
+def _place_picture(picture: np.ndarray, width: float, height: float) -> Any:
+    from reportlab.platypus import Image as PdfImage
 
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG")
     stream.seek(0)
-    return Placed(stream, width, height, hAlign="LEFT")
+    return PdfImage(stream, width, height, hAlign="LEFT")
 
 
-def _key(k: int, name: str, line: str, face: Face) -> Any:
+def _key_row(k: int, name: str, line: str, face: Face) -> Any:
     """A piece of the line, and the class that it outlines."""
     from reportlab.graphics.shapes import Drawing, Line
     from reportlab.lib.colors import Color
@@ -135,7 +135,7 @@ def _key(k: int, name: str, line: str, face: Face) -> Any:
     )
 
 
-def _lamps(colour: str) -> Any:
+def _draw_lamps(colour: str) -> Any:
     from reportlab.graphics.shapes import Circle, Drawing, Rect
     from reportlab.lib.colors import HexColor
 
@@ -147,12 +147,11 @@ def _lamps(colour: str) -> Any:
     return drawing
 
 
-def set_table(table: Table, face: Face) -> list[Any]:
+def set_table(table: CaseTable, face: Face) -> list[Any]:
     """Title, table and hint, of the width of a column."""
     from reportlab.lib.colors import HexColor
     from reportlab.lib.units import mm
-    from reportlab.platypus import Spacer, TableStyle
-    from reportlab.platypus import Table as Laid
+    from reportlab.platypus import Spacer, Table, TableStyle
 
     columns = len(table.rows[0])
     first_mm = (0.32 if columns < 5 else 0.25) * _COLUMN_MM
@@ -176,6 +175,6 @@ def set_table(table: Table, face: Face) -> list[Any]:
     found = [
         set_words(table.title, face, 9.6, bold=True),
         Spacer(0, 2),
-        Laid(cells, colWidths=widths, style=TableStyle(style), hAlign="LEFT", repeatRows=1),
+        Table(cells, colWidths=widths, style=TableStyle(style), hAlign="LEFT", repeatRows=1),
     ]
     return found + ([set_words(table.hint, face, 7.4, soft=True)] if table.hint else [])

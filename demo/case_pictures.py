@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from demo.compare import fit
+from demo.answers import fit
 from segcore.overlay import COLOURS
 from segcore.preprocess import resize_mask
 from segcore.prompts import Prompt
@@ -36,7 +36,7 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     drawn = resize_mask(mask, size)
     y, x = np.ogrid[: size[0], : size[1]]
     for k in np.unique(drawn[drawn > 0]):
-        line = _border(drawn == k)
+        line = _border_pixels(drawn == k)
         if dash := _DASH_PX[(k - 1) % len(LINES)]:
             # Slanted stripes: no edge of an organ runs along them for long.
             line &= ((2 * x + 3 * y) // (2 * dash)) % 2 == 0
@@ -75,7 +75,7 @@ def line_of(k: int) -> str:
     return LINES[(k - 1) % len(LINES)]
 
 
-def _border(area: np.ndarray) -> np.ndarray:
+def _border_pixels(area: np.ndarray) -> np.ndarray:
     """The outermost `_WIDTH_PX` pixels of an area H×W; the picture's own edge counts as outside."""
     inner = np.pad(area, 1)
     for _ in range(_WIDTH_PX):

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from demo.answers import (
+    ModelAnswer,
+    apart_words,
+    comparable,
+    fit,
+    heat,
+    heat_map,
+    speed_rows,
+    speed_words,
+    title,
+)
 from demo.case_pictures import draw_prompt, line_of, outlined
 from demo.case_view import CaseView
-from demo.compare import Answer, apart_words, comparable, fit, heat, heat_map, speed_rows, speed_words, title
 from demo.model_story import short_limits
-from demo.prompted import iou_words, prompted_words
+from demo.prompt_summary import iou_sentence, prompt_sentence
 from demo.scores import HINT, against_truth
 from demo.traffic_light import Light, light_of, limits
 from segcore import __version__
@@ -24,7 +34,7 @@ BANNER = f"{NOT_A_DEVICE} Do not use it for diagnosis or treatment."
 
 
 @dataclass(frozen=True)
-class Figure:
+class CaseFigure:
     """A picture with its words.
 
     Attributes:
@@ -36,7 +46,7 @@ class Figure:
         note: one line below the picture.
         light: of the model's own estimate; None where it gives none.
         estimate: the estimated Dice, 0–1, beside the light.
-        heat: the picture's colours are those of `demo.compare.heat_map`.
+        heat: the picture's colours are those of `demo.answers.heat_map`.
     """
 
     heading: str
@@ -51,7 +61,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Table:
+class CaseTable:
     """A heading row, then rows.
 
     Attributes:
@@ -84,23 +94,23 @@ class CaseText:
     heading: str
     facts: str
     banner: str
-    figures: tuple[Figure, ...]
+    figures: tuple[CaseFigure, ...]
     notes: tuple[str, ...]
-    tables: tuple[Table, ...]
+    tables: tuple[CaseTable, ...]
     models: tuple[tuple[str, str, str], ...]
     footer: str
 
 
 def case_text(case: CaseView) -> CaseText:
     """Puts a case into words and pictures."""
-    names = _names(case.answers)
+    names = _column_heads(case.answers)
     return CaseText(
         heading=f"What the models mark in {case.name}" if case.name else "What the models mark",
-        facts=" · ".join(_facts(case)),
+        facts=" · ".join(_picture_facts(case)),
         banner=BANNER,
-        figures=tuple(_figures(case, names)),
-        notes=tuple(_notes(case)),
-        tables=tuple(_tables(case, names)),
+        figures=tuple(_case_figures(case, names)),
+        notes=tuple(_case_notes(case)),
+        tables=tuple(_case_tables(case, names)),
         models=tuple(
             (title(a.manifest), f"bundle {sha256[:16]}", short_limits(a.manifest))
             for a, sha256 in zip(case.answers, case.hashes, strict=True)
@@ -109,7 +119,7 @@ def case_text(case: CaseView) -> CaseText:
     )
 
 
-def _names(answers: Sequence[Answer]) -> list[str]:
+def _column_heads(answers: Sequence[ModelAnswer]) -> list[str]:
     """Short headings of columns: the kind where that tells the models apart, else the name, numbered if need be."""
     for words in ([a.manifest.kind.capitalize() for a in answers], [a.manifest.name for a in answers]):
         if len(set(words)) == len(words):
@@ -117,7 +127,7 @@ def _names(answers: Sequence[Answer]) -> list[str]:
     return [f"{n}. {a.manifest.name}" for n, a in enumerate(answers, start=1)]
 
 
-def _facts(case: CaseView) -> list[str]:
+def _picture_facts(case: CaseView) -> list[str]:
     height, width = case.image.shape[:2]
     found = [f"{case.time:%Y-%m-%d %H:%M}"]
     if case.slices > 1:
@@ -130,7 +140,7 @@ def _facts(case: CaseView) -> list[str]:
     return found
 
 
-def _figures(case: CaseView, names: Sequence[str]) -> list[Figure]:
+def _case_figures(case: CaseView, names: Sequence[str]) -> list[CaseFigure]:
     found = [_answer_figure(case.image, a, name) for a, name in zip(case.answers, names, strict=True)]
     first = case.answers[0]
     for other, name in zip(case.answers[1:], names[1:], strict=True):
@@ -138,7 +148,7 @@ def _figures(case: CaseView, names: Sequence[str]) -> list[Figure]:
             words = apart_words(first, other)
             picture = fit(heat_map(case.image, heat(first.foreground, other.foreground)))
             found.append(
-                Figure(
+                CaseFigure(
                     "Where they differ", f"{names[0]} and {name}", picture,
                     f"Map of where {names[0]} and {name} differ: dark where they agree, bright where they do not.",
                     note=words, heat=True,
@@ -148,43 +158,49 @@ def _figures(case: CaseView, names: Sequence[str]) -> list[Figure]:
         classes = first.manifest.classes
         picture = outlined(case.image, case.truth)
         found.append(
-            Figure("Reference mask", "given by the reader", picture, "The reference mask.", key=_key(classes))
+            CaseFigure(
+                "Reference mask",
+                "given by the reader",
+                picture,
+                "The reference mask.",
+                key=_class_key(classes),
+            )
         )
     return found
 
 
-def _answer_figure(image: np.ndarray, answer: Answer, name: str) -> Figure:
+def _answer_figure(image: np.ndarray, answer: ModelAnswer, name: str) -> CaseFigure:
     classes, judged = answer.manifest.classes, answer.manifest.quality is not None
     marked = [c for k, c in enumerate(classes, start=1) if (answer.mask == k).any()]
     estimate = answer.quality if judged else None
-    picture, prompted = outlined(image, answer.mask), answer.prompted
-    if prompted is not None:
-        picture = draw_prompt(picture, prompted.prompt, (image.shape[0], image.shape[1]))
+    picture, summary = outlined(image, answer.mask), answer.prompt_summary
+    if summary is not None:
+        picture = draw_prompt(picture, summary.prompt, (image.shape[0], image.shape[1]))
     note = "" if marked else "Nothing was marked."
-    if prompted is not None:
+    if summary is not None:
         note = f"{note} Answers the reader's prompt.".strip()
-    return Figure(
+    return CaseFigure(
         heading=name,
         detail=answer.manifest.name if answer.manifest.name != name else answer.manifest.kind,
         picture=picture,
         alt=f"The picture with what {title(answer.manifest)} marks: {', '.join(marked) or 'nothing'}.",
-        key=_key(classes),
+        key=_class_key(classes),
         note=note,
         light=None if estimate is None else light_of(estimate),
         estimate=estimate,
     )
 
 
-def _key(classes: Sequence[str]) -> tuple[tuple[int, str, str], ...]:
+def _class_key(classes: Sequence[str]) -> tuple[tuple[int, str, str], ...]:
     return tuple((k, name, line_of(k)) for k, name in enumerate(classes, start=1))
 
 
-def _notes(case: CaseView) -> list[str]:
+def _case_notes(case: CaseView) -> list[str]:
     found = []
     for answer in case.answers:
         quality = answer.manifest.quality
-        if answer.prompted is not None:
-            found.append(f"{title(answer.manifest)}: {_prompted(answer)}")
+        if answer.prompt_summary is not None:
+            found.append(f"{title(answer.manifest)}: {_prompt_note(answer)}")
         elif quality is not None and answer.quality is not None:
             found.append(f"Light of {title(answer.manifest)}: {limits(quality)}")
         else:
@@ -201,14 +217,16 @@ def _notes(case: CaseView) -> list[str]:
     return found
 
 
-def _prompted(answer: Answer) -> str:
-    assert answer.prompted is not None
-    words = prompted_words(answer.prompted, len(answer.manifest.classes)).replace("your", "the reader's")
-    estimate = iou_words(answer.prompted).replace("you meant", "the reader meant")
+def _prompt_note(answer: ModelAnswer) -> str:
+    assert answer.prompt_summary is not None
+    words = prompt_sentence(answer.prompt_summary, len(answer.manifest.classes)).replace(
+        "your", "the reader's"
+    )
+    estimate = iou_sentence(answer.prompt_summary).replace("you meant", "the reader meant")
     return f"{words} In the picture, + is a point on it, − one beside it. {estimate}"
 
 
-def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:
+def _case_tables(case: CaseView, names: Sequence[str]) -> list[CaseTable]:
     found = []
     where = f", slice {case.slice_index + 1}" if case.slices > 1 else ""
     if case.measurements:
@@ -217,11 +235,13 @@ def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:
         if case.truth is not None and case.truth.max(initial=0) <= len(classes):
             columns.append(measure(case.truth, classes, spacing_mm=case.spacing_mm))
             heads.append("Reference")
-        found.append(Table(f"Measurements{where}", _measured(columns, heads)))
+        found.append(CaseTable(f"Measurements{where}", _measurement_rows(columns, heads)))
     if case.volume:
-        found.append(Table(f"Measurements of all {case.slices} slices", _measured(case.volume, names)))
+        found.append(
+            CaseTable(f"Measurements of all {case.slices} slices", _measurement_rows(case.volume, names))
+        )
     if case.truth is not None:
-        found.append(Table(f"Fit to the reference mask{where}", _scored(case, names), HINT))
+        found.append(CaseTable(f"Fit to the reference mask{where}", _score_rows(case, names), HINT))
     runs = min(a.times.runs for a in case.answers)
     head, *speed = speed_rows(names, case.answers)
     if case.answers[1:]:
@@ -229,7 +249,7 @@ def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:
         words = (speed_words(own_ms, a.times.total_ms) for a in case.answers[1:])
         speed.insert(0, ["Speed", "compared with", *words])
     found.append(
-        Table(
+        CaseTable(
             "Time and size", tuple(tuple(row) for row in [head, *speed]),
             f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted.",
         )
@@ -237,7 +257,7 @@ def _tables(case: CaseView, names: Sequence[str]) -> list[Table]:
     return found
 
 
-def _measured(
+def _measurement_rows(
     columns: Sequence[Sequence[ClassMeasurements | VolumeMeasurements]], names: Sequence[str]
 ) -> tuple[tuple[str, ...], ...]:
     """Rows of each class under its name, a column a model."""
@@ -249,10 +269,10 @@ def _measured(
                 key = one.name, label
                 cells[key] = f"{cells[key]}; {text}" if key in cells else text
         found.append(cells)
-    return _sections(names, found)
+    return _section_rows(names, found)
 
 
-def _scored(case: CaseView, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def _score_rows(case: CaseView, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     assert case.truth is not None
     columns = []
     for answer in case.answers:
@@ -260,10 +280,10 @@ def _scored(case: CaseView, names: Sequence[str]) -> tuple[tuple[str, ...], ...]
         columns.append(
             {(row[0], label): cell for row in rows for label, cell in zip(head[1:], row[1:], strict=True)}
         )
-    return _sections(names, columns)
+    return _section_rows(names, columns)
 
 
-def _sections(
+def _section_rows(
     names: Sequence[str], columns: Sequence[dict[tuple[str, str], str]]
 ) -> tuple[tuple[str, ...], ...]:
     """Cells by (section, label) to rows; models that lack one get a dash."""

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from demo.compare import Answer
+from demo.answers import ModelAnswer
 from segcore.measurements import ClassMeasurements, VolumeMeasurements
 
 
@@ -33,7 +33,7 @@ class CaseView:
     name: str
     time: datetime
     image: np.ndarray
-    answers: tuple[Answer, ...]
+    answers: tuple[ModelAnswer, ...]
     hashes: tuple[str, ...]
     slice_index: int = 0
     slices: int = 1

@@ -24,28 +24,28 @@ _STEM = "mask"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One choice on the page: `key` for `mask_files`, or "page"; `words` for the reader."""
+class DownloadFormat:
+    """One choice on the page: `key` for `write_mask_files`, or "page"; `words` for the reader."""
 
     key: str
     words: str
 
 
 FORMATS = (
-    Choice("png", "PNG mask"),
-    Choice("nifti", "NIfTI mask"),
-    Choice("dicom-seg", "DICOM segmentation"),
-    Choice("json", "record (JSON)"),
+    DownloadFormat("png", "PNG mask"),
+    DownloadFormat("nifti", "NIfTI mask"),
+    DownloadFormat("dicom-seg", "DICOM segmentation"),
+    DownloadFormat("json", "record (JSON)"),
 )
-PAGE = Choice("page", "page of the case (HTML, PDF)")
+PAGE = DownloadFormat("page", "page of the case (HTML, PDF)")
 
 
-def formats_for(scan: Scan) -> list[Choice]:
+def formats_for(scan: Scan) -> list[DownloadFormat]:
     """What the page offers for a scan: a DICOM segmentation only of a DICOM, because it refers to its source."""
     return [one for one in FORMATS if one.key != "dicom-seg" or scan.kind == "dicom"] + [PAGE]
 
 
-def mask_files(
+def write_mask_files(
     scan: Scan,
     masks: np.ndarray,
     manifest: Manifest,
@@ -68,8 +68,8 @@ def mask_files(
         threshold: that the reader chose, for the JSON; None: the model's own.
         bundle_sha256: of the model's bundle, for the JSON and the segmentation.
         reference: the class that the JSON gives the others' areas as a share of.
-        prompt: `demo.prompted.prompt_record`, where a reader's prompt made a class of the masks: for the JSON, and
-            so that a segmentation calls the class semi-automatic.
+        prompt: `demo.prompt_summary.prompt_record`, where a reader's prompt made a class of the masks: for the JSON,
+            and so that a segmentation calls the class semi-automatic.
 
     Raises:
         InputError: an unknown format, or a segmentation that cannot refer to its source.

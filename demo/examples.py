@@ -39,10 +39,10 @@ def make_examples(data: str, folder: Path) -> list[Example]:
     """
     dataset = open_dataset(data, need_masks=False)
     cases = dataset.split("test", limit=EXAMPLES) or dataset.cases[:EXAMPLES]
-    return [_example(case, folder / f"example-{i}.png") for i, case in enumerate(cases)]
+    return [_make_example(case, folder / f"example-{i}.png") for i, case in enumerate(cases)]
 
 
-def _example(case: Case, thumbnail: Path) -> Example:
+def _make_example(case: Case, thumbnail: Path) -> Example:
     image = case.image()
     shown = as_rgb(image)
     small = Image.fromarray(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from demo.compare import PRECISION_WORDS, title
+from demo.answers import PRECISION_WORDS, title
 from demo.model_story import (
     FORMATS,
     SPLITS,

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import PurePosixPath
 
-from demo.compare import PRECISION_WORDS
+from demo.answers import PRECISION_WORDS
 from segcore.guard_record import GuardRecord, points_text
 from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from demo.compare import MAX_RUNS, Answer, ask, title
+from demo.answers import MAX_RUNS, ModelAnswer, ask_model, title
 from runtime.engine import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
@@ -38,7 +38,7 @@ class Models:
         reference: str | None = None,
     ) -> None:
         self.bundles = tuple(bundles)
-        self.names = tuple(_different([title(bundle.manifest) for bundle in bundles]))
+        self.names = tuple(_number_duplicates([title(bundle.manifest) for bundle in bundles]))
         self.reference = reference
         if reference is not None and not any(reference in b.manifest.classes for b in bundles):
             known = ", ".join(dict.fromkeys(k for b in bundles for k in b.manifest.classes))
@@ -46,7 +46,7 @@ class Models:
         self._engine = engine
         self._threads = threads
         self._open: dict[tuple[int, str], tuple[Predictor, Lock]] = {}
-        self._open_prompted: dict[tuple[int, str], tuple[PromptPredictor, Lock]] = {}
+        self._open_promptable: dict[tuple[int, str], tuple[PromptPredictor, Lock]] = {}
         self._opening = Lock()
         self._stack = ExitStack()
 
@@ -109,16 +109,22 @@ class Models:
                 f"prompt: must go to a model that takes clicks, {name} takes none; choose {able}"
             )
         with self._opening:
-            if (index, chosen) not in self._open_prompted:
+            if (index, chosen) not in self._open_promptable:
                 opened = self._stack.enter_context(
                     PromptPredictor.open(self.bundles[index], engine=chosen, threads=self._threads)
                 )
-                self._open_prompted[index, chosen] = opened, Lock()
-            return self._open_prompted[index, chosen]
+                self._open_promptable[index, chosen] = opened, Lock()
+            return self._open_promptable[index, chosen]
 
     def ask(
-        self, name: str, image: np.ndarray, *, called: str, engine: str | None = None, runs: int = MAX_RUNS
-    ) -> Answer:
+        self,
+        name: str,
+        image: np.ndarray,
+        *,
+        picture_name: str,
+        engine: str | None = None,
+        runs: int = MAX_RUNS,
+    ) -> ModelAnswer:
         """What one model says about one picture.
 
         Raises:
@@ -128,11 +134,11 @@ class Models:
         depth = predictor.manifest.input.depth
         if image.dtype.name != depth:
             raise InputError(
-                f"{called}: must hold {_DEPTHS[depth]} as {name} was trained on, got {_DEPTHS[image.dtype.name]}; "
-                "save it as the training pictures were saved, or send the DICOM"
+                f"{picture_name}: must hold {_DEPTHS[depth]} as {name} was trained on, "
+                f"got {_DEPTHS[image.dtype.name]}; save it as the training pictures were saved, or send the DICOM"
             )
         with lock:
-            return ask(predictor, image, name=called, max_runs=runs)
+            return ask_model(predictor, image, name=picture_name, max_runs=runs)
 
     def describe(self, name: str) -> dict[str, Any]:
         """One model's facts, for programs."""
@@ -184,7 +190,7 @@ class Models:
         return self.names.index(name)
 
 
-def _different(names: Sequence[str]) -> list[str]:
+def _number_duplicates(names: Sequence[str]) -> list[str]:
     """Numbers what is said twice: "Student: small", "Student: small (2)"."""
     return [
         name if (before := names[:i].count(name)) == 0 else f"{name} ({before + 1})"

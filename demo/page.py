@@ -13,13 +13,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from gradio import route_utils
 
-from demo import cards, made
+from demo import html_pieces, made
 from demo.examples import Example
 from demo.models import Models
+from demo.open_sessions import OpenSessions
 from demo.page_api import add_endpoints
 from demo.page_batch import build_batch_tab
 from demo.page_case import build_case_tab
-from demo.sessions import Sessions
 
 CSS = Path(__file__).with_name("page.css")
 SYSTEM_FONTS = ("system-ui", "Segoe UI", "Roboto", "sans-serif")
@@ -27,13 +27,13 @@ WAITING = 64
 """Requests that may wait; the next is told to come back later."""
 
 
-def build_page(models: Models, sessions: Sessions, examples: Sequence[Example]) -> gr.Blocks:
+def build_page(models: Models, sessions: OpenSessions, examples: Sequence[Example]) -> gr.Blocks:
     """Lays out the page. Launch it with `launch_options()`."""
     _keep_uploads_apart()
     with gr.Blocks(title="sam2edge", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(equal_height=True, elem_id="top"):
-            gr.HTML(cards.INTRO, elem_classes="s2e")
-            gr.HTML(cards.BANNER, elem_classes="s2e")
+            gr.HTML(html_pieces.INTRO, elem_classes="s2e")
+            gr.HTML(html_pieces.BANNER, elem_classes="s2e")
         with gr.Tabs():
             with gr.Tab("One case"):
                 build_case_tab(models, sessions, examples)

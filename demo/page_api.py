@@ -10,13 +10,13 @@ from typing import Any
 import gradio as gr
 
 from demo.models import Models
+from demo.open_sessions import OpenSessions
 from demo.segment import read_prompt, segment_file
-from demo.sessions import Sessions
 from demo.web_folder import new_folder
 from segcore.errors import InputError
 
 
-def add_endpoints(models: Models, sessions: Sessions) -> None:
+def add_endpoints(models: Models, sessions: OpenSessions) -> None:
     """Adds `/models` and `/segment`."""
 
     def list_models() -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def add_endpoints(models: Models, sessions: Sessions) -> None:
     def segment(
         file: str | None, model: str, formats: list[str], threshold: float | None, prompt: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """Segments one file: the record, and the mask files asked for; `prompt` is `demo.segment.AskedFor`."""
+        """Segments one file: the record, and the mask files asked for; `prompt` is `demo.segment.ProgramPrompt`."""
         work = Path(tempfile.mkdtemp(prefix="segment-", dir=sessions.folder))
         try:
             record, made = segment_file(

@@ -10,21 +10,21 @@ from typing import Any
 
 import gradio as gr
 
-from demo import cards
+from demo import html_pieces
 from demo.batch import BatchProgress, run_batch
 from demo.downloads import FORMATS
 from demo.models import Models
+from demo.open_sessions import OpenSessions
 from demo.page_case import Updates
-from demo.sessions import Sessions
 from demo.uploads import receive
 from segcore.errors import InputError
 
 
-def build_batch_tab(models: Models, sessions: Sessions) -> None:
+def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
     """Lays out the tab and connects it."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=260):
-            sent = gr.File(
+            upload = gr.File(
                 label="Drop files or ZIPs", file_count="multiple", height=140, elem_id="batch-upload"
             )
             model = gr.Dropdown(
@@ -36,7 +36,7 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
             start = gr.Button("Start", variant="primary", elem_id="batch-start")
             stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
         with gr.Column(scale=4, min_width=320):
-            said = gr.HTML(
+            message = gr.HTML(
                 '<p class="hint">One row a file appears here; at the end, a ZIP of all masks.</p>',
                 elem_classes="s2e",
                 elem_id="batch-said",
@@ -46,19 +46,19 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
 
     def show_progress(progress: BatchProgress, zip_path: Path | None = None) -> Updates:
         return {
-            said: _progress_line(progress),
-            table: cards.plain_table(progress.table),
+            message: _progress_line(progress),
+            table: html_pieces.plain_table(progress.table),
             result: gr.File(None if zip_path is None else str(zip_path), visible=zip_path is not None),
-            sent: None,  # the files have been taken: they are no longer where the browser would look for them
+            upload: None,  # the files have been taken: they are no longer where the browser would look for them
         }
 
     def run(paths: list[str] | None, name: str, wanted: list[str], request: gr.Request) -> Iterator[Updates]:
         session = sessions.of(str(request.session_hash))
-        folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.folder))
-        for old in session.made.glob("batch-*"):
+        folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.uploads_folder))
+        for old in session.downloads_folder.glob("batch-*"):
             shutil.rmtree(old)
-        made, done = session.made / folder.name, False
-        session.waiting.clear()
+        made, done = session.downloads_folder / folder.name, False
+        session.waiting_uploads.clear()
         try:
             scans = receive(paths or [], folder / "upload")
             with models.open_another(name) as predictor:
@@ -71,16 +71,16 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
                 ):
                     if session.closed:
                         return
-                    session.seen_now()
+                    session.mark_used()
                     yield show_progress(progress)
             done = True
             yield show_progress(progress, progress.zip_path)
         except InputError as error:
             yield {
-                said: cards.problem(str(error)),
+                message: html_pieces.problem_line(str(error)),
                 table: "",
                 result: gr.File(None, visible=False),
-                sent: None,
+                upload: None,
             }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,29 +88,29 @@ def build_batch_tab(models: Models, sessions: Sessions) -> None:
                 shutil.rmtree(made, ignore_errors=True)
 
     def on_sent(paths: list[str] | None, request: gr.Request) -> None:
-        sessions.of(str(request.session_hash)).waiting.update(Path(path) for path in paths or [])
+        sessions.of(str(request.session_hash)).waiting_uploads.update(Path(path) for path in paths or [])
 
     def on_stop() -> Updates:
         return {
             stop: gr.Button(visible=False),
-            said: '<p role="status">Stopped. Nothing was kept.</p>',
+            message: '<p role="status">Stopped. Nothing was kept.</p>',
             table: "",
-            sent: None,
+            upload: None,
         }
 
     queue: dict[str, Any] = {
         "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden"
     }  # fmt: skip
     gone: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    sent.upload(on_sent, sent, None, **gone)
+    upload.upload(on_sent, upload, None, **gone)
     begun = start.click(lambda: gr.Button(visible=True), None, stop, **gone)
-    running = begun.then(run, [sent, model, formats], [said, table, result, sent], **queue)
+    running = begun.then(run, [upload, model, formats], [message, table, result, upload], **queue)
     running.then(lambda: gr.Button(visible=False), None, stop, **gone)
     # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.
     stop.click(
         on_stop,
         None,
-        [stop, said, table, sent],
+        [stop, message, table, upload],
         cancels=[running],
         **gone,
     )

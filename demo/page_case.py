@@ -8,16 +8,16 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from demo import cards
+from demo import html_pieces
+from demo.case_files import write_case_files
 from demo.downloads import PAGE, formats_for
 from demo.examples import Example
 from demo.models import Models
-from demo.prompting import Step
-from demo.session import Session
-from demo.sessions import Sessions
-from demo.shown import viewer_value
-from demo.take_along import case_files
+from demo.open_sessions import OpenSessions
+from demo.prompt_dialogue import PromptStep
+from demo.reader_session import ReaderSession
 from demo.viewer import VIEWER
+from demo.views import viewer_value
 from segcore.errors import InputError
 
 OWN_ENGINE = "each model's own"
@@ -28,7 +28,7 @@ Updates = dict[Block, Any]
 """A handler's answer: new values by component, any of the event's outputs; Gradio leaves the others as they are."""
 
 
-def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Example]) -> None:
+def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Example]) -> None:
     """Lays out the tab and connects it."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=230, elem_id="choices"):
@@ -51,7 +51,7 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
                 format="png",
                 interactive=False,
             )
-            chosen = gr.Dropdown(
+            model_choice = gr.Dropdown(
                 list(models.names),
                 value=list(models.names[:2]),
                 multiselect=True,
@@ -64,17 +64,19 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
             )
             truth = gr.UploadButton("Compare with a reference mask", size="sm", elem_id="truth")
         with gr.Column(scale=5, min_width=320):
-            said = gr.HTML(elem_classes="s2e", elem_id="said")
+            message = gr.HTML(elem_classes="s2e", elem_id="said")
             viewer = gr.HTML(None, elem_id="viewer", **VIEWER)
             with gr.Row(equal_height=False, elem_id="cards"):
                 trust = gr.HTML(elem_classes="s2e", elem_id="trust")
                 measured = gr.HTML(elem_classes="s2e", elem_id="measured")
                 speed = gr.HTML(elem_classes="s2e", elem_id="speed")
-            every = gr.Button("Measure every slice", size="sm", visible=False, elem_id="every")
-            with gr.Row(equal_height=False, elem_id="along", visible=False) as along:
+            measure_every = gr.Button("Measure every slice", size="sm", visible=False, elem_id="every")
+            with gr.Row(equal_height=False, elem_id="along", visible=False) as download_row:
                 formats = gr.CheckboxGroup([], label="Take along", elem_id="formats", scale=3)
-                of = gr.Dropdown(list(models.names), label="Masks of", elem_id="of", scale=1, min_width=240)
-                take = gr.Button("Make the files", size="sm", elem_id="take", scale=0, min_width=140)
+                mask_model = gr.Dropdown(
+                    list(models.names), label="Masks of", elem_id="of", scale=1, min_width=240
+                )
+                make_files = gr.Button("Make the files", size="sm", elem_id="take", scale=0, min_width=140)
                 files = gr.File(
                     label="Files",
                     file_count="multiple",
@@ -84,41 +86,52 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
                     scale=2,
                 )
     # What each kind of answer may change. A handler returns values by component: what it leaves out stays as it is.
-    case_outputs = [said, viewer, trust, measured, speed, every, along, formats, of, files]
-    prompt_outputs = [said, viewer, trust, measured, speed, files]
+    case_outputs = [
+        message,
+        viewer,
+        trust,
+        measured,
+        speed,
+        measure_every,
+        download_row,
+        formats,
+        mask_model,
+        files,
+    ]
+    prompt_outputs = [message, viewer, trust, measured, speed, files]
 
-    def show_case(session: Session) -> Updates:
-        if session.scan is None or not session.answers:
+    def show_case(session: ReaderSession) -> Updates:
+        if session.scan is None or not session.automatic_answers:
             return show_nothing("")
         choices = [(one.words, one.key) for one in formats_for(session.scan)]
         return {
-            said: cards.heading(session.scan),
+            message: html_pieces.case_heading(session.scan),
             viewer: viewer_value(session),
-            trust: cards.trust(session),
-            measured: cards.measured(session),
-            speed: cards.speed(session),
-            every: gr.Button(visible=session.scan.slices > 1),
-            along: gr.Row(visible=True),
+            trust: html_pieces.trust_card(session),
+            measured: html_pieces.measurement_card(session),
+            speed: html_pieces.speed_card(session),
+            measure_every: gr.Button(visible=session.scan.slices > 1),
+            download_row: gr.Row(visible=True),
             formats: gr.CheckboxGroup(choices, value=[choices[0][1], PAGE.key]),
-            of: gr.Dropdown(list(session.chosen), value=session.chosen[-1]),
+            mask_model: gr.Dropdown(list(session.model_names), value=session.model_names[-1]),
             files: gr.File(None, visible=False),
         }
 
     def show_nothing(words: str) -> Updates:
         """No case: only the words why. The list of models keeps what it offered, it is hidden with its row."""
         return {
-            said: words,
+            message: words,
             viewer: None,
             trust: "",
             measured: "",
             speed: "",
-            every: gr.Button(visible=False),
-            along: gr.Row(visible=False),
+            measure_every: gr.Button(visible=False),
+            download_row: gr.Row(visible=False),
             formats: gr.CheckboxGroup([], value=[]),
             files: gr.File(None, visible=False),
         }
 
-    def attempt(request: gr.Request, change: Callable[[Session], None]) -> Updates:
+    def attempt(request: gr.Request, change: Callable[[ReaderSession], None]) -> Updates:
         """Changes the reader's session and shows it; a problem stands where the case would, and nothing else does."""
         session = sessions.of(str(request.session_hash))
         with session.lock:
@@ -126,11 +139,11 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
                 change(session)
                 return show_case(session)
             except InputError as error:
-                return show_nothing(cards.problem(str(error)))
+                return show_nothing(html_pieces.problem_line(str(error)))
 
     def upload_to(source: gr.File | gr.UploadButton) -> Callable[[list[str] | None, gr.Request], Updates]:
         def on_upload(sent: list[str] | None, request: gr.Request) -> Updates:
-            updates = attempt(request, lambda session: session.upload(sent or []))
+            updates = attempt(request, lambda session: session.take_upload(sent or []))
             names = sessions.of(str(request.session_hash)).scan_names
             # The drop zone is empty again at once: the file is no longer where the browser would look for it.
             updates[source] = None
@@ -140,7 +153,7 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
         return on_upload
 
     def on_scan(number: int | None, request: gr.Request) -> Updates:
-        return attempt(request, lambda session: session.choose(number or 0))
+        return attempt(request, lambda session: session.show_scan_of_upload(number or 0))
 
     def on_example(event: gr.SelectData, request: gr.Request) -> Updates:
         example = examples[event.index]
@@ -149,20 +162,20 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
 
     def on_models(names: list[str], engine: str, request: gr.Request) -> Updates:
         own = None if engine == OWN_ENGINE else engine
-        return attempt(request, lambda session: session.use(names, own))
+        return attempt(request, lambda session: session.use_models(names, own))
 
     def on_truth(sent: str | None, request: gr.Request) -> Updates:
         session = sessions.of(str(request.session_hash))
         with session.lock:
             try:
-                session.compare_with(sent or "")
+                session.take_reference_mask(sent or "")
                 return show_case(session)
             except InputError as error:  # the case stays: it is the mask that cannot be used
-                heading = cards.heading(session.scan) if session.scan else ""
-                return {said: heading + cards.problem(str(error))}
+                heading = html_pieces.case_heading(session.scan) if session.scan else ""
+                return {message: heading + html_pieces.problem_line(str(error))}
 
     def on_slice(event: gr.EventData, request: gr.Request) -> Updates:
-        def go(session: Session) -> None:
+        def go(session: ReaderSession) -> None:
             if str(event.key) == str(session.version):  # else it was meant for a scan that has been replaced
                 session.go_to(int(event.slice))
 
@@ -173,49 +186,55 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
         session = sessions.of(str(request.session_hash))
         with session.lock:
             session.set_threshold(event.threshold)
-            return {trust: cards.trust(session), measured: cards.measured(session)}
+            return {trust: html_pieces.trust_card(session), measured: html_pieces.measurement_card(session)}
 
     def on_prompt(event: gr.EventData, request: gr.Request) -> Updates:
         """A click, a box, or taking one back; where it cannot be answered, the case stays as it is."""
         session = sessions.of(str(request.session_hash))
         with session.lock:
-            if session.scan is None or (str(event.key), event.slice) != (str(session.version), session.index):
+            if session.scan is None or (str(event.key), event.slice) != (
+                str(session.version),
+                session.slice_index,
+            ):
                 # It was meant for what has been replaced. Gradio takes an empty dict for a value: one must be named.
-                return {said: gr.skip()}
-            heading = cards.heading(session.scan)
+                return {message: gr.skip()}
+            heading = html_pieces.case_heading(session.scan)
             try:
-                session.take(Step.model_validate(event.step))
+                session.take_step(PromptStep.model_validate(event.step))
             except InputError as error:
                 # The viewer gets its value again: by `prompt.handled` it knows that the step was refused.
-                return {said: heading + cards.problem(str(error)), viewer: viewer_value(session)}
+                return {
+                    message: heading + html_pieces.problem_line(str(error)),
+                    viewer: viewer_value(session),
+                }
             return {
-                said: heading,
+                message: heading,
                 viewer: viewer_value(session),
-                trust: cards.trust(session),
-                measured: cards.measured(session),
-                speed: cards.speed(session),
+                trust: html_pieces.trust_card(session),
+                measured: html_pieces.measurement_card(session),
+                speed: html_pieces.speed_card(session),
                 files: gr.File(None, visible=False),  # made of the masks before the prompt
             }
 
-    def on_every(request: gr.Request) -> Iterator[Updates]:
+    def on_measure_every(request: gr.Request) -> Iterator[Updates]:
         session = sessions.of(str(request.session_hash))
         try:
             for done in session.measure_all():
-                yield {every: gr.Button(f"Measured {done} slices …", interactive=False)}
+                yield {measure_every: gr.Button(f"Measured {done} slices …", interactive=False)}
             with session.lock:
-                updates: Updates = {measured: cards.measured(session)}
+                updates: Updates = {measured: html_pieces.measurement_card(session)}
         except InputError as error:
-            updates = {said: cards.problem(str(error))}
-        yield updates | {every: gr.Button("Measure every slice", interactive=True)}
+            updates = {message: html_pieces.problem_line(str(error))}
+        yield updates | {measure_every: gr.Button("Measure every slice", interactive=True)}
 
-    def on_take(wanted: list[str], model: str, request: gr.Request) -> Updates:
+    def on_make_files(wanted: list[str], model: str, request: gr.Request) -> Updates:
         session = sessions.of(str(request.session_hash))
         with session.lock:
             try:
-                made = case_files(session, model, wanted)
+                made = write_case_files(session, model, wanted)
                 return {files: gr.File([str(path) for path in made], visible=True)}
             except InputError as error:
-                return {files: gr.File(None, visible=False), said: cards.problem(str(error))}
+                return {files: gr.File(None, visible=False), message: html_pieces.problem_line(str(error))}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", **QUEUE}
     busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [viewer], **QUEUE}
@@ -223,10 +242,10 @@ def build_case_tab(models: Models, sessions: Sessions, examples: Sequence[Exampl
     folder.upload(upload_to(folder), folder, [*case_outputs, folder, scan], **busy)
     scan.input(on_scan, scan, case_outputs, **busy)
     gallery.select(on_example, None, [*case_outputs, scan], **busy)
-    gr.on([chosen.input, engine.input], on_models, [chosen, engine], case_outputs, **busy)
+    gr.on([model_choice.input, engine.input], on_models, [model_choice, engine], case_outputs, **busy)
     truth.upload(on_truth, truth, case_outputs, **busy)
     viewer.input(on_slice, None, case_outputs, **quiet, trigger_mode="always_last")
     viewer.release(on_threshold, None, [trust, measured], **quiet, trigger_mode="always_last")
     viewer.select(on_prompt, None, prompt_outputs, **quiet, trigger_mode="multiple")
-    every.click(on_every, None, [every, measured, said], **quiet)
-    take.click(on_take, [formats, of], [files, said], **busy)
+    measure_every.click(on_measure_every, None, [measure_every, measured, message], **quiet)
+    make_files.click(on_make_files, [formats, mask_model], [files, message], **busy)

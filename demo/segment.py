@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from demo.compare import Answer
-from demo.downloads import mask_files
+from demo.answers import ModelAnswer
+from demo.downloads import write_mask_files
 from demo.models import Models
-from demo.prompted import prompt_record
-from demo.prompting import Prompting
+from demo.prompt_dialogue import PromptDialogue
+from demo.prompt_summary import prompt_record
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
@@ -22,7 +22,7 @@ from segcore.scan import Scan
 from segcore.scan_measurements import measure_scan
 
 
-class AskedFor(BaseModel):
+class ProgramPrompt(BaseModel):
     """A program's prompt.
 
     Attributes:
@@ -44,14 +44,14 @@ class AskedFor(BaseModel):
     slice: int | None = None
 
 
-def read_prompt(given: Any) -> AskedFor:
+def read_prompt(given: Any) -> ProgramPrompt:
     """A program's JSON, checked.
 
     Raises:
         InputError: it is no prompt.
     """
     try:
-        return AskedFor.model_validate(given)
+        return ProgramPrompt.model_validate(given)
     except ValidationError:
         raise InputError(
             'prompt: must be like {"points": [[x, y, true]], "box": [left, top, right, bottom], "class": '
@@ -68,7 +68,7 @@ def segment_file(
     model: str,
     formats: Sequence[str] = (),
     threshold: float | None = None,
-    prompt: AskedFor | None = None,
+    prompt: ProgramPrompt | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Segments every slice of one upload.
 
@@ -100,20 +100,24 @@ def segment_file(
         raise InputError(f"{Path(sent).name}: must hold one scan, got {len(paths)}; send them one by one")
     with without_paths(*paths):
         scan = read_scan(paths[0])
-        asked_on = None if prompt is None else _slice_of(prompt, scan)
-        answers = list[Answer]()
+        asked_on = None if prompt is None else _prompt_slice(prompt, scan)
+        answers = list[ModelAnswer]()
         for index in range(scan.slices):
             picture = scan.picture(index, manifest.input.depth)
-            answer = models.ask(model, picture, called=scan.slice_name(index), runs=1)
+            answer = models.ask(model, picture, picture_name=scan.slice_name(index), runs=1)
             if prompt is not None and index == asked_on:
-                answer = _ask(models, model, answer, picture, prompt, called=scan.slice_name(index))
+                answer = _answer_prompt(
+                    models, model, answer, picture, prompt, picture_name=scan.slice_name(index)
+                )
             answers.append(answer.at(threshold))
         masks = np.stack([answer.mask for answer in answers])
-        record_of = next((prompt_record(p, i) for i, a in enumerate(answers) if (p := a.prompted)), None)
+        record_of = next(
+            (prompt_record(p, i) for i, a in enumerate(answers) if (p := a.prompt_summary)), None
+        )
         sha256, reference = models.sha256(model), models.reference_for(manifest.classes)
         files = list[Path]()
         if formats:
-            files = mask_files(
+            files = write_mask_files(
                 scan,
                 masks,
                 manifest,
@@ -144,7 +148,7 @@ def segment_file(
     return record, files
 
 
-def _slice_of(prompt: AskedFor, scan: Scan) -> int:
+def _prompt_slice(prompt: ProgramPrompt, scan: Scan) -> int:
     """Its index, from 0; of several slices the prompt must say which."""
     number = prompt.slice if prompt.slice is not None or scan.slices > 1 else 1
     if number is None or not 1 <= number <= scan.slices:
@@ -152,11 +156,17 @@ def _slice_of(prompt: AskedFor, scan: Scan) -> int:
     return number - 1
 
 
-def _ask(
-    models: Models, model: str, answer: Answer, picture: np.ndarray, prompt: AskedFor, *, called: str
-) -> Answer:
-    prompting = Prompting(models, (model,), lambda _: picture, called)
+def _answer_prompt(
+    models: Models,
+    model: str,
+    answer: ModelAnswer,
+    picture: np.ndarray,
+    prompt: ProgramPrompt,
+    *,
+    picture_name: str,
+) -> ModelAnswer:
+    dialogue = PromptDialogue(models, (model,), lambda _: picture, picture_name)
     if prompt.class_name:
-        prompting.choose_class(prompt.class_name)
-    prompting.ask(Prompt(points=prompt.points, box=prompt.box))
-    return prompting.shown(model, answer)
+        dialogue.choose_class(prompt.class_name)
+    dialogue.ask_prompt(Prompt(points=prompt.points, box=prompt.box))
+    return dialogue.answer_of(model, answer)

@@ -34,7 +34,7 @@ def receive(sent: Sequence[str], folder: Path) -> list[Path]:
     try:
         with without_paths(*files, folder):
             for file in files:
-                _take(file, folder)
+                _take_file(file, folder)
             sent_one = folder / files[0].name if len(files) == 1 else folder
             return [sent_one] if sent_one.is_file() else scan_paths(folder)
     finally:
@@ -42,7 +42,7 @@ def receive(sent: Sequence[str], folder: Path) -> list[Path]:
             file.unlink(missing_ok=True)
 
 
-def _take(file: Path, folder: Path) -> None:
+def _take_file(file: Path, folder: Path) -> None:
     target = folder / file.name
     if target.exists():
         raise InputError(f"{file.name}: must come once, came twice; rename one, or send the series as a ZIP")

@@ -6,7 +6,7 @@ to drop what came too late:
 
     viewer.input(fn, ...)    evt.slice: int, counted from 0
     viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again
-    viewer.select(fn, ...)   evt.step: what the reader did to ask, the fields of `demo.prompting.Step`; evt.slice
+    viewer.select(fn, ...)   evt.step: what the reader did, the fields of `demo.prompt_dialogue.PromptStep`; evt.slice
 
 It sends the next step when the last one's answer is there: a value whose `prompt.handled` has changed.
 
@@ -61,7 +61,7 @@ class ModelView:
         classes: K names.
         quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
         mask: class indices H×W, where it is not what the probabilities alone decide; for "softmax".
-        prompted: the model's estimate of the IoU, 0–1, where the mask answers the reader's prompt; else None.
+        prompt_iou: the model's estimate of the IoU, 0–1, where the mask answers the reader's prompt; else None.
     """
 
     title: str
@@ -72,7 +72,7 @@ class ModelView:
     classes: tuple[str, ...]
     quality: float | None = None
     mask: np.ndarray | None = None
-    prompted: float | None = None
+    prompt_iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ViewerScene:
         models: one or more; the first is what the others are compared with.
         truth: reference mask of class indices, H×W; None where there is none.
         unit: of the values, "HU" in CT.
-        prompt: `demo.prompting.prompt_payload`; None where no model takes a click.
+        prompt: `demo.prompt_dialogue.prompt_json`; None where no model takes a click.
     """
 
     key: str
@@ -171,7 +171,7 @@ def _model_json(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
         "probability": [_pack_array(quantise_probability(p)) for p in reduced],
         # The browser decides by the threshold; the likeliest class is decided here, before rounding.
         "mask": _pack_array(_decide_mask(model, reduced, shown)) if model.activation == "softmax" else None,
-        "prompted": model.prompted,
+        "prompted": model.prompt_iou,
         "light": None
         if light is None
         else {"colour": light.colour, "word": light.word, "dice": round(float(model.quality or 0), 2)},
@@ -207,6 +207,7 @@ def _picture_json(picture: np.ndarray) -> dict[str, Any]:
 
 
 def _shown_size(size_px: tuple[int, int]) -> tuple[int, int]:
+    # Never enlarged: the browser does that without more bytes on the way.
     factor = min(1.0, SHOWN_SIDE_PX / max(size_px))
     return max(1, round(size_px[0] * factor)), max(1, round(size_px[1] * factor))
 

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from demo.answers import ModelAnswer, Times
 from demo.case_fonts import best_face
 from demo.case_page import case_html
 from demo.case_pdf import case_pdf
 from demo.case_pictures import outlined
 from demo.case_text import case_text
 from demo.case_view import CaseView
-from demo.compare import Answer, Times
 from demo.scores import HINT
 from segcore.manifest import Manifest
 from segcore.measurements import measure, measure_volume
@@ -49,10 +49,10 @@ SPACING = (2.0, 2.0)
 MOVED = np.roll(TRUTH, 3, axis=1)
 
 
-def answer(mask, manifest=MANIFEST, total_ms=40.0, quality=None) -> Answer:
+def answer(mask, manifest=MANIFEST, total_ms=40.0, quality=None) -> ModelAnswer:
     times = Times(pre_ms=1.0, engine_ms=total_ms - 3, post_ms=2.0, total_ms=total_ms, runs=5)
     classes = range(1, len(manifest.classes) + 1)
-    return Answer(
+    return ModelAnswer(
         manifest, "e 1", mask, np.stack([mask == k for k in classes]).astype(np.float32), times, quality
     )
 

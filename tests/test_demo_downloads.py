@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.downloads import PAGE, formats_for, mask_files
+from demo.downloads import PAGE, formats_for, write_mask_files
 from segcore.errors import InputError
 from segcore.manifest import Manifest
 from segcore.medical.mask_files import read_mask_file
@@ -57,7 +57,7 @@ def test_a_segmentation_is_offered_for_dicom_only():
 
 
 def test_files_of_one_picture_have_neutral_names_and_hold_the_mask(tmp_path):
-    made = mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["json", "png", "nifti"])
+    made = write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["json", "png", "nifti"])
     assert {path.name for path in made} == {"mask.png", "mask.nii.gz", "case.json"}
     assert all(path.parent == tmp_path and path.is_file() for path in made)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), MASK * 255)
@@ -66,7 +66,7 @@ def test_files_of_one_picture_have_neutral_names_and_hold_the_mask(tmp_path):
 
 def test_json_has_measurements_and_not_the_name_of_the_file(tmp_path):
     spaced = scan(spacing_mm=(2.0, 0.5))
-    made = mask_files(
+    made = write_mask_files(
         spaced, MASK[None], MANIFEST, tmp_path, ["json", "png"], threshold=0.3, bundle_sha256="b" * 64
     )
     text = (tmp_path / "case.json").read_text()
@@ -84,7 +84,7 @@ def test_json_has_measurements_and_not_the_name_of_the_file(tmp_path):
 def test_a_series_is_one_file_of_each_format(tmp_path):
     masks = np.stack([MASK * 0, MASK, MASK * 2])
     series = scan(3, spacing_mm=(1.0, 1.0), slice_spacing_mm=5.0)
-    made = mask_files(series, masks, TWO, tmp_path, ["png", "json"])
+    made = write_mask_files(series, masks, TWO, tmp_path, ["png", "json"])
     assert [path.name for path in made] == ["mask-png.zip", "case.json"]
     with zipfile.ZipFile(made[0]) as archive:
         assert archive.namelist() == ["mask/0001.png", "mask/0002.png", "mask/0003.png"]
@@ -99,7 +99,7 @@ def test_a_series_is_one_file_of_each_format(tmp_path):
 def test_json_gives_shares_of_a_reference_class(tmp_path):
     mask = MASK.copy()
     mask[1:5, 2:4] = 2  # 8 of 24 pixels
-    mask_files(scan(), mask[None], TWO, tmp_path, ["json"], reference="lung")
+    write_mask_files(scan(), mask[None], TWO, tmp_path, ["json"], reference="lung")
     found = json.loads((tmp_path / "case.json").read_text())["details"]["measurements"]
     assert found[1]["share_of_reference"] == 8 / 24
 
@@ -114,7 +114,7 @@ def test_dicom_segmentation_reads_back_and_names_no_patient_in_the_json(tmp_path
         tmp_path / "erika.dcm", rng.integers(0, 255, (6, 10), np.uint8), Modality="DX"
     )
     opened = read_scan(source)
-    made = mask_files(opened, MASK[None], MANIFEST, tmp_path / "out", ["dicom-seg", "json"])
+    made = write_mask_files(opened, MASK[None], MANIFEST, tmp_path / "out", ["dicom-seg", "json"])
     assert [path.name for path in made] == ["mask-seg.dcm", "case.json"]
     np.testing.assert_array_equal(read_mask_file(made[0], opened)[0], MASK)
     assert json.loads(made[1].read_text())["files"] == {"dicom-seg": ["mask-seg.dcm"]}
@@ -124,8 +124,8 @@ def test_dicom_segmentation_reads_back_and_names_no_patient_in_the_json(tmp_path
 
 def test_a_format_that_cannot_be(tmp_path):
     with pytest.raises(InputError) as caught:
-        mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "tiff"])
+        write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "tiff"])
     assert str(caught.value) == "format: must be one of png, nifti, dicom-seg, json, got tiff"
     with pytest.raises(InputError, match="DICOM"):
-        mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "dicom-seg"])
+        write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "dicom-seg"])
     assert list(tmp_path.iterdir()) == []

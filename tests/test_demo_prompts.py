@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.cards import measured, speed, trust
+from demo.case_files import write_case_files
 from demo.case_text import case_text
+from demo.html_pieces import measurement_card, speed_card, trust_card
 from demo.made import how_made
 from demo.models import Models
-from demo.prompted import prompt_words
-from demo.prompting import Step, prompt_payload
+from demo.prompt_dialogue import PromptStep, prompt_json
+from demo.prompt_summary import prompt_words
+from demo.reader_session import ReaderSession
 from demo.segment import read_prompt, segment_file
-from demo.session import Session
-from demo.shown import case_view, viewer_value
-from demo.take_along import case_files
+from demo.views import case_view, viewer_value
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
@@ -31,7 +31,7 @@ for package in ("onnx", "onnxruntime", "pydicom"):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT_MS = 30_000
-POINT = Step(act="point", x=100, y=120)
+POINT = PromptStep(act="point", x=100, y=120)
 PICTURE = phantom_case("cxr", 9)[0]
 
 
@@ -64,7 +64,7 @@ def models(tmp_path_factory):
 def session(models, tmp_path):
     for name in ("reader", "made"):
         (tmp_path / name).mkdir()
-    made = Session(tmp_path / "reader", tmp_path / "made", models, (models.names[0],))
+    made = ReaderSession(tmp_path / "reader", tmp_path / "made", models, (models.names[0],))
     yield made
     made.end()
 
@@ -84,30 +84,30 @@ def is_disc(mask, x, y, *, of=1):
 
 
 def shown(session, name=None):
-    return session.shown[session.chosen.index(name or session.chosen[0])]
+    return session.shown_answers[session.model_names.index(name or session.model_names[0])]
 
 
 def test_a_click_takes_the_place_of_the_automatic_mask_and_start_over_brings_it_back(session):
     session.show_example(scan_of(PICTURE), None)
     automatic = shown(session).mask
-    session.take(POINT)
+    session.take_step(POINT)
     assert is_disc(shown(session).mask, 100, 120)
-    session.take(Step(act="point", x=148, y=120, inside=False))
+    session.take_step(PromptStep(act="point", x=148, y=120, inside=False))
     halved = shown(session).mask
     assert halved[120, 90] == 1
     assert halved[120, 130] == 0  # as near to the place beside it
-    session.take(Step(act="undo"))
+    session.take_step(PromptStep(act="undo"))
     assert is_disc(shown(session).mask, 100, 120)
-    session.take(Step(act="over"))
-    assert shown(session).prompted is None
+    session.take_step(PromptStep(act="over"))
+    assert shown(session).prompt_summary is None
     np.testing.assert_array_equal(shown(session).mask, automatic)
-    session.take(Step(act="undo"))  # nothing to take back
+    session.take_step(PromptStep(act="undo"))  # nothing to take back
     np.testing.assert_array_equal(shown(session).mask, automatic)
 
 
 def test_a_box_marks_what_is_inside(session):
     session.show_example(scan_of(PICTURE), None)
-    session.take(Step(act="box", box=(40, 60, 120, 200)))
+    session.take_step(PromptStep(act="box", box=(40, 60, 120, 200)))
     mask, grid = shown(session).mask, int(DISCS.STRIDE * SCALE)
     assert mask[60 + grid : 200 - grid, 40 + grid : 120 - grid].all()
     mask[60 - grid : 200 + grid, 40 - grid : 120 + grid] = 0
@@ -121,16 +121,16 @@ def test_the_encoder_looks_once_and_answers_are_mended_until_another_box(session
     looks = []
 
     def estimate(step):
-        session.take(step)
-        looks.append(shown(session).prompted.look_ms)
-        return shown(session).prompted.estimated_iou
+        session.take_step(step)
+        looks.append(shown(session).prompt_summary.look_ms)
+        return shown(session).prompt_summary.estimated_iou
 
     assert estimate(POINT) == first
-    assert estimate(Step(act="point", x=60, y=60)) == mended
-    assert estimate(Step(act="undo")) == first
-    assert estimate(Step(act="box", box=(40, 60, 120, 200))) == first  # a new beginning
-    assert estimate(Step(act="point", x=60, y=80)) == mended
-    assert len(shown(session).prompted.questions) == 2
+    assert estimate(PromptStep(act="point", x=60, y=60)) == mended
+    assert estimate(PromptStep(act="undo")) == first
+    assert estimate(PromptStep(act="box", box=(40, 60, 120, 200))) == first  # a new beginning
+    assert estimate(PromptStep(act="point", x=60, y=80)) == mended
+    assert len(shown(session).prompt_summary.questions) == 2
     assert len(set(looks)) == 1
 
 
@@ -138,53 +138,53 @@ def test_the_encoder_looks_once_and_answers_are_mended_until_another_box(session
     ("steps", "message"),
     [
         (
-            [Step(act="point", x=256, y=3)],
+            [PromptStep(act="point", x=256, y=3)],
             "point: must lie in the picture, x 0 to 255 and y 0 to 255, got 256,3",
         ),
         (
-            [Step(act="box", box=(-3, 0, 20, 20))],
+            [PromptStep(act="box", box=(-3, 0, 20, 20))],
             "box: must lie in the picture, x 0 to 255 and y 0 to 255, got -3,0",
         ),
         (
-            [Step(act="box", box=(20, 0, 3, 20))],
+            [PromptStep(act="box", box=(20, 0, 3, 20))],
             "box: must run from top left to bottom right, got 20,0 to 3,20; swap its corners",
         ),
         (
             [POINT] * (DISCS.SLOTS - 1),
             "prompt: must be at most 5 points (a box is two), got 6; take some away",
         ),
-        ([Step(act="class", class_name="spleen")], "prompt: must be for one of lung, got spleen"),
+        ([PromptStep(act="class", class_name="spleen")], "prompt: must be for one of lung, got spleen"),
         (
-            [Step(act="box")],
+            [PromptStep(act="box")],
             None,  # a box without corners asks the same again
         ),
     ],
 )
 def test_a_bad_step_is_one_line_and_nothing_is_lost(session, steps, message):
     session.show_example(scan_of(PICTURE), None)
-    session.take(POINT)
-    before, handled = shown(session), session.prompting.handled
+    session.take_step(POINT)
+    before, handled = shown(session), session.dialogue.handled
     *good, bad = [*steps, *([POINT] if len(steps) > 1 else [])]
     for step in good:
-        session.take(step)
+        session.take_step(step)
     if message is None:
-        session.take(bad)
+        session.take_step(bad)
     else:
-        kept = session.prompting.questions
+        kept = session.dialogue.questions
         with pytest.raises(InputError) as caught:
-            session.take(bad)
+            session.take_step(bad)
         assert str(caught.value) == message
-        assert session.prompting.questions == kept
-    assert session.prompting.handled == handled + len(good) + 1
+        assert session.dialogue.questions == kept
+    assert session.dialogue.handled == handled + len(good) + 1
     np.testing.assert_array_equal(shown(session).mask, before.mask)
 
 
 def test_no_model_that_takes_clicks(session, models):
-    session.use([models.names[2]], None)
+    session.use_models([models.names[2]], None)
     session.show_example(scan_of(PICTURE), None)
     assert viewer_value(session)["prompt"] is None
     with pytest.raises(InputError) as caught:
-        session.take(POINT)
+        session.take_step(POINT)
     assert str(caught.value) == "prompt: must go to a model that takes clicks, none is shown; choose one"
     with pytest.raises(InputError) as caught:
         models.prompt_predictor(models.names[2])
@@ -198,53 +198,55 @@ def test_slice_scan_and_model_clear_the_prompt(session, models):
     session.show_example(scan_of(PICTURE, PICTURE[::-1].copy(), PICTURE), None)
     for change in (
         lambda: session.go_to(2),
-        lambda: session.use(models.names[:2], None),
+        lambda: session.use_models(models.names[:2], None),
         lambda: session.show_example(scan_of(PICTURE), None),
     ):
-        session.take(POINT)
-        assert all(a.prompted for a in session.shown)
+        session.take_step(POINT)
+        assert all(a.prompt_summary for a in session.shown_answers)
         change()
-        assert not any(a.prompted for a in session.shown)
-        assert session.prompting.questions == ()
+        assert not any(a.prompt_summary for a in session.shown_answers)
+        assert session.dialogue.questions == ()
 
 
 def test_models_that_take_no_prompt_keep_their_own_mask(session, models):
-    session.use(models.names, None)
+    session.use_models(models.names, None)
     session.show_example(scan_of(PICTURE), None)
     before = {name: shown(session, name).mask for name in models.names}
-    session.take(Step(act="class", class_name="lung"))
-    session.take(POINT)
+    session.take_step(PromptStep(act="class", class_name="lung"))
+    session.take_step(POINT)
     one, two, deaf = models.names
     assert is_disc(shown(session, one).mask, 100, 120)
     assert is_disc(shown(session, two).mask, 100, 120, of=2)
     np.testing.assert_array_equal(shown(session, deaf).mask, before[deaf])
-    assert shown(session, deaf).prompted is None
+    assert shown(session, deaf).prompt_summary is None
 
 
 def test_of_several_classes_the_prompt_is_for_one(session, models):
-    session.use([models.names[1]], None)
+    session.use_models([models.names[1]], None)
     session.show_example(scan_of(PICTURE), None)
     automatic = shown(session).mask
-    assert prompt_payload(session.prompting)["classes"] == ["heart", "lung"]
-    session.take(POINT)  # for the first, until another is chosen
+    assert prompt_json(session.dialogue)["classes"] == ["heart", "lung"]
+    session.take_step(POINT)  # for the first, until another is chosen
     mask = shown(session).mask
     assert is_disc(mask, 100, 120)
     np.testing.assert_array_equal(mask[mask != 1], automatic[mask != 1])  # the lung is as it was
     sent = viewer_value(session)
-    assert sent["models"][0]["prompted"] == shown(session).prompted.estimated_iou
-    session.take(Step(act="class", class_name="lung"))
+    assert sent["models"][0]["prompted"] == shown(session).prompt_summary.estimated_iou
+    session.take_step(PromptStep(act="class", class_name="lung"))
     np.testing.assert_array_equal(shown(session).mask, automatic)
-    session.take(POINT)
+    session.take_step(POINT)
     mask = shown(session).mask
     assert is_disc(mask, 100, 120, of=2)
-    assert "lung answers your prompt (1 point on it); other classes are as the model found" in trust(session)
+    assert "lung answers your prompt (1 point on it); other classes are as the model found" in trust_card(
+        session
+    )
     session.go_to(0)
-    assert session.prompting.class_name == "lung"  # what it is for is kept, the prompt is not
+    assert session.dialogue.class_name == "lung"  # what it is for is kept, the prompt is not
 
 
 def test_threshold_moves_the_prompted_mask_too(session):
     session.show_example(scan_of(PICTURE), None)
-    session.take(POINT)
+    session.take_step(POINT)
     own = shown(session).mask.sum()
     session.set_threshold(0.999)
     assert 0 < shown(session).mask.sum() < own
@@ -253,35 +255,35 @@ def test_threshold_moves_the_prompted_mask_too(session):
 def test_all_slices_hold_the_prompted_one(session):
     other = PICTURE[::-1].copy()
     session.show_example(scan_of(other, PICTURE, other), None)
-    name = session.chosen[0]
-    automatic = session.masks(name)
-    session.take(POINT)
-    masks = session.masks(name)
+    name = session.model_names[0]
+    automatic = session.masks_of(name)
+    session.take_step(POINT)
+    masks = session.masks_of(name)
     assert is_disc(masks[1], 100, 120)
     np.testing.assert_array_equal(masks[[0, 2]], automatic[[0, 2]])
     session.go_to(0)
-    np.testing.assert_array_equal(session.masks(name), automatic)
-    session.take(POINT)
+    np.testing.assert_array_equal(session.masks_of(name), automatic)
+    session.take_step(POINT)
     running = session.measure_all()
     assert next(running) == 1
-    session.take(Step(act="over"))
+    session.take_step(PromptStep(act="over"))
     assert list(running) == []  # what it was measuring is no longer shown
 
 
 def test_words_say_that_a_prompt_made_the_mask(session):
     session.show_example(scan_of(PICTURE), None)
-    assert "prompt" not in trust(session) + measured(session) + speed(session)
-    session.take(POINT)
-    session.take(Step(act="point", x=10, y=10, inside=False))
-    session.take(Step(act="box", box=(40, 60, 120, 200)))
+    assert "prompt" not in trust_card(session) + measurement_card(session) + speed_card(session)
+    session.take_step(POINT)
+    session.take_step(PromptStep(act="point", x=10, y=10, inside=False))
+    session.take_step(PromptStep(act="box", box=(40, 60, 120, 200)))
     words = "lung answers your prompt (1 point on it, 1 beside it and a box)."
-    assert words in trust(session)
+    assert words in trust_card(session)
     assert re.search(
         r"own estimate of the overlap \(IoU\) with what you meant: 0\.\d\d\. It is an estimate",
-        trust(session),
+        trust_card(session),
     )
-    assert words in measured(session)
-    assert "looked at the slice in" in speed(session)
+    assert words in measurement_card(session)
+    assert "looked at the slice in" in speed_card(session)
     text = case_text(case_view(session))
     assert text.notes[0].startswith(
         "Teacher: discs: lung answers the reader's prompt (1 point on it, 1 beside it and a box)."
@@ -312,9 +314,11 @@ def test_files_taken_along_say_what_was_asked(session, tmp_path, dicom_files):
 
     source = dicom_files.make_dicom(tmp_path / "film.dcm", PICTURE, Modality="DX", PixelSpacing=[0.2, 0.2])
     session.show_example(read_scan(source), None)
-    session.take(POINT)
-    session.take(Step(act="box", box=(40, 60, 120, 200)))
-    files = {p.name: p for p in case_files(session, session.chosen[0], ["png", "json", "dicom-seg"])}
+    session.take_step(POINT)
+    session.take_step(PromptStep(act="box", box=(40, 60, 120, 200)))
+    files = {
+        p.name: p for p in write_case_files(session, session.model_names[0], ["png", "json", "dicom-seg"])
+    }
     np.testing.assert_array_equal(np.asarray(Image.open(files["mask.png"])) > 0, shown(session).mask == 1)
     record = json.loads(files["case.json"].read_text())["details"]["prompt"]
     estimate = record.pop("estimated_iou")
@@ -323,8 +327,8 @@ def test_files_taken_along_say_what_was_asked(session, tmp_path, dicom_files):
     assert record == {"slice": 1, "class": "lung", **asked, "questions": [asked]}
     kinds = [s.SegmentAlgorithmType for s in pydicom.dcmread(files["mask-seg.dcm"]).SegmentSequence]
     assert kinds == ["SEMIAUTOMATIC"]
-    session.take(Step(act="over"))
-    files = {p.name: p for p in case_files(session, session.chosen[0], ["json", "dicom-seg"])}
+    session.take_step(PromptStep(act="over"))
+    files = {p.name: p for p in write_case_files(session, session.model_names[0], ["json", "dicom-seg"])}
     assert "prompt" not in json.loads(files["case.json"].read_text())["details"]
     kinds = [s.SegmentAlgorithmType for s in pydicom.dcmread(files["mask-seg.dcm"]).SegmentSequence]
     assert kinds == ["AUTOMATIC"]
@@ -395,13 +399,13 @@ def address(models, tmp_path_factory):
     """The real page with the three models."""
     pytest.importorskip("gradio", reason="gradio is not installed: the page is not driven")
     from demo.examples import make_examples
+    from demo.open_sessions import OpenSessions
     from demo.page import build_page, launch_options
-    from demo.sessions import Sessions
 
     folder = tmp_path_factory.mktemp("page")
     for name in ("examples", "readers", "web"):
         (folder / name).mkdir()
-    sessions = Sessions(folder / "readers", folder / "web", models)
+    sessions = OpenSessions(folder / "readers", folder / "web", models)
     page = build_page(models, sessions, make_examples("phantom:cxr:30", folder / "examples"))
     words = launch_options(max_upload_mb=20) | {"allowed_paths": [str(folder)]}
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, **words)

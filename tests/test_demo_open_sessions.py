@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.compare import MAX_RUNS
+from demo.answers import MAX_RUNS
 from demo.models import Models
-from demo.sessions import MAX_SESSIONS, Sessions
+from demo.open_sessions import MAX_SESSIONS, OpenSessions
 from demo.uploads import receive
 from segcore.bundle import open_bundle
 from segcore.errors import InputError
@@ -28,7 +28,7 @@ def models(exported):
 @pytest.fixture
 def sessions(models, tmp_path, web):
     (tmp_path / "readers").mkdir()
-    opened = Sessions(tmp_path / "readers", web, models)
+    opened = OpenSessions(tmp_path / "readers", web, models)
     yield opened
     opened.close()
     assert list((tmp_path / "readers").iterdir()) == []
@@ -63,12 +63,12 @@ def sent_zip(web, names, content=b"x", name="study.zip"):
 
 def test_upload_is_shown_and_replaced(sessions, web):
     session = sessions.of("a")
-    session.upload([sent_png(web)])
+    session.take_upload([sent_png(web)])
     assert session.scan.name == "chest.png"
-    assert [a.mask.shape for a in session.answers] == [session.scan.size_px] * 2
-    assert session.answers[0].times.runs in range(1, MAX_RUNS + 1)
-    session.upload([sent_png(web, "other.png", 10)])
-    assert [p.name for p in session.folder.rglob("*") if p.is_file()] == ["other.png"]
+    assert [a.mask.shape for a in session.automatic_answers] == [session.scan.size_px] * 2
+    assert session.automatic_answers[0].times.runs in range(1, MAX_RUNS + 1)
+    session.take_upload([sent_png(web, "other.png", 10)])
+    assert [p.name for p in session.uploads_folder.rglob("*") if p.is_file()] == ["other.png"]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_upload_is_shown_and_replaced(sessions, web):
 )
 def test_bad_upload_is_one_line_and_leaves_nothing(sessions, web, tmp_path, make, message):
     session = sessions.of("a")
-    session.upload([sent_png(web, "before.png")])
+    session.take_upload([sent_png(web, "before.png")])
     with pytest.raises(InputError) as caught:
-        session.upload(make(web))
+        session.take_upload(make(web))
     assert message in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -110,14 +110,17 @@ def test_zip_of_a_series_is_one_scan_and_slices_are_asked_for_one_by_one(
         for file in files:
             archive.write(file, f"deep/in/{file.name}")
     session = sessions.of("a")
-    session.upload([str(web / "s.zip")])
-    assert (session.scan.slices, session.index) == (5, 2)
-    middle = session.answers[0].mask
+    session.take_upload([str(web / "s.zip")])
+    assert (session.scan.slices, session.slice_index) == (5, 2)
+    middle = session.automatic_answers[0].mask
     session.go_to(4)
-    assert not np.array_equal(session.answers[0].mask, middle)
+    assert not np.array_equal(session.automatic_answers[0].mask, middle)
     assert list(session.measure_all()) == [1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(session.volumes[session.chosen[0]][2], middle)
-    masks, classes = session.volumes[session.chosen[0]], session.models.manifest(session.chosen[0]).classes
+    np.testing.assert_array_equal(session.volume_masks[session.model_names[0]][2], middle)
+    masks, classes = (
+        session.volume_masks[session.model_names[0]],
+        session.models.manifest(session.model_names[0]).classes,
+    )
     once = session.measured_volume(masks, classes)
     assert once[0].voxels == np.count_nonzero(masks == 1)
     assert session.measured_volume(masks, classes) is once
@@ -130,35 +133,35 @@ def test_measuring_all_ends_when_the_reader_goes_on(sessions, web, tmp_path, dic
     for i, file in enumerate(dicom_files.make_series(tmp_path / "series", volume, Modality="OT")):
         file.rename(web / f"{i}.dcm")
     session = sessions.of("a")
-    session.upload([str(p) for p in sorted(web.iterdir())])
+    session.take_upload([str(p) for p in sorted(web.iterdir())])
     running = session.measure_all()
     assert next(running) == 1
     session.set_threshold(0.9)
     assert list(running) == []
-    assert session.volumes == {}
+    assert session.volume_masks == {}
 
 
 def test_threshold_moves_the_shown_masks_only(sessions, web):
     session = sessions.of("a")
-    session.upload([sent_png(web)])
-    own = session.shown[0].mask.sum()
+    session.take_upload([sent_png(web)])
+    own = session.shown_answers[0].mask.sum()
     session.set_threshold(0.95)
-    assert session.shown[0].mask.sum() < own
-    assert session.answers[0].mask.sum() == own
+    assert session.shown_answers[0].mask.sum() < own
+    assert session.automatic_answers[0].mask.sum() == own
     session.set_threshold(None)
-    assert session.shown[0].mask.sum() == own
+    assert session.shown_answers[0].mask.sum() == own
 
 
 def test_reference_mask(sessions, web):
     session = sessions.of("a")
-    session.upload([sent_png(web)])
+    session.take_upload([sent_png(web)])
     truth = phantom_case("cxr", 9)[1]
     Image.fromarray(truth * np.uint8(255)).save(web / "truth.png")
-    session.compare_with(str(web / "truth.png"))
+    session.take_reference_mask(str(web / "truth.png"))
     np.testing.assert_array_equal(session.truth_slice, truth)
     Image.fromarray(truth + np.uint8(3)).save(web / "odd.png")
     with pytest.raises(InputError) as caught:
-        session.compare_with(str(web / "odd.png"))
+        session.take_reference_mask(str(web / "odd.png"))
     assert str(caught.value) == (
         "reference mask odd.png: must hold 0/255 or class indices 0 to 1, got up to 4; save class indices"
     )
@@ -168,15 +171,15 @@ def test_reference_without_a_case(sessions, web):
     with pytest.raises(
         InputError, match="the case: must be chosen first, none is; choose an example or a file"
     ):
-        sessions.of("a").compare_with(sent_png(web))
+        sessions.of("a").take_reference_mask(sent_png(web))
 
 
 def test_a_new_case_leaves_a_running_batch_alone(sessions, web):
     session = sessions.of("a")
-    batch = [session.folder / "batch-1", session.made / "batch-1"]
+    batch = [session.uploads_folder / "batch-1", session.downloads_folder / "batch-1"]
     for folder in batch:
         folder.mkdir()
-    session.upload([sent_png(web)])
+    session.take_upload([sent_png(web)])
     assert all(folder.exists() for folder in batch)
 
 
@@ -184,27 +187,27 @@ def test_what_nobody_uses_is_removed(models, tmp_path, web):
     """An upload that was cut off, one that no page took, an answer to a program; not what open pages hold."""
     (web / "examples").mkdir()
     (tmp_path / "readers").mkdir()
-    sessions = Sessions(tmp_path / "readers", web, models, unused_s=0.4)
+    sessions = OpenSessions(tmp_path / "readers", web, models, unused_s=0.4)
     session = sessions.of("a")
     for name in ("waits", "left", "answer"):
         (web / name).mkdir()
         (web / name / "a.png").write_bytes(b"x")
     (web / "tmp123").write_bytes(b"half of an upl")
-    session.waiting = {web / "waits" / "a.png"}
+    session.waiting_uploads = {web / "waits" / "a.png"}
     for _ in range(100):
         if len(list(web.iterdir())) == 3:
             break
         time.sleep(0.1)
-    assert set(web.iterdir()) == {web / "examples", web / "waits", session.made}
+    assert set(web.iterdir()) == {web / "examples", web / "waits", session.downloads_folder}
     sessions.close()
     assert uploads(web) == []
-    assert not session.made.exists()
+    assert not session.downloads_folder.exists()
 
 
 def test_a_picture_of_another_depth_is_refused_in_a_readers_words(sessions, web, models):
     Image.fromarray(phantom_case("cxr", 9)[0].astype(np.uint16) * 257).save(web / "deep.png")
     with pytest.raises(InputError) as caught:
-        sessions.of("a").upload([str(web / "deep.png")])
+        sessions.of("a").take_upload([str(web / "deep.png")])
     assert str(caught.value) == (
         f"deep.png: must hold 8 bits a pixel as {models.names[0]} was trained on, got 16 bits a pixel; save it as the "
         "training pictures were saved, or send the DICOM"
@@ -213,35 +216,35 @@ def test_a_picture_of_another_depth_is_refused_in_a_readers_words(sessions, web,
 
 def test_models_are_chosen_and_asked_again(sessions, web, models):
     session = sessions.of("a")
-    session.upload([sent_png(web)])
+    session.take_upload([sent_png(web)])
     version = session.version
-    session.use([models.names[1]], None)
-    assert [a.engine.split()[0] for a in session.answers] == ["openvino"]
+    session.use_models([models.names[1]], None)
+    assert [a.engine.split()[0] for a in session.automatic_answers] == ["openvino"]
     assert session.version > version
     with pytest.raises(InputError) as caught:
-        session.use(models.names, "onnxruntime")
+        session.use_models(models.names, "onnxruntime")
     name = models.names[0]
     assert str(caught.value) == f"engine onnxruntime: must be able to open {name}, is not; choose openvino"
     with pytest.raises(InputError, match="models: must be at least one, got none; choose one"):
-        session.use([], None)
+        session.use_models([], None)
 
 
 def test_a_reader_who_left_is_forgotten(models, web, tmp_path):
     (tmp_path / "readers").mkdir()
-    sessions = Sessions(tmp_path / "readers", web, models, idle_s=0.5)
+    sessions = OpenSessions(tmp_path / "readers", web, models, idle_s=0.5)
     session = sessions.of("a")
-    session.upload([sent_png(web)])
+    session.take_upload([sent_png(web)])
     for _ in range(100):
-        if session.closed and not session.folder.exists():
+        if session.closed and not session.uploads_folder.exists():
             break
         time.sleep(0.1)
     assert len(sessions) == 0
-    assert not session.folder.exists()
+    assert not session.uploads_folder.exists()
     with pytest.raises(
         InputError, match="must belong to an open page, this one was closed; load the page again"
     ):
-        session.upload([sent_png(web)])  # what was on its way when the reader left
-    assert not session.folder.exists()
+        session.take_upload([sent_png(web)])  # what was on its way when the reader left
+    assert not session.uploads_folder.exists()
     assert uploads(web) == []
     sessions.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, RLock, Thread
 
 from demo.models import Models
-from demo.session import Session
+from demo.reader_session import ReaderSession
 from demo.web_folder import new_folder, sweep
 
 IDLE_S = 1800.0
@@ -19,7 +19,7 @@ MAX_SESSIONS = 100
 _SWEEP_S = 20.0
 
 
-class Sessions:
+class OpenSessions:
     """Every reader's session, by the web server's own key; those that were left are ended. Close it at the end.
 
     Attributes:
@@ -36,22 +36,24 @@ class Sessions:
         self._unused_s = unused_s
         self._models = models
         self._idle_s = idle_s
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, ReaderSession] = {}
         self._lock = RLock()
         self._stop = Event()
-        self._sweeper = Thread(target=self._sweep, daemon=True, name="session sweeper")
+        self._sweeper = Thread(target=self._sweep_until_closed, daemon=True, name="session sweeper")
         self._sweeper.start()
 
-    def of(self, key: str) -> Session:
+    def of(self, key: str) -> ReaderSession:
         """The session of a reader, new where there is none; it counts as used now."""
         with self._lock:
             if key not in self._open:
                 while len(self._open) >= MAX_SESSIONS:  # the one that was left longest makes room
-                    self.end(min(self._open, key=lambda k: self._open[k].seen))
+                    self.end(min(self._open, key=lambda k: self._open[k].last_seen_s))
                 folder = Path(tempfile.mkdtemp(prefix="reader-", dir=self.folder))
-                self._open[key] = Session(folder, new_folder(self.web), self._models, self._models.names[:2])
+                self._open[key] = ReaderSession(
+                    folder, new_folder(self.web), self._models, self._models.names[:2]
+                )
             session = self._open[key]
-            session.seen_now()
+            session.mark_used()
             return session
 
     def end(self, key: str) -> None:
@@ -68,14 +70,14 @@ class Sessions:
     def end_left(self) -> None:
         """Ends the sessions in which nothing happened for `idle_s` seconds."""
         now = time.monotonic()
-        for key in [k for k, s in list(self._open.items()) if now - s.seen > self._idle_s]:
+        for key in [k for k, s in list(self._open.items()) if now - s.last_seen_s > self._idle_s]:
             self.end(key)
 
     def remove_unused(self) -> None:
         """Removes what lies in the web server's folder and belongs to no open page."""
         kept = set(self._stays)
         for session in list(self._open.values()):
-            kept |= {session.made, *(path.parent for path in tuple(session.waiting))}
+            kept |= {session.downloads_folder, *(path.parent for path in tuple(session.waiting_uploads))}
         sweep(self.web, kept, self._unused_s)
 
     def close(self) -> None:
@@ -84,7 +86,7 @@ class Sessions:
         for key in list(self._open):
             self.end(key)
 
-    def _sweep(self) -> None:
+    def _sweep_until_closed(self) -> None:
         while not self._stop.wait(min(_SWEEP_S, self._idle_s, self._unused_s)):
             self.end_left()
             self.remove_unused()

@@ -1,4 +1,4 @@
-"""What the page shows, as numbers and pictures: no gradio here."""
+"""What the models say about one picture, how far they are apart, and how long they took: numbers and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from demo.prompted import Prompted
+from demo.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.manifest import Manifest
 from segcore.metrics import dice_per_class, disagreement
@@ -36,7 +36,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What one model says about one picture.
 
     Attributes:
@@ -46,8 +46,8 @@ class Answer:
         foreground: probability of each foreground class, K×H×W float32, 0–1.
         times: how long it took.
         quality: the Dice, 0–1, that the model expects of its mask; None where it does not estimate it.
-        prompted: what the reader asked, where the mask answers a prompt; None for the automatic mask. The times are
-            the automatic mask's all the same.
+        prompt_summary: what the reader asked, where the mask answers a prompt; None for the automatic mask. The times
+            are the automatic mask's all the same.
     """
 
     manifest: Manifest
@@ -56,9 +56,9 @@ class Answer:
     foreground: np.ndarray
     times: Times
     quality: float | None = None
-    prompted: Prompted | None = None
+    prompt_summary: PromptSummary | None = None
 
-    def at(self, threshold: float | None) -> Answer:
+    def at(self, threshold: float | None) -> ModelAnswer:
         """The same answer with the mask drawn at another threshold, 0–1; None: at the model's own.
 
         A model of several classes has none.
@@ -70,7 +70,7 @@ class Answer:
         return replace(self, mask=mask)
 
 
-def ask(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: int = MAX_RUNS) -> Answer:
+def ask_model(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: int = MAX_RUNS) -> ModelAnswer:
     """Predicts a few times, so that one hiccup of the machine does not decide the times shown.
 
     Args:
@@ -82,14 +82,16 @@ def ask(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: int = M
     Raises:
         InputError: the model cannot take this picture.
     """
+    # The first run always counts, however slow it is; each further one only while the reader would not notice.
     start, runs = perf_counter(), list[Prediction]()
     while not runs or (len(runs) < max_runs and perf_counter() - start < MAX_SECONDS):
         runs.append(predictor.predict(image, name=name))
     last = runs[-1]
-    return Answer(
+    return ModelAnswer(
         manifest=predictor.manifest,
         engine=f"{predictor.engine_name} {predictor.engine_version}",
         mask=last.mask,
+        # One channel is the foreground itself; of several, the first is the background.
         foreground=last.probabilities if len(last.probabilities) == 1 else last.probabilities[1:],
         times=Times(
             pre_ms=median(r.timings.pre_ms for r in runs),
@@ -102,7 +104,7 @@ def ask(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: int = M
     )
 
 
-def comparable(a: Answer, b: Answer) -> bool:
+def comparable(a: ModelAnswer, b: ModelAnswer) -> bool:
     """Whether two models look for the same things."""
     return a.manifest.classes == b.manifest.classes
 
@@ -143,7 +145,7 @@ def speed_words(reference_ms: float, ms: float) -> str:
     return f"{1 / ratio:.1f} times slower" if ratio <= 1 / 1.05 else "as fast"
 
 
-def apart_words(a: Answer, b: Answer) -> str:
+def apart_words(a: ModelAnswer, b: ModelAnswer) -> str:
     """One sentence on how much two masks differ."""
     share = 100 * disagreement(a.mask, b.mask)
     dice = dice_per_class(a.mask, b.mask, len(a.manifest.classes)).mean()
@@ -157,7 +159,7 @@ def size_mib(manifest: Manifest) -> float:
     return manifest.model_bytes / 2**20
 
 
-def speed_rows(names: Sequence[str], answers: Sequence[Answer]) -> list[list[str]]:
+def speed_rows(names: Sequence[str], answers: Sequence[ModelAnswer]) -> list[list[str]]:
     """Time by stage and size, as rows of text: a heading row, then one property a row, one model a column.
 
     Args:

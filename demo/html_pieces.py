@@ -7,10 +7,10 @@ from html import escape
 
 import numpy as np
 
-from demo.compare import Answer, apart_words, comparable, speed_rows, speed_words
-from demo.prompted import iou_words, prompted_words
+from demo.answers import ModelAnswer, apart_words, comparable, speed_rows, speed_words
+from demo.prompt_summary import iou_sentence, prompt_sentence
+from demo.reader_session import ReaderSession
 from demo.scores import HINT, against_truth
-from demo.session import Session
 from demo.traffic_light import light_card
 from demo.viewer import SHOWN_SIDE_PX
 from segcore.measurement_words import describe
@@ -28,12 +28,12 @@ INTRO = (
 )
 
 
-def problem(text: str) -> str:
+def problem_line(text: str) -> str:
     """One line on why there is no answer, read out by screen readers."""
     return f'<p class="problem" role="alert"><strong>This cannot be shown.</strong> {escape(text)}</p>'
 
 
-def heading(scan: Scan) -> str:
+def case_heading(scan: Scan) -> str:
     """What is shown: name, size, spacing; nothing from a header that names a patient."""
     height, width = scan.size_px
     facts = [f"{width} × {height} pixels"]
@@ -50,15 +50,14 @@ def heading(scan: Scan) -> str:
     return f"<h2>{escape(scan.name)} <span class='hint'>{escape(', '.join(facts))}</span></h2>"
 
 
-def trust(session: Session) -> str:
+def trust_card(session: ReaderSession) -> str:
     """Whether to trust the masks: each model's light, and how far the models agree."""
     parts = []
-    for name, answer in zip(session.chosen, session.current, strict=True):
+    for name, answer in zip(session.model_names, session.current_answers, strict=True):
         quality = answer.manifest.quality
-        if answer.prompted is not None:
-            said = (
-                f"<p>{escape(_by_prompt(answer))}</p><p class='hint'>{escape(iou_words(answer.prompted))}</p>"
-            )
+        if answer.prompt_summary is not None:
+            words, estimate = _prompt_of_answer(answer), iou_sentence(answer.prompt_summary)
+            said = f"<p>{escape(words)}</p><p class='hint'>{escape(estimate)}</p>"
         elif quality is None or answer.quality is None:
             said = (
                 '<p class="hint">This model does not judge its own mask. Look at the outline with care.</p>'
@@ -66,25 +65,25 @@ def trust(session: Session) -> str:
         else:
             said = light_card(answer.quality, quality)
         parts.append(f"<h3>{escape(name)}</h3>{said}")
-    first, *others = session.shown
+    first, *others = session.shown_answers
     for other in others:
         if comparable(first, other):
             parts.append(f"<p>{escape(apart_words(first, other))}</p>")
         else:
             parts.append("<p>These models look for different things, so their masks are not compared.</p>")
-    if session.threshold is not None and any(a.quality is not None for a in session.current):
+    if session.threshold is not None and any(a.quality is not None for a in session.current_answers):
         parts.append('<p class="hint">The lights judge the masks at the models’ own thresholds.</p>')
     return "".join(parts)
 
 
-def measured(session: Session) -> str:
+def measurement_card(session: ReaderSession) -> str:
     """Measurements of each model's mask, and of the reference, side by side; of the volume where it was measured."""
     scan = session.scan
     assert scan is not None
-    names, classes = _short(session), [answer.manifest.classes for answer in session.answers]
-    masks = [answer.mask for answer in session.shown]
-    stacks = [session.volumes[name] for name in session.chosen if name in session.volumes]
-    scores = [_scores(mask, session, k) for mask, k in zip(masks, classes, strict=True)]
+    names, classes = _column_heads(session), [answer.manifest.classes for answer in session.automatic_answers]
+    masks = [answer.mask for answer in session.shown_answers]
+    stacks = [session.volume_masks[name] for name in session.model_names if name in session.volume_masks]
+    scores = [_scores_by_class(mask, session, k) for mask, k in zip(masks, classes, strict=True)]
     if session.truth is not None and session.truth_slice is not None:
         names, classes = [*names, "Reference"], [*classes, classes[0]]
         masks, scores = [*masks, session.truth_slice], [*scores, {}]
@@ -96,9 +95,9 @@ def measured(session: Session) -> str:
     ]
     text = _measurement_table(names, slices, "This slice" if scan.slices > 1 else "", scores)
     text += "".join(
-        f'<p class="hint">{escape(name)}: {escape(_by_prompt(answer))}</p>'
-        for name, answer in zip(_short(session), session.shown, strict=True)
-        if answer.prompted is not None
+        f'<p class="hint">{escape(name)}: {escape(_prompt_of_answer(answer))}</p>'
+        for name, answer in zip(_column_heads(session), session.shown_answers, strict=True)
+        if answer.prompt_summary is not None
     )
     if session.truth is not None:
         text += f'<p class="hint">{escape(HINT)}</p>'
@@ -108,9 +107,9 @@ def measured(session: Session) -> str:
     return text
 
 
-def speed(session: Session) -> str:
+def speed_card(session: ReaderSession) -> str:
     """Time by stage, size, precision, against the first model."""
-    names, answers = _short(session), session.answers
+    names, answers = _column_heads(session), session.automatic_answers
     text = ""
     for name, answer in zip(names[1:], answers[1:], strict=True):
         words = speed_words(answers[0].times.total_ms, answer.times.total_ms)
@@ -120,24 +119,26 @@ def speed(session: Session) -> str:
     note = f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted."
     note += "".join(
         f" {name} looked at the slice in {p.look_ms:.0f} ms, once, and answered the prompt in {p.answer_ms:.0f} ms."
-        for name, answer in zip(names, session.current, strict=True)
-        if (p := answer.prompted) is not None
+        for name, answer in zip(names, session.current_answers, strict=True)
+        if (p := answer.prompt_summary) is not None
     )
     return f'{text}{plain_table(speed_rows(names, answers))}<p class="hint">{escape(note)}</p>'
 
 
-def _by_prompt(answer: Answer) -> str:
-    assert answer.prompted is not None
-    return prompted_words(answer.prompted, len(answer.manifest.classes))
+def _prompt_of_answer(answer: ModelAnswer) -> str:
+    assert answer.prompt_summary is not None
+    return prompt_sentence(answer.prompt_summary, len(answer.manifest.classes))
 
 
-def _short(session: Session) -> list[str]:
+def _column_heads(session: ReaderSession) -> list[str]:
     """ "Teacher" and "Student" where that tells them apart, else the models' names."""
-    kinds = [answer.manifest.kind.capitalize() for answer in session.answers]
-    return kinds if len(set(kinds)) == len(kinds) else list(session.chosen)
+    kinds = [answer.manifest.kind.capitalize() for answer in session.automatic_answers]
+    return kinds if len(set(kinds)) == len(kinds) else list(session.model_names)
 
 
-def _scores(mask: np.ndarray, session: Session, classes: Sequence[str]) -> dict[str, dict[str, str]]:
+def _scores_by_class(
+    mask: np.ndarray, session: ReaderSession, classes: Sequence[str]
+) -> dict[str, dict[str, str]]:
     """Class → score → text, against the reference; empty where there is none."""
     if session.truth_slice is None or session.scan is None:
         return {}

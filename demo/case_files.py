@@ -8,13 +8,13 @@ from pathlib import Path
 
 from demo.case_page import case_html
 from demo.case_pdf import case_pdf
-from demo.downloads import PAGE, mask_files
-from demo.prompted import prompt_record
-from demo.session import Session
-from demo.shown import case_view
+from demo.downloads import PAGE, write_mask_files
+from demo.prompt_summary import prompt_record
+from demo.reader_session import ReaderSession
+from demo.views import case_view
 
 
-def case_files(session: Session, model: str, wanted: Sequence[str]) -> list[Path]:
+def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) -> list[Path]:
     """Writes what was asked for into a folder of the session, in place of what was written before.
 
     Args:
@@ -25,7 +25,7 @@ def case_files(session: Session, model: str, wanted: Sequence[str]) -> list[Path
     Raises:
         InputError: nothing was asked for, or a format that the scan cannot give.
     """
-    folder = session.made / "along"
+    folder = session.downloads_folder / "along"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     made: list[Path] = []
@@ -33,17 +33,17 @@ def case_files(session: Session, model: str, wanted: Sequence[str]) -> list[Path
     if formats:
         assert session.scan is not None
         manifest = session.models.manifest(model)
-        prompted = session.shown[session.chosen.index(model)].prompted
-        made += mask_files(
+        summary = session.shown_answers[session.model_names.index(model)].prompt_summary
+        made += write_mask_files(
             session.scan,
-            session.masks(model),
+            session.masks_of(model),
             manifest,
             folder,
             formats,
             threshold=session.threshold,
             bundle_sha256=session.models.sha256(model),
             reference=session.models.reference_for(manifest.classes),
-            prompt=None if prompted is None else prompt_record(prompted, session.index),
+            prompt=None if summary is None else prompt_record(summary, session.slice_index),
         )
     if PAGE.key in wanted:
         view = case_view(session)

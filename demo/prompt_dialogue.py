@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from demo.compare import Answer
+from demo.answers import ModelAnswer
 from demo.models import Models
-from demo.prompted import Prompted
+from demo.prompt_summary import PromptSummary
 from segcore.errors import InputError
 from segcore.prompts import Prompt
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runtime.promptable import EncodedImage, PromptAnswer
 
 
-class Step(BaseModel):
+class PromptStep(BaseModel):
     """What the reader did in the viewer.
 
     Attributes:
@@ -42,16 +42,16 @@ class Step(BaseModel):
 
 
 @dataclass
-class Prompting:
+class PromptDialogue:
     """The questions about one slice and their answers. Under its session's lock.
 
     One prompt is for all the promptable models that are shown: so they are compared on the same question.
 
     Attributes:
         models: the served ones.
-        names: of the promptable ones that are shown.
-        picture: of a model's name, as that model takes it.
-        called: what an error calls the picture.
+        model_names: of the promptable ones that are shown.
+        picture_of: of a model's name, as that model takes it.
+        picture_name: what an error calls the picture.
         engine: to run them; None for each bundle's own.
         class_name: what the prompt is for.
         questions: so far, the last is the one that is answered; () for the automatic masks.
@@ -59,15 +59,15 @@ class Prompting:
     """
 
     models: Models
-    names: tuple[str, ...]
-    picture: Callable[[str], np.ndarray]
-    called: str
+    model_names: tuple[str, ...]
+    picture_of: Callable[[str], np.ndarray]
+    picture_name: str
     engine: str | None = None
     class_name: str = ""
     questions: tuple[Prompt, ...] = ()
     handled: int = 0
-    _looked: dict[str, EncodedImage] = field(default_factory=dict)
-    _found: dict[str, PromptAnswer] = field(default_factory=dict)
+    _encoded_images: dict[str, EncodedImage] = field(default_factory=dict)
+    _prompt_answers: dict[str, PromptAnswer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.class_name not in self.classes:
@@ -76,19 +76,19 @@ class Prompting:
     @property
     def classes(self) -> tuple[str, ...]:
         """What a prompt can be for."""
-        return tuple(dict.fromkeys(c for n in self.names for c in self.models.manifest(n).classes))
+        return tuple(dict.fromkeys(c for n in self.model_names for c in self.models.manifest(n).classes))
 
     @property
     def slots(self) -> int:
         """Points that the least able of the models takes; a box is two."""
-        return min((s.slots for n in self.names if (s := self.models.manifest(n).prompt)), default=0)
+        return min((s.slots for n in self.model_names if (s := self.models.manifest(n).prompt)), default=0)
 
     @property
     def prompt(self) -> Prompt:
         """What is asked now; without points and box where nothing is."""
         return self.questions[-1] if self.questions else Prompt()
 
-    def take(self, step: Step) -> None:
+    def take_step(self, step: PromptStep) -> None:
         """Does what the reader did.
 
         Raises:
@@ -96,25 +96,26 @@ class Prompting:
                 everything is as it was before.
         """
         self.handled += 1
-        if not self.names:
+        if not self.model_names:
             raise InputError("prompt: must go to a model that takes clicks, none is shown; choose one")
         now = self.prompt
         if step.act == "point":
-            self.ask(now.model_copy(update={"points": (*now.points, (step.x, step.y, step.inside))}))
+            self.ask_prompt(now.model_copy(update={"points": (*now.points, (step.x, step.y, step.inside))}))
         elif step.act == "box":
-            self.ask(now.model_copy(update={"box": step.box}))
+            self.ask_prompt(now.model_copy(update={"box": step.box}))
         elif step.act == "undo":
-            self._back_to(self.questions[:-1])
+            self._ask_again(self.questions[:-1])
         elif step.act == "over":
-            self._back_to(())
+            self._ask_again(())
         else:
             self.choose_class(step.class_name)
 
-    def ask(self, prompt: Prompt) -> None:
+    def ask_prompt(self, prompt: Prompt) -> None:
         """One more question: every model answers it, mending its last answer where it can."""
         questions = (*self.questions, prompt)
-        found = self._answers(prompt, self._found if len(_line_of(questions)) > 1 else {})
-        self.questions, self._found = questions, found
+        # Kept only when every model has answered: a prompt that is refused leaves everything as it was.
+        found = self._ask_models(prompt, self._prompt_answers if len(_since_last_box(questions)) > 1 else {})
+        self.questions, self._prompt_answers = questions, found
 
     def choose_class(self, class_name: str) -> None:
         """What the prompt is for; another class starts over.
@@ -125,58 +126,60 @@ class Prompting:
         if class_name not in self.classes:
             raise InputError(f"prompt: must be for one of {', '.join(self.classes)}, got {class_name}")
         if class_name != self.class_name:
-            self._back_to(())
+            self._ask_again(())
         self.class_name = class_name
 
-    def shown(self, name: str, automatic: Answer) -> Answer:
+    def answer_of(self, name: str, automatic: ModelAnswer) -> ModelAnswer:
         """A model's answer to the prompt, or its automatic one where nothing was asked of it."""
-        found = self._found.get(name)
+        found = self._prompt_answers.get(name)
         if found is None:
             return automatic
         times = found.timings
-        prompted = Prompted(
-            questions=_line_of(self.questions),
+        summary = PromptSummary(
+            questions=_since_last_box(self.questions),
             class_name=self.class_name,
             estimated_iou=found.estimated_iou,
             look_ms=times.pre_ms + times.encoder_ms,
             answer_ms=times.decoder_ms + times.post_ms,
         )
-        return _replace_prompted_class(automatic, found, prompted)
+        return _replace_prompted_class(automatic, found, summary)
 
-    def _back_to(self, questions: tuple[Prompt, ...]) -> None:
+    def _ask_again(self, questions: tuple[Prompt, ...]) -> None:
         """Asks anew what led to an answer, because a model may mend the one before."""
         found: dict[str, PromptAnswer] = {}
-        for prompt in _line_of(questions):
-            found = self._answers(prompt, found)
-        self.questions, self._found = questions, found
+        for prompt in _since_last_box(questions):
+            found = self._ask_models(prompt, found)
+        self.questions, self._prompt_answers = questions, found
 
-    def _answers(self, prompt: Prompt, before: dict[str, PromptAnswer]) -> dict[str, PromptAnswer]:
+    def _ask_models(self, prompt: Prompt, before: dict[str, PromptAnswer]) -> dict[str, PromptAnswer]:
         found = {}
-        for name in self.names:
+        for name in self.model_names:
             if self.class_name not in self.models.manifest(name).classes:
                 continue
             predictor, lock = self.models.prompt_predictor(name, self.engine)
             with lock:
-                if name not in self._looked:
-                    self._looked[name] = predictor.look(self.picture(name), name=self.called)
-                found[name] = predictor.answer(self._looked[name], prompt, before=before.get(name))
+                if (
+                    name not in self._encoded_images
+                ):  # the encoder runs once a slice, the decoder once a question
+                    self._encoded_images[name] = predictor.look(self.picture_of(name), name=self.picture_name)
+                found[name] = predictor.answer(self._encoded_images[name], prompt, before=before.get(name))
         return found
 
 
-def _replace_prompted_class(answer: Answer, found: PromptAnswer, prompted: Prompted) -> Answer:
+def _replace_prompted_class(answer: ModelAnswer, found: PromptAnswer, summary: PromptSummary) -> ModelAnswer:
     """A model's automatic answer with one class as the prompt found it, and the other classes as they were.
 
     The prompt wins where it meets another class. The model's estimate of its Dice goes: it judged the automatic mask.
     """
-    k = answer.manifest.classes.index(prompted.class_name) + 1
+    k = answer.manifest.classes.index(summary.class_name) + 1
     mask = np.where(answer.mask == k, 0, answer.mask)
     mask = np.where(found.mask == 1, k, mask).astype(np.uint8)
     foreground = answer.foreground.copy()
     foreground[k - 1] = found.probability[0]
-    return replace(answer, mask=mask, foreground=foreground, quality=None, prompted=prompted)
+    return replace(answer, mask=mask, foreground=foreground, quality=None, prompt_summary=summary)
 
 
-def _line_of(questions: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+def _since_last_box(questions: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """The last questions in which only points were added: another box is a new beginning."""
     start = len(questions) - 1
     while start > 0 and questions[start - 1].box == questions[-1].box:
@@ -184,17 +187,17 @@ def _line_of(questions: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     return questions[max(start, 0) :]
 
 
-def prompt_payload(prompting: Prompting) -> dict[str, Any] | None:
+def prompt_json(dialogue: PromptDialogue) -> dict[str, Any] | None:
     """What the viewer needs to offer and draw prompts; None where no model that is shown takes one."""
-    if not prompting.names:
+    if not dialogue.model_names:
         return None
-    prompt = prompting.prompt
+    prompt = dialogue.prompt
     return {
-        "classes": list(prompting.classes),
-        "class": prompting.class_name,
-        "slots": prompting.slots,
+        "classes": list(dialogue.classes),
+        "class": dialogue.class_name,
+        "slots": dialogue.slots,
         "points": [list(point) for point in prompt.points],
         "box": None if prompt.box is None else list(prompt.box),
-        "questions": len(prompting.questions),
-        "handled": prompting.handled,
+        "questions": len(dialogue.questions),
+        "handled": dialogue.handled,
     }

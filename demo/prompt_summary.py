@@ -9,7 +9,7 @@ from segcore.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class Prompted:
+class PromptSummary:
     """That a mask, or one class of it, answers a reader's prompt.
 
     Attributes:
@@ -46,32 +46,32 @@ def prompt_words(prompt: Prompt) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def prompted_words(prompted: Prompted, classes: int) -> str:
+def prompt_sentence(summary: PromptSummary, classes: int) -> str:
     """One sentence on what is not the model's own doing.
 
     Args:
-        prompted: of the mask.
+        summary: of the mask.
         classes: of the model; of several, the others are its own.
     """
     own = "; other classes are as the model found them alone" if classes > 1 else ""
-    return f"{prompted.class_name} answers your prompt ({prompt_words(prompted.prompt)}){own}."
+    return f"{summary.class_name} answers your prompt ({prompt_words(summary.prompt)}){own}."
 
 
-def iou_words(prompted: Prompted) -> str:
+def iou_sentence(summary: PromptSummary) -> str:
     """The model's estimate, and that it is no more than that."""
     return (
-        f"The model's own estimate of the overlap (IoU) with what you meant: {prompted.estimated_iou:.2f}. "
+        f"The model's own estimate of the overlap (IoU) with what you meant: {summary.estimated_iou:.2f}. "
         "It is an estimate and not a measurement."
     )
 
 
-def prompt_record(prompted: Prompted, slice_index: int) -> dict[str, Any]:
+def prompt_record(summary: PromptSummary, slice_index: int) -> dict[str, Any]:
     """For JSON; places in the picture's own pixels, slices counted from 1."""
     return {
         "slice": slice_index + 1,
-        "class": prompted.class_name,
-        "points": [list(point) for point in prompted.prompt.points],
-        "box": None if prompted.prompt.box is None else list(prompted.prompt.box),
-        "estimated_iou": round(prompted.estimated_iou, 4),
-        "questions": [one.model_dump(mode="json") for one in prompted.questions],
+        "class": summary.class_name,
+        "points": [list(point) for point in summary.prompt.points],
+        "box": None if summary.prompt.box is None else list(summary.prompt.box),
+        "estimated_iou": round(summary.estimated_iou, 4),
+        "questions": [one.model_dump(mode="json") for one in summary.questions],
     }

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demo.cards import problem
-from demo.compare import (
-    Answer,
+from demo.answers import (
+    ModelAnswer,
     Times,
     apart_words,
     comparable,
@@ -20,6 +19,7 @@ from demo.compare import (
     speed_words,
     title,
 )
+from demo.html_pieces import problem_line
 from demo.traffic_light import light_card, light_of
 from segcore.manifest import Manifest
 from segcore.quality import QualityModel
@@ -46,10 +46,10 @@ MANIFEST = Manifest.model_validate(
 HALF = np.repeat([[0, 0, 1, 1]], 4, 0).astype(np.uint8)
 
 
-def answer(mask=HALF, total_ms=10.0, **changes) -> Answer:
+def answer(mask=HALF, total_ms=10.0, **changes) -> ModelAnswer:
     manifest = MANIFEST.model_copy(update=changes)
     times = Times(pre_ms=1.0, engine_ms=total_ms - 3.0, post_ms=2.0, total_ms=total_ms, runs=5)
-    return Answer(manifest, "openvino 1.2", mask, mask[None].astype(np.float32), times)
+    return ModelAnswer(manifest, "openvino 1.2", mask, mask[None].astype(np.float32), times)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_models_that_look_for_different_things_are_not_comparable():
 
 
 def test_problem_is_one_escaped_line():
-    assert problem("a <b>") == (
+    assert problem_line("a <b>") == (
         '<p class="problem" role="alert"><strong>This cannot be shown.</strong> a &lt;b&gt;</p>'
     )
 
