@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-class Calibrated(Protocol):
+class CalibratedGraph(Protocol):
     """A graph whose ranges are known, so that any choice of its layers can be written in INT8 without new data.
 
     Two quantisers give one: `export.qdq` for TensorRT, and OpenVINO's for its own format. The guard returns layers

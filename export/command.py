@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from runtime.engine import installed
+from runtime.engine import available_threads, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits, percent
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, print_result
@@ -15,6 +17,10 @@ from segcore.errors import InputError, need
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.manifest import Manifest
 from segcore.outfolder import check_apart, out_folder
+
+if TYPE_CHECKING:
+    from export.data import ExportData
+    from export.job import Job
 
 _NEEDED = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -149,22 +155,74 @@ def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = Non
     for package in _NEEDED[settings.to]:
         if not installed(package):
             raise need(package, "export")
-    from export.data import open_export_data
     from export.pipeline import write_bundle
 
+    data = _open_data(settings, source.manifest)
+    made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
+    with (
+        out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
+        # Beside the folder, not in it: whatever lies in it when it is sealed is part of the bundle.
+        TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-scratch-") as scratch,
+    ):
+        job = make_job(settings, source, data, folder, Path(scratch))
+        return write_bundle(replace(job, limits=limits) if limits else job)
+
+
+def _open_data(settings: ExportSettings, parent: Manifest) -> ExportData:
+    """The cases of --data; none without it."""
+    from export.data import ExportData, open_export_data
+
+    if not settings.data:
+        return ExportData(parent.data)
     int8 = settings.precision == "int8"
-    data = settings.data and open_export_data(
+    return open_export_data(
         settings.data,
-        source.manifest,
+        parent,
         calibration_cases=settings.calibration_cases if int8 else 0,
         guard_cases=settings.guard_cases if int8 else 0,
         split_seed=settings.split_seed,
     )
-    if limits is None:
-        limits = UNGATED if int8 else PARITY_LIMITS[settings.precision]
-    made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
-        return write_bundle(settings, source, data or None, limits, folder)
+
+
+def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder: Path, scratch: Path) -> Job:
+    """What the settings ask for, in the words of those who do it.
+
+    Args:
+        settings: of the command, checked.
+        source: in torch format.
+        data: what was taken from --data.
+        folder: of the bundle to write.
+        scratch: folder for what is thrown away.
+    """
+    from export.guard import Bounds
+    from export.job import GuardPlan, Job, MoreInputs
+    from export.qat import Finetuning
+
+    finetuning = None
+    if settings.qat:
+        finetuning = Finetuning(
+            str(settings.data),
+            soft=settings.soft,
+            epochs=settings.qat_epochs,
+            split_seed=settings.split_seed,
+        )
+    return Job(
+        source=source,
+        target=settings.to,
+        precision=settings.precision,
+        data=data,
+        limits=UNGATED if settings.precision == "int8" else PARITY_LIMITS[settings.precision],
+        guard=GuardPlan(
+            Bounds(settings.max_drop_points, settings.max_p05_drop_points, settings.max_steps),
+            speedup=settings.min_speedup,
+            rank_layers=settings.rank_layers,
+            finetuning=finetuning,
+        ),
+        folder=folder,
+        scratch=scratch,
+        threads=available_threads(),
+        inputs=MoreInputs(settings.size, settings.batch, drop_points=settings.max_size_drop_points),
+    )
 
 
 def _check_settings(settings: ExportSettings, source: Bundle) -> None:

@@ -21,16 +21,16 @@ class ExportData:
     """What an export takes from a dataset, and how it is recorded.
 
     Attributes:
+        record: for the manifest.
         calibration: of the train split.
         validation: of the validation split, for the parity gate.
         guard: of the validation split, for the INT8 guard.
-        record: for the manifest.
     """
 
-    calibration: tuple[Case, ...]
-    validation: tuple[Case, ...]
-    guard: tuple[Case, ...]
     record: DataRecord
+    calibration: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    guard: tuple[Case, ...] = ()
 
 
 def open_export_data(
@@ -72,10 +72,10 @@ def open_export_data(
     names = tuple(case.id if same else f"{dataset.name}/{case.id}" for case in calibration)
     record = manifest.data.model_copy(update={"calibration_cases": names})
     return ExportData(
-        calibration,
-        dataset.split("val", limit=GATE_CASES),
-        dataset.split("val", limit=guard_cases) if guard_cases else (),
         record,
+        calibration=calibration,
+        validation=dataset.split("val", limit=GATE_CASES),
+        guard=dataset.split("val", limit=guard_cases) if guard_cases else (),
     )
 
 

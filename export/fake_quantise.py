@@ -31,7 +31,7 @@ _SMALLEST = 1e-8
 """Of a range: a tensor of zeros has a scale too."""
 
 
-class FakeQuantised(nn.Module):
+class FakeQuantiser(nn.Module):
     """Rounds a tensor to 255 steps of its own range, ± a moving maximum of |x| over the training batches."""
 
     amax: Tensor
@@ -59,11 +59,11 @@ class FakeQuantisedWeights(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded = {"weight": fake_quantised_weight(self.layer)}
+        rounded = {"weight": round_weight(self.layer)}
         return torch.func.functional_call(self.layer, rounded, (x,))  # type: ignore[no-any-return]
 
 
-def fake_quantised_weight(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+def round_weight(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     """The layer's weights, rounded to 255 steps between ± their largest: of each output channel, or of all."""
     weight = layer.weight
     if isinstance(layer, nn.ConvTranspose2d):
@@ -79,7 +79,7 @@ def observe_ranges(graph: fx.GraphModule, batches: Iterable[Tensor]) -> None:
     """Finds the ranges of the activations: what calibration is to post-training quantisation.
 
     Args:
-        graph: from `fake_quantised`; left in eval mode, its ranges frozen.
+        graph: from `fake_quantise`; left in eval mode, its ranges frozen.
         batches: normalised pictures, N×C×H×W each.
     """
     follow_ranges(graph, True)
@@ -94,11 +94,11 @@ def observe_ranges(graph: fx.GraphModule, batches: Iterable[Tensor]) -> None:
 def follow_ranges(graph: fx.GraphModule, follow: bool) -> None:
     """Whether ranges follow the activations of what is trained, or are frozen."""
     for layer in graph.modules():
-        if isinstance(layer, FakeQuantised):
+        if isinstance(layer, FakeQuantiser):
             layer.follows = follow
 
 
-def fake_quantised(network: Student) -> fx.GraphModule:
+def fake_quantise(network: Student) -> fx.GraphModule:
     """The network with fake quantisation, whose ranges `observe_ranges` must find before it is of use.
 
     It shares the network's convolutions: to train it is to train them.
@@ -118,7 +118,7 @@ def fake_quantised(network: Student) -> fx.GraphModule:
         group = shared[source]
         if group not in quantisers:
             quantisers[group] = f"quantise_{group.name}"
-            graph.add_submodule(quantisers[group], FakeQuantised())
+            graph.add_submodule(quantisers[group], FakeQuantiser())
         if source not in made:
             with graph.graph.inserting_after(source):
                 made[source] = graph.graph.call_module(quantisers[group], (source,))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from export.job import Job
 from export.judge import POINT, case_dice
 from runtime.engine import Engine
-from runtime.parity import ParityLimits, check_parity
+from runtime.parity import check_parity
 from segcore.case import Case
 from segcore.errors import GateError
 from segcore.golden import GOLDEN_FILE, save_golden
-from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec, prepare
 
 
@@ -42,41 +41,35 @@ def golden_reference(graph: nn.Module, inputs: np.ndarray) -> Reference:
     return Reference(inputs, torch_logits(graph, inputs), ((inputs.shape[1], inputs.shape[2]),) * len(inputs))
 
 
-def real_reference(
-    graph: nn.Module, cases: Sequence[Case], manifest: Manifest, *, spec: InputSpec | None = None
-) -> Reference:
+def real_reference(graph: nn.Module, cases: Sequence[Case], spec: InputSpec) -> Reference:
     """Torch's answer to labelled cases; masks are compared at the images' own sizes.
 
     Args:
         graph: in eval mode.
         cases: labelled.
-        manifest: of the bundle.
-        spec: the graph's input; by default the manifest's.
+        spec: the graph's input.
     """
     inputs, truths = [], []
     for case in cases:
         image, truth = case.image(), case.mask()
-        inputs.append(prepare(image, spec or manifest.input, name=f"case {case.id}"))
+        inputs.append(prepare(image, spec, name=f"case {case.id}"))
         truths.append(truth)
     stacked = np.stack(inputs)
     sizes = tuple((truth.shape[0], truth.shape[1]) for truth in truths)
     return Reference(stacked, torch_logits(graph, stacked), sizes, tuple(truths))
 
 
-def keep_golden(
-    precision: str, engine: Engine, reference: Reference, folder: Path, *, file: str = GOLDEN_FILE
-) -> None:
+def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str = GOLDEN_FILE) -> None:
     """Writes golden cases. Their logits are torch's; those of int8 are the engine's own: int8 is another function.
 
     Args:
-        precision: of the bundle.
-        engine: opened on its model.
+        job: its precision and folder.
+        engine: opened on the model.
         reference: the golden inputs, with torch's answer.
-        folder: of the bundle.
         file: name of the file.
     """
-    logits = engine.run(reference.inputs) if precision == "int8" else reference.logits
-    save_golden(folder, reference.inputs, logits, file=file)
+    logits = engine.run(reference.inputs) if job.precision == "int8" else reference.logits
+    save_golden(job.folder, reference.inputs, logits, file=file)
 
 
 def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
@@ -86,26 +79,23 @@ def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 def gate_engines(
-    engines: Mapping[str, Engine],
-    references: Mapping[str, Reference],
-    manifest: Manifest,
-    limits: ParityLimits,
+    job: Job, engines: Mapping[str, Engine], references: Mapping[str, Reference]
 ) -> dict[str, float]:
     """Compares every engine with torch.
 
     Args:
+        job: its limits, and the parent's output and classes.
         engines: opened on the exported model, by name.
         references: "golden", and "real" where there are labelled cases.
-        manifest: of the parent; its output spec and classes.
-        limits: shares of pixels that may differ.
 
     Returns:
         The figures for the manifest: `ENGINE_golden_mean_share`, `ENGINE_real_worst_share`, `dice_torch`,
         `dice_ENGINE`, `dice_change_points` (the most negative over engines), …
 
     Raises:
-        GateError: an engine differs by more than `limits`, or its output is constant.
+        GateError: an engine differs by more than the limits, or its output is constant.
     """
+    manifest = job.parent
     figures: dict[str, float] = {}
     failures = []
     for kind, reference in references.items():
@@ -120,7 +110,7 @@ def gate_engines(
             if reference.truths:
                 figures[f"dice_{name}"] = float(np.mean(case_dice(logits, reference.truths, manifest)))
             failures += [
-                f"{name} against torch on {kind} cases: {failure}" for failure in parity.failures(limits)
+                f"{name} against torch on {kind} cases: {failure}" for failure in parity.failures(job.limits)
             ]
     if failures:
         raise GateError("; ".join(failures))

@@ -1,7 +1,7 @@
 """The accuracy guard: returns layers to float until INT8 keeps its Dice, the most sensitive first, in few steps.
 
-One loop for every engine: it knows a calibrated graph (`export.calibrated.Calibrated`) and what a model file loses in
-the engine that will run it (`export.judge`).
+One loop for every engine: it knows a graph with its ranges (`export.calibrated.CalibratedGraph`) and what a model file
+loses in the engine that will run it (`export.judge`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.calibrated import Calibrated
+from export.calibrated import CalibratedGraph
 from export.judge import Judgement
 from segcore.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
 
@@ -46,8 +46,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Returned:
-    """What returning layers to float came to.
+class FloatChoice:
+    """Which layers were returned to float, and how they were found.
 
     Attributes:
         in_float: the layers that are in float in the model that was written last, the most sensitive first.
@@ -76,7 +76,7 @@ class Returned:
 
 
 def try_layers(
-    calibrated: Calibrated,
+    calibrated: CalibratedGraph,
     judge: Callable[[Path], Judgement],
     bounds: Bounds,
     path: Path,
@@ -115,14 +115,14 @@ def try_layers(
 
 
 def return_layers(
-    calibrated: Calibrated,
+    calibrated: CalibratedGraph,
     judge: Callable[[Path], Judgement],
     bounds: Bounds,
     path: Path,
     *,
     what: str = "",
     log: Callable[[str], None],
-) -> Returned | None:
+) -> FloatChoice | None:
     """Finds the fewest layers in float that keep the bounds, and writes that model to `path`.
 
     Layers are ranked by what each costs when it *alone* computes in 8 bits: where two layers are both at fault,
@@ -163,11 +163,11 @@ def return_layers(
     chosen = kept or failed
     calibrated.write(path, in_float=ranked[:chosen])
     steps = tuple(trial.step for trial in trials.values())
-    return Returned(tuple(ranked[:chosen]), trials[chosen], steps, sensitivity)
+    return FloatChoice(tuple(ranked[:chosen]), trials[chosen], steps, sensitivity)
 
 
 def rank_layers(
-    calibrated: Calibrated, judge: Callable[[Path], Judgement], path: Path
+    calibrated: CalibratedGraph, judge: Callable[[Path], Judgement], path: Path
 ) -> tuple[LayerSensitivity, ...]:
     """What each layer costs alone in INT8, the costliest first; ties by the error of the logits.
 

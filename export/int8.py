@@ -12,26 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.attention import has_attention
-from export.data import ExportData
-from export.guard import Bounds, Returned, Trial, rank_layers, return_layers, try_layers
+from export.guard import FloatChoice, Trial, rank_layers, return_layers, try_layers
+from export.job import GuardPlan, Job
 from export.judge import Judge
 from export.model_file import calibrate, write_float
+from export.qat import Finetuning, finetune
 from export.source import as_graph, open_network
-from export.speed import measure_speedup
-from runtime.engine import OPENED_BY, available_threads, installed, open_engine
-from segcore.bundle import Bundle
+from export.speed import gate_speed
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.learn.deploy import DeployGraph
+from segcore.preprocess import InputSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from export.calibrated import Calibrated
-    from export.command import ExportSettings
-
-_TIMED_PICTURES = 8
+    from export.calibrated import CalibratedGraph
 
 
 @dataclass(frozen=True)
@@ -52,35 +49,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An INT8 model that keeps the bounds; its file is written."""
+class Int8Model:
+    """A candidate in INT8, as its file was written.
+
+    Attributes:
+        candidate: the network.
+        calibrated: it with its ranges.
+        trial: what the model loses.
+        choice: the layers that are in float; None where none is.
+    """
 
     candidate: Candidate
-    calibrated: Calibrated
+    calibrated: CalibratedGraph
     trial: Trial
-    returned: Returned | None = None
+    choice: FloatChoice | None = None
 
 
-def write_guarded(
-    settings: ExportSettings,
-    source: Bundle,
-    graph: DeployGraph,
-    data: ExportData,
-    path: Path,
-    scratch: Path,
-    *,
-    to: str,
-) -> tuple[GuardRecord, DeployGraph]:
-    """Writes the INT8 model file at `path`.
+def write_guarded(job: Job, graph: DeployGraph) -> tuple[GuardRecord, DeployGraph]:
+    """Writes the INT8 model file.
 
     Args:
-        settings: the bounds, and which remedies are allowed.
-        source: torch bundle.
-        graph: its network, in eval mode.
-        data: calibration and guard cases.
-        path: model file to write.
-        scratch: folder for what is thrown away.
-        to: a key of `MODEL_FILES`.
+        job: its plan of the guard holds the bounds, and which remedies are allowed.
+        graph: the source's network, in eval mode.
 
     Returns:
         The record for the manifest, and the graph that was quantised: fine-tuned, if that was needed.
@@ -88,182 +78,129 @@ def write_guarded(
     Raises:
         GateError: no INT8 keeps the bounds, or it is not faster.
     """
-    engine = next(name for name in OPENED_BY[to] if installed(name))
-    open_model = partial(open_engine, engine, precision="int8", threads=available_threads())
-    manifest = source.manifest
-    onnx_path, fp32_path = write_float(graph, manifest.input, manifest.output, scratch, to=to)
-    judge = Judge(data.guard, manifest, fp32_path, open_model)
+    engine, cases = job.engines[0], job.data.guard
+    spec, output = job.parent.input, job.parent.output
+    onnx_path, fp32_path = write_float(graph, spec, output, job.scratch, to=job.format)
+    judge = Judge(cases, job.parent, fp32_path, partial(job.open_model, engine))
     fp32 = judge.fp32
-    log(
-        f"guard: FP32 in {engine}: Dice {fp32.mean:.4f}, 5th percentile {fp32.p05:.4f}, {len(data.guard)} cases"
-    )
+    log(f"guard: FP32 in {engine}: Dice {fp32.mean:.4f}, 5th percentile {fp32.p05:.4f}, {len(cases)} cases")
     steps: list[GuardStep] = []
-    kept = None
-    for candidates in _rounds(settings, source, Candidate("", graph, onnx_path), scratch):
-        kept = _try_round(settings, source, data, judge, candidates, path, steps, to=to)
-        if kept:
+    model = None
+    for candidates in _candidate_rounds(job, Candidate("", graph, onnx_path)):
+        model = _try_round(job, judge, candidates, steps)
+        if model:
             break
-    if kept is None:
-        raise GateError(_accuracy_message(settings, judge, steps[-1]))
-    sensitivity = kept.returned.sensitivity if kept.returned else ()
-    if settings.rank_layers and not sensitivity:
-        log(f"guard: ranking {len(kept.calibrated.layers)} layers, each alone in INT8")
-        sensitivity = rank_layers(kept.calibrated, judge.judge, scratch / path.name)
+    if model is None:
+        raise GateError(_accuracy_message(job.guard, judge, steps[-1]))
+    sensitivity = model.choice.sensitivity if model.choice else ()
+    if job.guard.rank_layers and not sensitivity:
+        log(f"guard: ranking {len(model.calibrated.layers)} layers, each alone in INT8")
+        sensitivity = rank_layers(model.calibrated, judge.judge, job.scratch / job.model_path.name)
     speeds: tuple[SpeedRatio, ...] = ()
     nodes: tuple[str, ...] = ()
-    if to == "tensorrt-onnx":
+    if job.target == "tensorrt":
         from export.qdq import int8_nodes
 
-        nodes = int8_nodes(path)
+        nodes = int8_nodes(job.model_path)
         log("guard: speed: unmeasured; TensorRT runs on the device, where export.kit measures it")
     else:
-        speeds = _speeds(settings, to=to, int8_path=path, fp32_path=fp32_path, judge=judge)
+        speeds = gate_speed(job, job.model_path, fp32_path, judge.inputs)
     record = GuardRecord(
         engine=engine,
         engine_version=judge.engine_version,
-        cases=len(data.guard),
-        max_drop_points=settings.max_drop_points,
-        max_p05_drop_points=settings.max_p05_drop_points,
-        min_speedup=settings.min_speedup,
+        cases=len(cases),
+        max_drop_points=job.guard.bounds.drop_points,
+        max_p05_drop_points=job.guard.bounds.p05_drop_points,
+        min_speedup=job.guard.speedup,
         fp32=fp32,
-        int8=kept.trial.judged.int8,
+        int8=model.trial.judged.int8,
         steps=tuple(steps),
-        layers=len(kept.calibrated.layers),
-        float_layers=kept.returned.float_layers() if kept.returned else (),
+        layers=len(model.calibrated.layers),
+        float_layers=model.choice.float_layers() if model.choice else (),
         int8_nodes=nodes,
         sensitivity=sensitivity,
         speeds=speeds,
-        qat_epochs=kept.candidate.qat_epochs,
+        qat_epochs=model.candidate.qat_epochs,
     )
-    return record, kept.candidate.graph
+    return record, model.candidate.graph
+
+
+def calibrate_network(job: Job, onnx_path: Path, spec: InputSpec) -> CalibratedGraph:
+    """Finds the 8-bit ranges of the source's network, or of one that was made of it, at some input."""
+    return calibrate(
+        onnx_path,
+        to=job.format,
+        cases=job.data.calibration,
+        spec=spec,
+        transformer=has_attention(job.parent),
+    )
 
 
 def _try_round(
-    settings: ExportSettings,
-    source: Bundle,
-    data: ExportData,
-    judge: Judge,
-    candidates: Iterator[Candidate],
-    path: Path,
-    steps: list[GuardStep],
-    *,
-    to: str,
-) -> Kept | None:
+    job: Job, judge: Judge, candidates: Iterator[Candidate], steps: list[GuardStep]
+) -> Int8Model | None:
     """Every candidate with all layers in INT8, then the best of them with layers in float; None: all failed."""
-    bounds = Bounds(settings.max_drop_points, settings.max_p05_drop_points, settings.max_steps)
-    tried: list[Kept] = []
+    bounds, path = job.guard.bounds, job.model_path
+    tried: list[Int8Model] = []
     for candidate in candidates:
-        log(f"calibrating int8 on {len(data.calibration)} train cases")
-        calibrated = calibrate(
-            candidate.onnx_path,
-            to=to,
-            cases=data.calibration,
-            spec=source.manifest.input,
-            transformer=has_attention(source.manifest),
-        )
+        log(f"calibrating int8 on {len(job.data.calibration)} train cases")
+        calibrated = calibrate_network(job, candidate.onnx_path, job.parent.input)
         what = f"every layer in INT8{candidate.what}"
         trial = try_layers(calibrated, judge.judge, bounds, path, what=what, log=log)
         steps.append(trial.step)
-        tried.append(Kept(candidate, calibrated, trial))
+        tried.append(Int8Model(candidate, calibrated, trial))
         if trial.step.passed:
             return tried[-1]
     best = min(tried, key=lambda one: one.trial.judged.drop_points)
-    returned = return_layers(best.calibrated, judge.judge, bounds, path, what=best.candidate.what, log=log)
-    if returned is None:
+    choice = return_layers(best.calibrated, judge.judge, bounds, path, what=best.candidate.what, log=log)
+    if choice is None:
         return None
-    steps += returned.steps
-    if not returned.trial.step.passed:
+    steps += choice.steps
+    if not choice.trial.step.passed:
         return None
-    return Kept(best.candidate, best.calibrated, returned.trial, returned)
+    return Int8Model(best.candidate, best.calibrated, choice.trial, choice)
 
 
-def _rounds(
-    settings: ExportSettings, source: Bundle, plain: Candidate, scratch: Path
-) -> Iterator[Iterator[Candidate]]:
+def _candidate_rounds(job: Job, plain: Candidate) -> Iterator[Iterator[Candidate]]:
     """First what costs no training, then what does, if that was asked for."""
-    yield _untrained(source, plain, scratch)
-    if settings.qat:
-        yield _tuned(settings, source, scratch)
+    yield _untrained_candidates(job, plain)
+    if job.guard.finetuning:
+        yield _tuned_candidates(job, job.guard.finetuning)
 
 
-def _untrained(source: Bundle, plain: Candidate, scratch: Path) -> Iterator[Candidate]:
+def _untrained_candidates(job: Job, plain: Candidate) -> Iterator[Candidate]:
     """The network as it is; and a student with its channels levelled, which helps or harms: the guard will see."""
     yield plain
-    if has_attention(source.manifest):
+    if has_attention(job.parent):
         return
     from export.equalise import equalise
     from student.network import Student
 
-    network = open_network(source)
+    network = open_network(job.source)
     assert isinstance(network, Student), network  # the controls among the teachers are of the family, too
     log("guard: levelling the channels' ranges")
-    yield _candidate(", channels levelled", equalise(network), source, scratch)
+    yield _make_candidate(job, ", channels levelled", equalise(network))
 
 
-def _tuned(settings: ExportSettings, source: Bundle, scratch: Path) -> Iterator[Candidate]:
-    from export.qat import finetune
-
-    epochs = settings.qat_epochs
-    log(f"guard: fine-tuning under fake quantisation, {epochs} epochs")
-    tuned = finetune(
-        source,
-        data=str(settings.data),
-        soft=settings.soft,
-        epochs=epochs,
-        seed=0,
-        split_seed=settings.split_seed,
-    )
+def _tuned_candidates(job: Job, plan: Finetuning) -> Iterator[Candidate]:
+    log(f"guard: fine-tuning under fake quantisation, {plan.epochs} epochs")
+    tuned = finetune(job.source, plan)
     log(f"guard: Dice under fake quantisation {tuned.dice_before:.4f} before, {tuned.dice_after:.4f} after")
-    yield _candidate(f", {epochs} epochs fine-tuned", tuned.network, source, scratch, qat_epochs=epochs)
+    yield _make_candidate(job, f", {plan.epochs} epochs fine-tuned", tuned.network, qat_epochs=plan.epochs)
 
 
-def _candidate(
-    what: str, network: nn.Module, source: Bundle, scratch: Path, *, qat_epochs: int = 0
-) -> Candidate:
-    spec, output = source.manifest.input, source.manifest.output
+def _make_candidate(job: Job, what: str, network: nn.Module, *, qat_epochs: int = 0) -> Candidate:
+    spec, output = job.parent.input, job.parent.output
     graph = as_graph(network, spec)
-    onnx_path, _ = write_float(graph, spec, output, scratch, to="onnx", name="candidate")
+    onnx_path, _ = write_float(graph, spec, output, job.scratch, to="onnx", name="candidate")
     return Candidate(what, graph, onnx_path, qat_epochs)
 
 
-def _speeds(
-    settings: ExportSettings, *, to: str, int8_path: Path, fp32_path: Path, judge: Judge
-) -> tuple[SpeedRatio, ...]:
-    """INT8 against FP32 in every installed engine that opens the format.
-
-    Raises:
-        GateError: it is fast enough in none of them.
-    """
-    threads = available_threads()
-    speeds = []
-    for name in (name for name in OPENED_BY[to] if installed(name)):
-        speed = measure_speedup(
-            name,
-            partial(open_engine, name, precision="int8", threads=threads),
-            int8_path,
-            fp32_path,
-            judge.inputs[:_TIMED_PICTURES],
-            threads=threads,
-        )
-        speeds.append(speed)
-        log(
-            f"guard: {name} {speed.engine_version}, {threads} threads: INT8 is {speed.speedup:.2f} times as fast as "
-            f"FP32 ({speed.low:.2f} to {speed.high:.2f} over {speed.rounds} rounds)"
-        )
-    best = max(speeds, key=lambda speed: speed.speedup)
-    if best.speedup < settings.min_speedup:
-        raise GateError(
-            f"int8: must be at least {settings.min_speedup:g} times as fast as fp32, got {best.speedup:.2f} in "
-            f"{best.engine} {best.engine_version}; export --precision fp32, or lower --min-speedup"
-        )
-    return tuple(speeds)
-
-
-def _accuracy_message(settings: ExportSettings, judge: Judge, last: GuardStep) -> str:
-    remedy = "" if settings.qat else "add --qat, "
+def _accuracy_message(plan: GuardPlan, judge: Judge, last: GuardStep) -> str:
+    remedy = "" if plan.finetuning else "add --qat, "
     return (
-        f"int8: must lose at most {settings.max_drop_points:g} points of fp32's Dice {judge.fp32.mean:.4f} "
-        f"({settings.max_p05_drop_points:g} of the 5th percentile {judge.fp32.p05:.4f}), lost "
+        f"int8: must lose at most {plan.bounds.drop_points:g} points of fp32's Dice {judge.fp32.mean:.4f} "
+        f"({plan.bounds.p05_drop_points:g} of the 5th percentile {judge.fp32.p05:.4f}), lost "
         f"{last.drop_points:.2f} ({last.p05_drop_points:.2f}) with {last.what}; {remedy}raise --max-drop-points, or "
         "export --precision fp16"
     )

@@ -12,7 +12,7 @@ from segcore.case import Case
 from segcore.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
-    from export.calibrated import Calibrated
+    from export.calibrated import CalibratedGraph
     from segcore.learn.deploy import DeployGraph
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
@@ -27,12 +27,9 @@ def write_model(
     *,
     to: str,
     precision: str,
-    calibration: Sequence[Case] = (),
     batch: int = 1,
 ) -> None:
-    """Writes the file that an engine opens, and what belongs to it.
-
-    INT8 is written as it comes, unguarded: `export.int8` guards it.
+    """Writes the file that an engine opens, and what belongs to it, in floating point.
 
     Args:
         graph: in eval mode.
@@ -40,23 +37,41 @@ def write_model(
         output: its output.
         path: file to write, with the suffix of `MODEL_FILES[to]`.
         to: a key of `MODEL_FILES`.
-        precision: fp32, fp16 or int8.
-        calibration: cases that give int8 its ranges.
-        batch: pictures a call; 1 for int8.
+        precision: fp32 or fp16.
+        batch: pictures a call.
     """
     from export.onnx_export import halve_weights, write_onnx
 
     with TemporaryDirectory(dir=path.parent) as scratch:
-        onnx_path = Path(scratch) / "fp32.onnx" if to == "openvino" or precision == "int8" else path
+        onnx_path = Path(scratch) / "fp32.onnx" if to == "openvino" else path
         write_onnx(graph, spec, output, onnx_path, batch=batch)
-        if precision == "int8":
-            calibrate(onnx_path, to=to, cases=calibration, spec=spec).write(path)
-        elif to == "openvino":
+        if to == "openvino":
             from export.openvino_export import write_ir
 
             write_ir(onnx_path, path, half_weights=precision == "fp16")
         elif to == "onnx" and precision == "fp16":
             halve_weights(onnx_path, spec, output, batch=batch)
+
+
+def write_int8(
+    graph: DeployGraph, spec: InputSpec, output: OutputSpec, path: Path, *, to: str, cases: Sequence[Case]
+) -> None:
+    """Writes the file that an engine opens, in INT8 as it comes: `export.int8` guards it.
+
+    Args:
+        graph: in eval mode, without attention.
+        spec: its input.
+        output: its output.
+        path: file to write, with the suffix of `MODEL_FILES[to]`.
+        to: a key of `MODEL_FILES`.
+        cases: give the ranges.
+    """
+    from export.onnx_export import write_onnx
+
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        onnx_path = Path(scratch) / "fp32.onnx"
+        write_onnx(graph, spec, output, onnx_path)
+        calibrate(onnx_path, to=to, cases=cases, spec=spec).write(path)
 
 
 def write_float(
@@ -87,7 +102,7 @@ def write_float(
 
 def calibrate(
     onnx_path: Path, *, to: str, cases: Sequence[Case], spec: InputSpec, transformer: bool = False
-) -> Calibrated:
+) -> CalibratedGraph:
     """Finds the 8-bit ranges, by the quantiser that is right for the target.
 
     Args:
@@ -112,7 +127,7 @@ class UnsignedOnnx:
     """TensorRT's graph with activations as uint8, zero point 128: the same numbers, in the form that OpenVINO computes
     rightly (tests/test_export_qdq.py)."""
 
-    signed: Calibrated
+    signed: CalibratedGraph
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -15,27 +15,25 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from export.job import Job
 from export.onnx_export import INPUT, Ends, check_ends, halve, traced_model
 from export.typed_files import TYPED_8, TYPED_10
-from runtime.engine import OPENED_BY, available_threads, installed
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
 from runtime.prompt_model import FEATURES, open_prompt_model
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.golden_prompts import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.learn.deploy import DeployGraph
-from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec
 from segcore.prompts import PromptSpec
 from teacher.image_model import Embedding, Promptable
 
-_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt-onnx": ".onnx"}
 _DEAF = (
     1e-6  # of the logits' spread over pixels: rounding noise of a network that takes no notice of its prompt
 )
 
 
-class Encoding(nn.Module):
+class EncoderModule(nn.Module):
     """A promptable network as `DeployGraph` takes one: normalised picture in, features out."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -47,7 +45,7 @@ class Encoding(nn.Module):
         return tuple(self.network.encode(x))  # type: ignore[operator]
 
 
-class Decoding(nn.Module):
+class DecoderModule(nn.Module):
     """A promptable network's decoder as a module of plain tensors."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -69,32 +67,21 @@ class Decoding(nn.Module):
         return found.logits, found.iou
 
 
-class Parts(NamedTuple):
+class PromptParts(NamedTuple):
     """The two modules, in eval mode, with an example of each input by its name."""
 
     encoder: DeployGraph
     picture: dict[str, Tensor]
-    decoder: Decoding
+    decoder: DecoderModule
     question: dict[str, Tensor]
 
 
-def parts_precision(precision: str) -> str:
-    """Of encoder and decoder in a bundle of some precision: fp32 beside an INT8 model."""
-    return "fp16" if precision == "fp16" else "fp32"
-
-
-def write_parts(
-    network: nn.Module, parent: Manifest, folder: Path, scratch: Path, *, to: str, precision: str
-) -> tuple[PromptSpec, dict[str, float]]:
+def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, float]]:
     """Writes both graphs and the golden prompts, once the engines have answered as torch does.
 
     Args:
+        job: of a bundle that takes prompts.
         network: `teacher.image_model.Promptable`, in eval mode.
-        parent: of the torch bundle.
-        folder: of the bundle.
-        scratch: for what is thrown away.
-        to: a key of `export.model_file.MODEL_FILES`.
-        precision: of the bundle.
 
     Returns:
         For the manifest: how the bundle can be asked, and the gate's figures.
@@ -103,27 +90,27 @@ def write_parts(
         GateError: a graph breaks a rule of TensorRT, an engine answers otherwise than torch, or the network takes no
             notice of its prompt.
     """
-    spec = parent.prompt
+    parent, spec = job.parent, job.parent.prompt
     assert spec is not None  # the caller asks
     assert isinstance(network, Promptable), type(network)
-    half, suffix = parts_precision(precision) == "fp16", _SUFFIXES[to]
     log("writing encoder and decoder for prompts, in floating point")
     parts = open_parts(network, parent.input, spec)
     questions = golden_questions(parent.input, spec)
     reference = _torch_replies(parts, questions)  # first: a network that is deaf needs no graphs
-    files = (folder / f"encoder{suffix}", folder / f"decoder{suffix}")
-    _write(parts.encoder, parts.picture, FEATURES, files[0], scratch, to=to, half=half)
-    _write(parts.decoder, parts.question, ("logits", "iou"), files[1], scratch, to=to, half=half)
-    figures = _gate(files, questions, reference, parent, to=to, precision=precision)
-    save_golden_prompts(folder, questions, reference)
-    if to == "tensorrt-onnx":
+    suffix = job.model_path.suffix
+    files = (job.folder / f"encoder{suffix}", job.folder / f"decoder{suffix}")
+    _write_part(job, parts.encoder, parts.picture, FEATURES, files[0])
+    _write_part(job, parts.decoder, parts.question, ("logits", "iou"), files[1])
+    figures = _gate_prompts(job, files, questions, reference)
+    save_golden_prompts(job.folder, questions, reference)
+    if job.target == "tensorrt":
         log("encoder and decoder keep TensorRT's rules; they were not run on a device")
     return spec.model_copy(update={"encoder_file": files[0].name, "decoder_file": files[1].name}), figures
 
 
-def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> Parts:
+def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> PromptParts:
     """The two modules of a promptable network at an input size."""
-    encoder, decoder = DeployGraph(Encoding(network), spec).eval(), Decoding(network).eval()
+    encoder, decoder = DeployGraph(EncoderModule(network), spec).eval(), DecoderModule(network).eval()
     picture = torch.zeros(1, *spec.size_px, spec.channels, dtype=torch.uint8)
     with torch.inference_mode():
         seen = tuple(one.clone() for one in encoder(picture))
@@ -134,20 +121,14 @@ def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> Parts
         "mask": torch.zeros(1, 1, *seen[-1].shape[2:]),  # the features at stride 4 are the mask's size
         "has_mask": torch.zeros(1, 1),
     }
-    return Parts(encoder, {INPUT: picture}, decoder, question)
+    return PromptParts(encoder, {INPUT: picture}, decoder, question)
 
 
-def _write(
-    module: nn.Module,
-    inputs: dict[str, Tensor],
-    outputs: tuple[str, ...],
-    path: Path,
-    scratch: Path,
-    *,
-    to: str,
-    half: bool,
+def _write_part(
+    job: Job, module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path
 ) -> None:
-    onnx_path = scratch / f"{path.stem}.onnx" if to == "openvino" else path
+    half = job.precision == "fp16"
+    onnx_path = job.scratch / f"{path.stem}.onnx" if job.target == "openvino" else path
     model = traced_model(module, inputs, outputs, onnx_path)
     with torch.inference_mode():
         given = dict(zip(outputs, module(*inputs.values()), strict=True))
@@ -155,21 +136,21 @@ def _write(
         name: (TensorProto.UINT8 if one.dtype == torch.uint8 else TensorProto.FLOAT, list(one.shape))
         for name, one in {**inputs, **given}.items()
     }
-    if half and to == "onnx":
+    if half and job.target == "onnx":
         halve(model)
     check_ends(model, ends)
-    if to == "tensorrt-onnx":
+    if job.target == "tensorrt":
         from export.rules.check import require_clean
 
         require_clean(model, TYPED_8 + TYPED_10, name=path.name)
     onnx.save(model, onnx_path)
-    if to == "openvino":
+    if job.target == "openvino":
         from export.openvino_export import write_ir
 
         write_ir(onnx_path, path, half_weights=half)
 
 
-def _torch_replies(parts: Parts, questions: Questions) -> Replies:
+def _torch_replies(parts: PromptParts, questions: Questions) -> Replies:
     """Raises `GateError` where the network itself gives one answer to every question."""
 
     def encode(picture: np.ndarray) -> Features:
@@ -199,31 +180,23 @@ def _torch_replies(parts: Parts, questions: Questions) -> Replies:
     return replies
 
 
-def _gate(
-    files: tuple[Path, Path],
-    questions: Questions,
-    reference: Replies,
-    parent: Manifest,
-    *,
-    to: str,
-    precision: str,
+def _gate_prompts(
+    job: Job, files: tuple[Path, Path], questions: Questions, reference: Replies
 ) -> dict[str, float]:
     """Compares every installed engine with torch; gives the figures for the manifest."""
     figures = {"golden_prompts": float(reference.logits.shape[0] * reference.logits.shape[1])}
     failures = []
-    for name in OPENED_BY[to]:
-        if not installed(name):
-            continue  # named where the automatic model is gated
-        with closing(open_prompt_model(name, *files, threads=available_threads())) as model:
+    for name in job.engines:  # one that is not installed is named where the automatic model is gated
+        with closing(open_prompt_model(name, *files, threads=job.threads)) as model:
             replies = ask(questions, model.encode, model.decode)
-        found = check_prompt_parity(replies, reference, parent.output, parent.input.size_px)
+        found = check_prompt_parity(replies, reference, job.parent.output, job.parent.input.size_px)
         log(f"prompts in {name}: {percent(found.parity.mean_share)} of pixels differ from torch")
         figures[f"{name}_prompts_mean_share"] = found.parity.mean_share
         figures[f"{name}_prompts_worst_share"] = found.parity.worst_share
         figures[f"{name}_prompts_iou_change"] = found.iou_change
         failures += [
             f"{name} against torch on golden prompts: {one}"
-            for one in found.failures(PROMPT_LIMITS[precision])
+            for one in found.failures(PROMPT_LIMITS[job.precision])
         ]
     if failures:
         raise GateError("; ".join(failures))

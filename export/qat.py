@@ -44,7 +44,30 @@ _OF_THE_STUDENT = ("alpha", "temperature", "dice_weight", "flip", "batch_size", 
 
 
 @dataclass(frozen=True)
-class Finetuned:
+class Finetuning:
+    """How a student is fine-tuned.
+
+    Attributes:
+        data: as every `--data`; masks of its validation split choose the best epoch, its test split is not read.
+        soft: folder of soft labels that teacher.label wrote for this data.
+        epochs: passes over the training images, at least 1.
+        seed: of the order and the augmentation.
+        lr: highest learning rate.
+        level: start from the student with levelled channels where that has more Dice under fake quantisation.
+        split_seed: of the data's split; the training's by default.
+    """
+
+    data: str
+    soft: Path | None = None
+    epochs: int = 2
+    seed: int = 0
+    lr: float = LEARNING_RATE
+    level: bool = True
+    split_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class TunedStudent:
     """What quantisation-aware fine-tuning made, and the validation Dice on its way.
 
     Attributes:
@@ -71,17 +94,7 @@ class Finetuned:
         return self.epochs[self.best_epoch - 1].dice_val if self.best_epoch else self.dice_before
 
 
-def finetune(
-    source: Bundle,
-    *,
-    data: str,
-    soft: Path | None = None,
-    epochs: int = 2,
-    seed: int = 0,
-    lr: float = LEARNING_RATE,
-    level: bool = True,
-    split_seed: int | None = None,
-) -> Finetuned:
+def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     """Trains the source's student under fake quantisation, on its own training split and with its own loss.
 
     Without soft labels the teacher is the source itself, in FP32: it is what the 8-bit student should compute, it sees
@@ -89,13 +102,7 @@ def finetune(
 
     Args:
         source: a student in torch format.
-        data: as every `--data`; masks of its validation split choose the best epoch, its test split is not read.
-        soft: folder of soft labels that teacher.label wrote for this data.
-        epochs: passes over the training images, at least 1.
-        seed: of the order and the augmentation.
-        lr: highest learning rate.
-        level: start from the student with levelled channels where that has more Dice under fake quantisation.
-        split_seed: of the data's split; the training's by default.
+        plan: the data, and how long.
 
     Raises:
         InputError: not such a bundle, or data or soft labels that do not fit it.
@@ -113,11 +120,11 @@ def finetune(
 
     manifest = source.manifest
     original = load_student(source)
-    seed_of_split = source.manifest.data.split_seed if split_seed is None else split_seed
-    dataset = _open_data(data, source, seed_of_split)
-    labels = _open_labels(soft, dataset)
+    seed_of_split = manifest.data.split_seed if plan.split_seed is None else plan.split_seed
+    dataset = _open_data(plan.data, source, seed_of_split)
+    labels = _open_labels(plan.soft, dataset)
     with TemporaryDirectory(prefix="sam2edge-qat-") as folder:
-        settings = _settings(manifest, data, Path(folder), epochs=epochs, seed=seed, lr=lr)
+        settings = _training_settings(manifest, plan, Path(folder))
         limit = settings.limit
         cases = training_cases(
             dataset, labelled_share=settings.labelled_share, seed=seed_of_split, limit=limit
@@ -125,13 +132,16 @@ def finetune(
         held = dataset.split("val", limit=limit and max(1, limit // 3))
         spec, classes = manifest.input, len(manifest.classes)
         augment = Augmentation(spec.size_px, with_soft=labels is not None, flip=settings.flip)
-        pictures = TrainingSet(cases, spec, classes=classes, seed=seed, augment=augment, soft=labels)
+        pictures = TrainingSet(cases, spec, classes=classes, seed=plan.seed, augment=augment, soft=labels)
         validator = Validator(held, spec, manifest.output, classes, batch=settings.batch_size)
         accelerator = open_accelerator(settings)
         device = accelerator.device
 
         dice_float = validator.dice(original.to(device))
-        starts = [_start(original, pictures, validator, levelled=way) for way in (False, True)[: 1 + level]]
+        starts = [
+            _prepare_start(original, pictures, validator, levelled=way)
+            for way in (False, True)[: 1 + plan.level]
+        ]
         start = max(starts, key=lambda one: one.dice)  # the first, where they are equal
         graph = start.graph
         before = {name: value.clone() for name, value in graph.state_dict().items()}
@@ -143,7 +153,7 @@ def finetune(
         )
         ask = None if labels else open_live_teacher(source, device)
         learn = loss_function(settings, spec, ask, device)
-        step, steps = count(), epochs * max(1, len(cases) // settings.batch_size)
+        step, steps = count(), plan.epochs * max(1, len(cases) // settings.batch_size)
 
         def loss(network: nn.Module, batch: Sample) -> Tensor:
             follow_ranges(graph, next(step) < _FOLLOWED * steps)
@@ -167,7 +177,9 @@ def finetune(
         log(f"no epoch was better than none ({start.dice:.4f}): the weights stay as they were")
     network = start.network.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     number = best.epoch if better else 0
-    return Finetuned(network.eval(), start.levelled, dice_float, start.dice, tuple(history), number, seconds)
+    return TunedStudent(
+        network.eval(), start.levelled, dice_float, start.dice, tuple(history), number, seconds
+    )
 
 
 @dataclass(frozen=True)
@@ -180,14 +192,16 @@ class _Start:
     dice: float
 
 
-def _start(original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool) -> _Start:
+def _prepare_start(
+    original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool
+) -> _Start:
     from export.equalise import equalise
-    from export.fake_quantise import fake_quantised, observe_ranges
+    from export.fake_quantise import fake_quantise, observe_ranges
     from export.traced import fold_norms
 
     device = next(original.parameters()).device
     network = (equalise if levelled else fold_norms)(original)
-    graph = fake_quantised(network)
+    graph = fake_quantise(network)
     observe_ranges(graph, _plain_batches(pictures, validator.spec, device))
     return _Start(network, graph, levelled, validator.dice(graph))
 
@@ -228,17 +242,14 @@ def _open_labels(soft: Path | None, dataset: Dataset) -> SoftLabels | None:
     return labels
 
 
-def _settings(
-    manifest: Manifest, data: str, folder: Path, *, epochs: int, seed: int, lr: float
-) -> DistillSettings:
+def _training_settings(manifest: Manifest, plan: Finetuning, folder: Path) -> DistillSettings:
     """The student's own loss, augmentation and share of masks; a short training from where it ended."""
     from student.distill import DistillSettings
 
     own = {name: manifest.settings[name] for name in _OF_THE_STUDENT if name in manifest.settings}
     fixed = {"amp": "fp32", "warmup_epochs": 0.1, "weight_decay": 0.0}  # 8-bit steps are finer than bf16's
-    return DistillSettings.model_validate(
-        {**own, **fixed, "data": data, "out": folder, "epochs": epochs, "seed": seed, "lr": lr}
-    )
+    asked = {"data": plan.data, "epochs": plan.epochs, "seed": plan.seed, "lr": plan.lr}
+    return DistillSettings.model_validate({**own, **fixed, **asked, "out": folder})
 
 
 def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device) -> Iterator[Tensor]:

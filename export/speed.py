@@ -2,58 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 
+from export.job import Job
 from runtime.engine import Engine
 from runtime.interleaved import ModelCalls, speedups, time_interleaved
+from segcore.command import log
+from segcore.errors import GateError
 from segcore.guard_record import SpeedRatio
 
 ROUNDS = 5
+_TIMED_PICTURES = 8
 
 
-def measure_speedup(
-    name: str,
-    open_model: Callable[[Path], Engine],
-    int8_path: Path,
-    fp32_path: Path,
-    inputs: Sequence[np.ndarray],
-    *,
-    threads: int,
-    rounds: int = ROUNDS,
-) -> SpeedRatio:
-    """Times both precisions in turns in one run, and compares their medians.
+def gate_speed(
+    job: Job, int8_path: Path, fp32_path: Path, inputs: Sequence[np.ndarray]
+) -> tuple[SpeedRatio, ...]:
+    """INT8 against FP32 in every installed engine that opens the format.
 
     FP16 is not timed beside them: on a CPU those bundles hold 16-bit weights and compute in FP32.
 
     Args:
-        name: of the engine.
-        open_model: opens a model file with it.
+        job: says how much faster INT8 has to be.
         int8_path: one model file.
         fp32_path: the other.
-        inputs: pictures, each 1×H×W×C uint8; a few are enough.
-        threads: that `open_model` gives the engine.
-        rounds: of the interleaving.
+        inputs: pictures, each 1×H×W×C uint8; the first few are used.
+
+    Raises:
+        GateError: it is fast enough in none of them.
     """
+    speeds = []
+    for name in job.engines:
+        speed = _measure_speedup(job, name, (int8_path, fp32_path), inputs[:_TIMED_PICTURES])
+        speeds.append(speed)
+        log(
+            f"guard: {name} {speed.engine_version}, {job.threads} threads: "
+            f"INT8 is {speed.speedup:.2f} times as fast as FP32 "
+            f"({speed.low:.2f} to {speed.high:.2f} over {speed.rounds} rounds)"
+        )
+    best = max(speeds, key=lambda speed: speed.speedup)
+    least = job.guard.speedup
+    if best.speedup < least:
+        raise GateError(
+            f"int8: must be at least {least:g} times as fast as fp32, got {best.speedup:.2f} in "
+            f"{best.engine} {best.engine_version}; export --precision fp32, or lower --min-speedup"
+        )
+    return tuple(speeds)
+
+
+def _measure_speedup(
+    job: Job, name: str, paths: tuple[Path, Path], inputs: Sequence[np.ndarray]
+) -> SpeedRatio:
+    """Times INT8 and FP32 in turns in one run of an engine, and compares their medians."""
     with ExitStack() as stack:
-        engines = [stack.enter_context(closing(open_model(path))) for path in (int8_path, fp32_path)]
-        int8, fp32 = time_interleaved([_timed(engine, inputs) for engine in engines], rounds=rounds)
+        engines = [stack.enter_context(closing(job.open_model(name, path))) for path in paths]
+        int8, fp32 = time_interleaved([_timed_engine(engine, inputs) for engine in engines], rounds=ROUNDS)
         version = engines[0].version
     speedup, low, high = speedups(int8, fp32)
     return SpeedRatio(
         engine=name,
         engine_version=version,
-        threads=threads,
+        threads=job.threads,
         against="fp32",
         speedup=speedup,
         low=low,
         high=high,
-        rounds=rounds,
+        rounds=ROUNDS,
     )
 
 
-def _timed(engine: Engine, inputs: Sequence[np.ndarray]) -> ModelCalls:
+def _timed_engine(engine: Engine, inputs: Sequence[np.ndarray]) -> ModelCalls:
     return ModelCalls(run=lambda i: engine.run(inputs[i % len(inputs)]))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from export.model_file import MODEL_FILES
+from export.model_file import MODEL_FILES, write_int8
 from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
 from runtime.interleaved import ModelCalls, time_interleaved
@@ -108,15 +108,11 @@ def write_model(design: Design, bench: Bench, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     quiet_if_int8 = redirect_stderr(StringIO()) if bench.precision == "int8" else nullcontext()
     with quiet_if_int8:  # NNCF 3 draws a progress bar for every model
-        write_model_file(
-            graph,
-            bench.spec,
-            output,
-            folder / MODEL_FILES[bench.format],
-            to=bench.format,
-            precision=bench.precision,
-            calibration=_phantoms(),
-        )
+        path = folder / bench.model_file
+        if bench.precision == "int8":
+            write_int8(graph, bench.spec, output, path, to=bench.format, cases=_phantoms())
+        else:
+            write_model_file(graph, bench.spec, output, path, to=bench.format, precision=bench.precision)
 
 
 def time_models(

@@ -17,7 +17,8 @@ pytest.importorskip("openvino")
 
 from export.check import CheckSettings  # noqa: E402
 from export.check import main as check  # noqa: E402
-from export.command import ExportSettings, export_bundle  # noqa: E402
+from export.command import ExportSettings, export_bundle, make_job  # noqa: E402
+from export.data import ExportData  # noqa: E402
 from export.kit import KitSettings, make_kit  # noqa: E402
 from export.onnx_export import halve  # noqa: E402
 from export.openvino_export import write_ir  # noqa: E402
@@ -71,6 +72,13 @@ class Near(torch.nn.Module):
         return Answers(logits, torch.sigmoid(logits.mean((2, 3))))
 
 
+def parts_job(folder, to, precision, *, manifest=MANIFEST):
+    settings = ExportSettings(bundle=folder, to=to, precision=precision, out=folder)
+    return make_job(
+        settings, SimpleNamespace(manifest=manifest), ExportData(None), folder, folder / "scratch"
+    )
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Writes the small network's parts once for each format and precision that a test asks for."""
@@ -80,9 +88,7 @@ def written(tmp_path_factory):
         if (to, precision) not in made:
             folder = root / f"{to}-{precision}"
             (folder / "scratch").mkdir(parents=True)
-            found = write_parts(
-                Near().eval(), MANIFEST, folder, folder / "scratch", to=to, precision=precision
-            )
+            found = write_parts(parts_job(folder, to, precision), Near().eval())
             made[to, precision] = folder, *found
         return made[to, precision]
 
@@ -206,7 +212,7 @@ def test_a_network_that_takes_no_notice_of_its_prompt_is_refused(tmp_path):
     deaf = SimpleNamespace(**vars(MANIFEST) | {"prompt": PROMPT.model_copy(update={"mask_input": False})})
     (tmp_path / "scratch").mkdir()
     with pytest.raises(GateError) as refused:
-        write_parts(network, deaf, tmp_path, tmp_path / "scratch", to="onnx", precision="fp32")
+        write_parts(parts_job(tmp_path, "onnx", "fp32", manifest=deaf), network)
     assert str(refused.value) == (
         "the network in torch: its masks must vary with the prompt, they do not; train it again"
     )
@@ -225,11 +231,11 @@ def test_engines_that_answer_otherwise_than_torch_are_refused(tmp_path):
     with pytest.raises(
         GateError, match=r"^onnxruntime against torch on golden prompts: \S+ % of pixels differ on average"
     ):
-        write_parts(TwoFaced().eval(), MANIFEST, tmp_path, tmp_path / "scratch", to="onnx", precision="fp32")
+        write_parts(parts_job(tmp_path, "onnx", "fp32"), TwoFaced().eval())
 
 
 def test_tensorrts_graphs_keep_the_rules(written, capsys):
-    folder, spec, figures = written("tensorrt-onnx", "fp16")
+    folder, spec, figures = written("tensorrt", "fp16")
     assert {name.split("_")[0] for name in figures} == {"golden", "onnxruntime"}
     for name in (spec.encoder_file, spec.decoder_file):
         check(CheckSettings(onnx=folder / name))  # raises where a rule is broken

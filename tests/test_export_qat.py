@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from export.equalise import equalise
-from export.fake_quantise import FakeQuantised, fake_quantised, fake_quantised_weight, observe_ranges
-from export.qat import finetune
+from export.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, round_weight
+from export.qat import Finetuning, finetune
 from export.traced import fold_norms
 from segcore.bundle import open_bundle
 from segcore.dataset import open_dataset
@@ -67,7 +67,7 @@ def rounded_weight(layer):
 
 
 def test_an_activation_is_rounded_to_steps_of_a_127th_of_its_largest():
-    layer = FakeQuantised()
+    layer = FakeQuantiser()
     layer.follows = True
     layer.train()
     x = torch.linspace(-2.54, 1.0, 1000)
@@ -77,7 +77,7 @@ def test_an_activation_is_rounded_to_steps_of_a_127th_of_its_largest():
 
 
 def test_the_range_is_a_moving_maximum_and_can_be_frozen():
-    layer = FakeQuantised().train()
+    layer = FakeQuantiser().train()
     layer.follows = True
     for largest in (1.0, 4.0, 2.0):
         layer(torch.tensor([0.5, -largest]))
@@ -89,11 +89,11 @@ def test_the_range_is_a_moving_maximum_and_can_be_frozen():
 
 def test_weights_are_rounded_by_output_channel_and_those_of_a_transposed_convolution_alike():
     layer = torch.nn.Conv2d(3, 5, 3)
-    torch.testing.assert_close(fake_quantised_weight(layer), rounded_weight(layer))
+    torch.testing.assert_close(round_weight(layer), rounded_weight(layer))
     transposed = torch.nn.ConvTranspose2d(3, 5, 2)
     weight = transposed.weight.detach().numpy()
     torch.testing.assert_close(
-        fake_quantised_weight(transposed), rounded(weight, np.abs(weight).max() / np.float32(127), -127)
+        round_weight(transposed), rounded(weight, np.abs(weight).max() / np.float32(127), -127)
     )
 
 
@@ -101,7 +101,7 @@ def test_the_whole_network_is_rounded_where_the_quantisers_round_it():
     """Every convolution's input, the skip of the sum and not its other side, the logits not."""
     network = fold_norms(student(TINY))
     x, at = pictures(), {}
-    graph = fake_quantised(network)
+    graph = fake_quantise(network)
     observe_ranges(graph, [x])
 
     def q(tensor, name):
@@ -121,12 +121,12 @@ def test_the_whole_network_is_rounded_where_the_quantisers_round_it():
         fine = conv(network.merge[0][0], q(skip + grown, "sum")).relu()
         expected = conv(network.head, q(fine, "fine"))
         torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-5)
-    ranges = sorted(layer.amax.item() for layer in graph.modules() if isinstance(layer, FakeQuantised))
+    ranges = sorted(layer.amax.item() for layer in graph.modules() if isinstance(layer, FakeQuantiser))
     assert ranges == pytest.approx(sorted(at.values()), rel=1e-5)  # one a tensor: the skip is read twice
 
 
 def test_a_concat_has_one_scale_and_its_skip_has_the_same():
-    graph = fake_quantised(fold_norms(student(unet(4)))).graph
+    graph = fake_quantise(fold_norms(student(unet(4)))).graph
     by_name = {node.name: node for node in graph.nodes}
     for level in range(4):
         join = next(n for n in by_name.values() if n.target == f"merge.{level}.0").args[0]
@@ -139,7 +139,7 @@ def test_a_concat_has_one_scale_and_its_skip_has_the_same():
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_weight_and_bias_gets_a_gradient(name):
     network = fold_norms(student(DESIGNS[name]))
-    graph = fake_quantised(network)
+    graph = fake_quantise(network)
     observe_ranges(graph, [pictures()])
     graph.train()(pictures(1)).square().mean().backward()
     convolutions = [
@@ -174,7 +174,7 @@ def test_levelling_undoes_channels_that_are_a_thousand_times_too_large(name):
     x = pictures()
 
     def error(one):
-        graph = fake_quantised(one)
+        graph = fake_quantise(one)
         observe_ranges(graph, [x])
         with torch.no_grad():
             expected = network(x)
@@ -202,7 +202,7 @@ def test_fragile_and_hopeless_students_compute_the_same_and_break_in_8_bits():
         expected = network(x)
         for one, allowed in ((fragile, 1e-5), (hopeless, 1e-3)):
             assert (one(x) - expected).abs().max() < allowed * expected.abs().max()
-            graph = fake_quantised(fold_norms(one))
+            graph = fake_quantise(fold_norms(one))
             observe_ranges(graph, [x])
             assert (graph(x) - expected).norm() > 0.3 * (expected - expected.mean()).norm()
 
@@ -219,7 +219,7 @@ def fragile(torch_bundle, tmp_path_factory):
 
 def test_fine_tuning_recovers_a_fragile_student(fragile, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    tuned = finetune(fragile, data=DATA, epochs=4, lr=1e-3, level=False)
+    tuned = finetune(fragile, Finetuning(DATA, epochs=4, lr=1e-3, level=False))
     assert tuned.dice_before < tuned.dice_float - 0.2
     assert tuned.dice_after > tuned.dice_float - 0.05
     assert tuned.dice_after == max(epoch.dice_val for epoch in tuned.epochs)
@@ -230,16 +230,16 @@ def test_fine_tuning_recovers_a_fragile_student(fragile, tmp_path, monkeypatch, 
 
     plain = build_student(unet(8), channels=1, outputs=1)
     plain.load_state_dict(tuned.network.state_dict())
-    assert not any(isinstance(m, FakeQuantised) for m in tuned.network.modules())
+    assert not any(isinstance(m, FakeQuantiser) for m in tuned.network.modules())
     assert {type(m) for m in tuned.network.modules()} == {type(m) for m in plain.modules()}
-    graph = fake_quantised(fold_norms(plain.eval()))  # calibrated anew, as an export does
+    graph = fake_quantise(fold_norms(plain.eval()))  # calibrated anew, as an export does
     observe_ranges(graph, [pictures(size=64)])
     assert graph(pictures(1, size=64)).isfinite().all()
 
 
 def test_a_training_that_makes_it_worse_is_not_kept(torch_bundle):
     source = open_bundle(torch_bundle)
-    tuned = finetune(source, data=DATA, epochs=1, lr=1.0)
+    tuned = finetune(source, Finetuning(DATA, epochs=1, lr=1.0))
     assert tuned.best_epoch == 0
     assert tuned.dice_after == tuned.dice_before
     x = pictures(size=64)
@@ -248,7 +248,7 @@ def test_a_training_that_makes_it_worse_is_not_kept(torch_bundle):
 
 
 def test_a_fragile_student_is_levelled_first(fragile):
-    tuned = finetune(fragile, data=DATA, epochs=1, lr=1e-5)
+    tuned = finetune(fragile, Finetuning(DATA, epochs=1, lr=1e-5))
     assert tuned.levelled
     assert tuned.dice_before > tuned.dice_float - 0.02  # before any step
 
@@ -259,7 +259,7 @@ def test_data_under_another_split_is_refused(torch_bundle, tmp_path):
     network = load_student(source)
     fragile_student.write_bundle(torch_bundle, network, tmp_path / "b", "another split", data=data)
     with pytest.raises(InputError) as caught:
-        finetune(open_bundle(tmp_path / "b"), data=DATA)
+        finetune(open_bundle(tmp_path / "b"), Finetuning(DATA))
     assert str(caught.value) == (
         f"bundle {tmp_path / 'b'}: must have the same split of {DATA}, got another; use the --split-seed it was "
         "trained with, else it has seen images that are now in the test split"
@@ -274,7 +274,7 @@ def test_other_data_must_not_hold_the_images_that_the_student_is_tested_on(torch
     data = source.manifest.data.model_copy(update={"test_images": tested})
     fragile_student.write_bundle(torch_bundle, load_student(source), tmp_path / "b", "tested", data=data)
     with pytest.raises(InputError) as caught:
-        finetune(open_bundle(tmp_path / "b"), data="phantom:cxr:20")
+        finetune(open_bundle(tmp_path / "b"), Finetuning("phantom:cxr:20"))
     assert str(caught.value) == (
         "--data phantom:cxr:20: must train on other images than the model is tested on, got 1 of them "
         f"({seen.id}); name data without the test images"
@@ -283,4 +283,4 @@ def test_other_data_must_not_hold_the_images_that_the_student_is_tested_on(torch
 
 def test_data_of_other_classes_is_refused(torch_bundle):
     with pytest.raises(InputError, match="must have the data's classes"):
-        finetune(open_bundle(torch_bundle), data="phantom:ct:12")
+        finetune(open_bundle(torch_bundle), Finetuning("phantom:ct:12"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.command import ExportSettings, export_bundle
+from export.command import ExportSettings, export_bundle, make_job
 from runtime.engine import open_engine
 from runtime.parity import PARITY_LIMITS, check_parity
 from segcore.bundle import open_bundle
@@ -177,7 +177,7 @@ def test_int8_at_another_size_is_guarded_too(torch_bundle, several, fragile_stud
         match=r"^--size 32: int8 must lose at most 0.1 points \(0.5 of the 5th percentile\), lost \d+\.\d\d "
         r"\(-?\d+\.\d\d\); leave this size out, or raise --max-drop-points$",
     ):
-        write_variants(settings, source, graph.eval(), guard, data, tmp_path, tmp_path, to="openvino")
+        write_variants(make_job(settings, source, data, tmp_path, tmp_path), graph.eval(), guard)
 
 
 def test_a_teacher_has_one_picture_a_call(torch_bundle, tmp_path):
