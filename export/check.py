@@ -44,12 +44,12 @@ def main(settings: CheckSettings) -> None:
     _refuse_foreign(settings.onnx, model, versions)
     found = check_versions(model, versions)
     for version, findings in found.items():
-        print(_table(version, findings))
-    errors = {version: _count(findings, "error") for version, findings in found.items()}
+        print(_findings_table(version, findings))
+    errors = {version: _count_severity(findings, "error") for version, findings in found.items()}
     print_result(
         onnx=str(settings.onnx),
         errors=errors,
-        warnings={version: _count(findings, "warning") for version, findings in found.items()},
+        warnings={version: _count_severity(findings, "warning") for version, findings in found.items()},
         rules=sorted({finding.rule for findings in found.values() for finding in findings}),
         passed=not any(errors.values()),
     )
@@ -102,16 +102,16 @@ def _refuse_foreign(path: Path, model: onnx.ModelProto, versions: Sequence[str])
         ) from None
 
 
-def _table(version: str, findings: list[Finding]) -> str:
+def _findings_table(version: str, findings: list[Finding]) -> str:
     if not findings:
         return f"TensorRT {version}: keeps every rule"
-    errors, warnings = _count(findings, "error"), _count(findings, "warning")
+    errors, warnings = _count_severity(findings, "error"), _count_severity(findings, "warning")
     lines = [f"TensorRT {version}: errors {errors}, warnings {warnings}"]
     lines += [f"  {f.severity:8}{f.rule:5}{f.node}\n{'':15}{f.text}" for f in findings]
     return "\n".join(lines)
 
 
-def _count(findings: list[Finding], severity: str) -> int:
+def _count_severity(findings: list[Finding], severity: str) -> int:
     return sum(finding.severity == severity for finding in findings)
 
 

@@ -47,17 +47,17 @@ def equalise(network: Student) -> Student:
     for _ in range(ROUNDS):
         written, read = torch.zeros(channels, device=device), torch.zeros(channels, device=device)
         for layer, inputs, outputs in layers:
-            written.scatter_reduce_(0, outputs, _largest(layer, 0), "amax")
-            read.scatter_reduce_(0, inputs, _largest(layer, 1), "amax")
+            written.scatter_reduce_(0, outputs, _largest_weights(layer, 0), "amax")
+            read.scatter_reduce_(0, inputs, _largest_weights(layer, 1), "amax")
         scale = (written / read).sqrt()
         scale[~(scale.isfinite() & (scale > 0))] = 1.0  # a channel that nobody writes, or reads
         scale[_FIXED] = 1.0
         for layer, inputs, outputs in layers:
-            _rescale(layer, scale[inputs], scale[outputs])
+            _rescale_layer(layer, scale[inputs], scale[outputs])
     return network
 
 
-def _largest(layer: nn.Conv2d | nn.ConvTranspose2d, side: int) -> Tensor:
+def _largest_weights(layer: nn.Conv2d | nn.ConvTranspose2d, side: int) -> Tensor:
     """The largest |weight| of each output channel (side 0) or input channel (side 1)."""
     axis = side if isinstance(layer, nn.Conv2d) and layer.groups == 1 else 0
     if isinstance(layer, nn.ConvTranspose2d):
@@ -65,7 +65,7 @@ def _largest(layer: nn.Conv2d | nn.ConvTranspose2d, side: int) -> Tensor:
     return layer.weight.abs().amax(dim=[a for a in range(4) if a != axis])
 
 
-def _rescale(layer: nn.Conv2d | nn.ConvTranspose2d, inputs: Tensor, outputs: Tensor) -> None:
+def _rescale_layer(layer: nn.Conv2d | nn.ConvTranspose2d, inputs: Tensor, outputs: Tensor) -> None:
     """Undoes the inputs' division by their scale, and divides the outputs by theirs."""
     ways_in, ways_out = inputs.view(1, -1, 1, 1), outputs.view(-1, 1, 1, 1)
     if isinstance(layer, nn.ConvTranspose2d):
@@ -106,7 +106,7 @@ def _tied_channels(
     for node in graph.graph.nodes:
         layer = layer_of(graph, node)
         sources = [of[source] for source in node.all_input_nodes]
-        upscale = _upscale(layer, node)
+        upscale = _shuffle_factor(layer, node)
         if isinstance(layer, WEIGHTED):
             inputs = sources[0] or new(layer.in_channels)
             of[node] = new(layer.out_channels)
@@ -142,7 +142,7 @@ def _tied_channels(
     return numbered, len(root)
 
 
-def _upscale(layer: nn.Module | None, node: fx.Node) -> int:
+def _shuffle_factor(layer: nn.Module | None, node: fx.Node) -> int:
     """The factor of a pixel shuffle; 0 for any other node."""
     if isinstance(layer, nn.PixelShuffle):
         return layer.upscale_factor

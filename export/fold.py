@@ -21,7 +21,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
         if any(name not in constants for name in node.input if name):
             kept.append(node)
             continue
-        for name, value in zip(node.output, _compute(node, constants, model.opset_import), strict=True):
+        for name, value in zip(node.output, _compute_node(node, constants, model.opset_import), strict=True):
             constants[name] = numpy_helper.from_array(value, name)
     used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
     del graph.node[:], graph.initializer[:]
@@ -29,7 +29,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
 
 
-def _compute(
+def _compute_node(
     node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], opsets: list[onnx.OperatorSetIdProto]
 ) -> list[Any]:
     inputs = [name for name in dict.fromkeys(node.input) if name]

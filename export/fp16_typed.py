@@ -47,9 +47,9 @@ def to_fp16_typed(model: onnx.ModelProto) -> onnx.ModelProto:
     converted = version_converter.convert_version(model, OPSET)
     converted.ir_version = IR
     graph = view_graph(converted)
-    typed = _Typed(graph, _single_nodes(graph))
+    typed = _TypeConverter(graph, _single_nodes(graph))
     nodes = [part for node in converted.graph.node for part in typed.convert(node)]
-    nodes = _used(nodes, [value.name for value in converted.graph.output])
+    nodes = _needed_nodes(nodes, [value.name for value in converted.graph.output])
     read = {name for node in nodes for name in node.input}
     initializers = [t for t in [*converted.graph.initializer, *typed.constants.values()] if t.name in read]
     del converted.graph.node[:], converted.graph.initializer[:], converted.graph.value_info[:]
@@ -129,7 +129,7 @@ def _single_nodes(graph: Graph) -> set[str]:
     return single
 
 
-class _Typed:
+class _TypeConverter:
     """Converts the nodes of one graph, in their order."""
 
     def __init__(self, graph: Graph, single: set[str]) -> None:
@@ -196,7 +196,7 @@ class _Typed:
         typed = f"{name}_{'fp32' if wanted == _FLOAT else 'fp16'}"
         if typed not in self.constants:
             with np.errstate(over="ignore"):  # it is looked for below
-                half = _rounded_up(value) if is_scale else value.astype(np.float16)
+                half = _round_up(value) if is_scale else value.astype(np.float16)
             if np.isfinite(value).all() and not np.isfinite(half).all():
                 largest = np.abs(value).max()
                 raise GateError(
@@ -213,12 +213,12 @@ class _Typed:
         return typed
 
 
-def _rounded_up(scale: np.ndarray) -> np.ndarray:
+def _round_up(scale: np.ndarray) -> np.ndarray:
     half = scale.astype(np.float16)
     return np.where(half < scale, np.nextafter(half, np.float16(np.inf)), half).astype(np.float16)
 
 
-def _used(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+def _needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes that the outputs need: of two DQ of one tensor perhaps one."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):

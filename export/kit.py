@@ -78,9 +78,9 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
     if baseline:
         made_from["baseline"] = baseline.sha256
     with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
-        _fill(folder, bundle, baseline, engines, compares)
+        _fill_kit(folder, bundle, baseline, engines, compares)
         # Written last inside the block: the folder gets its name only when its archive is whole.
-        _pack(folder, tar, settings.out.name)
+        _pack_archive(folder, tar, settings.out.name)
     return engines
 
 
@@ -108,7 +108,7 @@ def tar_path(out: Path) -> Path:
     return out.with_name(out.name + ".tar")
 
 
-def _fill(
+def _fill_kit(
     folder: Path,
     bundle: Bundle,
     baseline: Bundle | None,
@@ -119,9 +119,9 @@ def _fill(
     from export.kit_text import readme, run_script
     from export.kit_wheel import build_wheel
 
-    _copy(bundle, folder / "bundle")
+    _copy_bundle(bundle, folder / "bundle")
     if baseline:
-        _copy(baseline, folder / "baseline")
+        _copy_bundle(baseline, folder / "baseline")
     log("building the wheel of the edge part")
     build_wheel(folder)
     for engine in engines:
@@ -132,7 +132,7 @@ def _fill(
     (folder / SCRIPT).chmod(0o755)
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
+def _copy_bundle(bundle: Bundle, folder: Path) -> None:
     for name in (MANIFEST, *bundle.manifest.files):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _copy(bundle: Bundle, folder: Path) -> None:
     open_bundle(folder)  # checks the copies' hashes
 
 
-def _pack(folder: Path, tar: Path, name: str) -> None:
+def _pack_archive(folder: Path, tar: Path, name: str) -> None:
     """An archive of the folder under its final name, with nobody's user name in it."""
 
     def nameless(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -21,7 +21,7 @@ _WEAK_FLAGS = {"int8": " --int8 --fp16", "fp16": " --fp16", "fp32": ""}
 
 def run_script(engines: tuple[str, ...], compares: tuple[str, ...] = ()) -> str:
     """run_on_device.sh; the first engine is its default, and those in `compares` also time the kit's baseline."""
-    return _filled(
+    return _fill_template(
         "run_on_device.sh", ENGINE=engines[0], ENGINES=", ".join(engines), COMPARES=" ".join(compares)
     )
 
@@ -36,7 +36,7 @@ def readme(
     """README.txt."""
     manifest = bundle.manifest
     tensorrt = "tensorrt" in engines
-    text = _filled(
+    text = _fill_template(
         "kit_readme.txt",
         NAME=manifest.name,
         ENGINE=engines[0],
@@ -46,7 +46,7 @@ def readme(
         TRTEXEC=trtexec_lines(manifest) if tensorrt else "",
         ONNX=manifest.model_file,
         BASELINE_ENGINE="\n(The baseline's: device-report-baseline-engine/.)" if baseline else "",
-        SPEED=_speed(manifest, baseline.manifest, compares) if baseline else "",
+        SPEED=_speed_text(manifest, baseline.manifest, compares) if baseline else "",
         TIME=date.today().isoformat(),
         VERSION=edge_version(),
         SHA256=bundle.sha256,
@@ -58,7 +58,7 @@ def readme(
     return f"{title}\n{'=' * len(title)}\n{rest.partition(chr(10))[2]}"
 
 
-def _speed(manifest: Manifest, baseline: Manifest, compares: tuple[str, ...]) -> str:
+def _speed_text(manifest: Manifest, baseline: Manifest, compares: tuple[str, ...]) -> str:
     """What the kit's baseline is for."""
     low, high = manifest.precision, baseline.precision
     who = " or ".join(compares)
@@ -98,7 +98,7 @@ def _typed_file(manifest: Manifest) -> str:
     return next(own, manifest.model_file)
 
 
-def _filled(name: str, **values: str) -> str:
+def _fill_template(name: str, **values: str) -> str:
     text = Path(__file__).with_name(name).read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)

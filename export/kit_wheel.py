@@ -37,7 +37,7 @@ def edge_modules() -> dict[str, Path]:
     Raises:
         RuntimeError: a module that must travel cannot be imported without them.
     """
-    sources = {name: path for package in PACKAGES for name, path in _modules(package)}
+    sources = {name: path for package in PACKAGES for name, path in _package_modules(package)}
     heavy = {name: why for name in sources if (why := heavy_import(name, sources))}
     must = [name for name in sources if not name.startswith("export.") or name == "export.command"]
     if stuck := [f"{name} imports {heavy[name]}" for name in must if name in heavy]:
@@ -100,7 +100,7 @@ def imports_at_top(path: Path) -> Iterator[str]:
     yield from walk(ast.parse(path.read_text(), str(path)).body)
 
 
-def _modules(package: str) -> Iterator[tuple[str, Path]]:
+def _package_modules(package: str) -> Iterator[tuple[str, Path]]:
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -111,7 +111,7 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
             yield f"{package}.{path.stem}", path
     for inner in sorted(folder.glob("*/__init__.py")):
         if f"{package}.{inner.parent.name}" not in (*PACKAGES, "segcore.learn"):
-            yield from _modules(f"{package}.{inner.parent.name}")
+            yield from _package_modules(f"{package}.{inner.parent.name}")
 
 
 def build_wheel(out: Path) -> Path:
@@ -132,7 +132,7 @@ def build_wheel(out: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         packages = sorted(n for n, p in modules.items() if p.stem == "__init__")
-        (folder / "pyproject.toml").write_text(_pyproject(packages))
+        (folder / "pyproject.toml").write_text(_pyproject_text(packages))
         build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
         command = [sys.executable, "-c", build, str(out.resolve())]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -147,7 +147,7 @@ def edge_version() -> str:
     return f"{__version__}+{commit}"
 
 
-def _pyproject(packages: list[str]) -> str:
+def _pyproject_text(packages: list[str]) -> str:
     return f"""[build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"

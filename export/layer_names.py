@@ -23,21 +23,21 @@ def name_layers(model: onnx.ModelProto) -> None:
     graph = view_graph(model)
     taken: set[str] = set()
     names = {}
-    for node, name in [*_weighted(graph), *_joints(graph)]:
-        unique = next(n for n in _numbered(name) if n not in taken)
+    for node, name in [*_weighted_names(graph), *_joint_names(graph)]:
+        unique = next(n for n in _numbered_names(name) if n not in taken)
         taken.add(unique)
         names[node.name] = unique
     for i, node in enumerate(model.graph.node):
         node.name = names.get(node.name, node.name) or f"{node.op_type}_{i}"
 
 
-def _weighted(graph: Graph) -> Iterator[tuple[Node, str]]:
+def _weighted_names(graph: Graph) -> Iterator[tuple[Node, str]]:
     for node in graph.of(*WEIGHTED):
         if node.input(1) in graph.fixed:
-            yield node, _module(graph, node) or node.name
+            yield node, _module_name(graph, node) or node.name
 
 
-def _module(graph: Graph, node: Node) -> str:
+def _module_name(graph: Graph, node: Node) -> str:
     """The torch module's name, from its weight, or from its bias: a linear layer's transposed weight has none."""
     adds = [reader for reader in graph.consumers(node.output) if reader.op == "Add"]
     for name in [*node.inputs[1:], *(one for add in adds for one in add.inputs)]:
@@ -50,8 +50,8 @@ def _module(graph: Graph, node: Node) -> str:
     return ""
 
 
-def _joints(graph: Graph) -> Iterator[tuple[Node, str]]:
-    modules = {node.name: name for node, name in _weighted(graph)}
+def _joint_names(graph: Graph) -> Iterator[tuple[Node, str]]:
+    modules = {node.name: name for node, name in _weighted_names(graph)}
     for node in graph.of("Add", "Concat", "Resize"):
         if node.op != "Resize" and any(name in graph.fixed for name in node.inputs):
             continue
@@ -62,7 +62,7 @@ def _joints(graph: Graph) -> Iterator[tuple[Node, str]]:
             yield node, f"{modules[reader.name]}.{node.op.lower()}"
 
 
-def _numbered(name: str) -> Iterator[str]:
+def _numbered_names(name: str) -> Iterator[str]:
     yield name
     number = 2
     while True:

@@ -158,12 +158,12 @@ def check_ends(model: onnx.ModelProto, expected: Ends) -> None:
         RuntimeError: it breaks the contract; every breach is named.
     """
     onnx.checker.check_model(model, full_check=True)
-    breaches = list(_breaches(model, expected))
+    breaches = list(_contract_breaches(model, expected))
     if breaches:
         raise RuntimeError(f"ONNX graph: {'; '.join(breaches)}")
 
 
-def _breaches(model: onnx.ModelProto, expected: Ends) -> Iterator[str]:
+def _contract_breaches(model: onnx.ModelProto, expected: Ends) -> Iterator[str]:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET} or model.functions:
         yield f"operators must be of opset {OPSET} alone, got {opsets}"

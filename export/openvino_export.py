@@ -41,7 +41,7 @@ def rebatch_ir(path: Path, out: Path, batch: int) -> None:
 
 @dataclass(frozen=True)
 class CalibratedIr:
-    """An IR in which every layer that can compute in 8 bits has its FakeQuantize operations; see `Calibrated`.
+    """An IR in which every layer that can compute in 8 bits has its FakeQuantize operations; see `CalibratedGraph`.
 
     Attributes:
         layers: names of the operations that take an 8-bit input.
@@ -84,7 +84,7 @@ def calibrate_ir(
         original = openvino.Core().read_model(str(onnx_path))
         quantised = nncf.quantize(
             original,
-            nncf.Dataset(cases, _feed(spec)),
+            nncf.Dataset(cases, _prepare_with(spec)),
             # Symmetric: the family's activations are ReLU and start at zero, asymmetric ranges gain nothing.
             preset=nncf.QuantizationPreset.PERFORMANCE,
             target_device=nncf.TargetDevice.CPU,
@@ -94,11 +94,11 @@ def calibrate_ir(
             advanced_parameters=AdvancedQuantizationParameters(backend_params={"compress_weights": False}),
         )
         original = openvino.Core().read_model(str(onnx_path))
-    layers = tuple(_name(op) for op in _quantised_operations(quantised))
+    layers = tuple(_layer_name(op) for op in _quantised_operations(quantised))
     return CalibratedIr(layers, quantised, original)
 
 
-def _feed(spec: InputSpec) -> Callable[[Case], np.ndarray]:
+def _prepare_with(spec: InputSpec) -> Callable[[Case], np.ndarray]:
     """Case → 1×H×W×C uint8: the one preprocessing, batch 1 because scales change with the batch."""
     return lambda case: prepare(case.image(), spec, name=f"case {case.id}")[None]
 
@@ -113,17 +113,17 @@ def _quantised_operations(model: Any) -> list[Any]:
 
 
 def _quantised_inputs(op: Any) -> Iterator[Any]:
-    return (port for port in op.inputs() if _source(port).get_type_name() == _FQ)
+    return (port for port in op.inputs() if _source_node(port).get_type_name() == _FQ)
 
 
 def _return_to_float(model: Any, original: Any, layers: Collection[str]) -> None:
     """Takes the FakeQuantize operations off the inputs of these layers, and NNCF's correction off their biases."""
     biases = {op.get_friendly_name(): op for op in original.get_ordered_ops() if op.get_type_name() == "Add"}
     for op in _quantised_operations(model):
-        if _name(op) not in layers:
+        if _layer_name(op) not in layers:
             continue
         for port in list(_quantised_inputs(op)):
-            port.replace_source_output(_source(port).input_value(0))
+            port.replace_source_output(_source_node(port).input_value(0))
         for sum_ in (target.get_node() for target in op.output(0).get_target_inputs()):
             if sum_.get_type_name() == "Add" and sum_.get_friendly_name() in biases:
                 _restore_bias(sum_, biases[sum_.get_friendly_name()])
@@ -132,7 +132,7 @@ def _return_to_float(model: Any, original: Any, layers: Collection[str]) -> None
 def _restore_bias(sum_: Any, before: Any) -> None:
     """NNCF moves the bias of a quantised layer by its mean error; a layer in float has no such error."""
     for index in range(2):
-        new, old = _constant(sum_.input(index)), _constant(before.input(index))
+        new, old = _constant_behind(sum_.input(index)), _constant_behind(before.input(index))
         if new is None or old is None or np.array_equal(new.data, old.data) or new.data.size != old.data.size:
             continue
         restored = type(new)(old.data.reshape(new.data.shape).copy())
@@ -140,17 +140,17 @@ def _restore_bias(sum_: Any, before: Any) -> None:
             target.replace_source_output(restored.output(0))
 
 
-def _constant(port: Any) -> Any | None:
+def _constant_behind(port: Any) -> Any | None:
     """The constant behind an input, also through the Reshape that the ONNX front end puts on a bias."""
-    source = _source(port)
+    source = _source_node(port)
     if source.get_type_name() == "Reshape":
         source = source.input_value(0).get_node()
     return source if source.get_type_name() == "Constant" else None
 
 
-def _name(op: Any) -> str:
+def _layer_name(op: Any) -> str:
     return str(op.get_friendly_name()).removesuffix(_BIASED)
 
 
-def _source(port: Any) -> Any:
+def _source_node(port: Any) -> Any:
     return port.get_source_output().get_node()

@@ -35,8 +35,8 @@ def to_opset_17(model: onnx.ModelProto) -> None:
         raise RuntimeError(f"ONNX graph: must be of opset 18 alone to be converted, got {found}")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if not _unchanged(node.op_type):
-            _rewrite(node, constants)
+        if not _is_unchanged(node.op_type):
+            _rewrite_node(node, constants)
     model.opset_import[0].version = 17
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
@@ -44,14 +44,14 @@ def to_opset_17(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _unchanged(op_type: str) -> bool:
+def _is_unchanged(op_type: str) -> bool:
     try:
         return bool(defs.get_schema(op_type, 17).since_version == defs.get_schema(op_type, 18).since_version)
     except defs.SchemaError:
         raise RuntimeError(f"ONNX graph: {op_type} must exist in opset 17, does not") from None
 
 
-def _rewrite(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
+def _rewrite_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
     if node.op_type not in _ADDED:
         raise RuntimeError(f"ONNX graph: {node.op_type} must be the same in opsets 17 and 18, is not")
     for name, neutral in _ADDED[node.op_type].items():

@@ -33,7 +33,7 @@ _ZERO = "int8_zero"
 
 @dataclass(frozen=True)
 class QdqModel:
-    """A float graph and its ranges; see `export.calibrated.Calibrated`.
+    """A float graph and its ranges; see `export.calibrated.CalibratedGraph`.
 
     Attributes:
         layers: that can be quantised, in the graph's order.
@@ -48,7 +48,7 @@ class QdqModel:
     ranges: Mapping[str, float] = field(repr=False)
 
     def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes the model as ONNX with the named layers in float; see `export.calibrated.Calibrated`."""
+        """Writes the model as ONNX with the named layers in float; see `export.calibrated.CalibratedGraph`."""
         onnx.save(self.quantised(in_float=in_float), path)
 
     def quantised(self, *, in_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -85,7 +85,7 @@ def calibrate_qdq(fp32: Path, cases: Sequence[Case], spec: InputSpec) -> QdqMode
     graph = view_graph(model)
     placement, layers = place(graph)
     pictures = (prepare(case.image(), spec, name=f"case {case.id}")[None] for case in cases)
-    ranges = activation_ranges(model, _tensors(graph, placement, layers), pictures)
+    ranges = activation_ranges(model, _tensors_to_range(graph, placement, layers), pictures)
     return QdqModel(layers, model, graph, ranges)
 
 
@@ -100,7 +100,7 @@ def int8_nodes(path: Path) -> tuple[str, ...]:
     return tuple(node.name for node in graph.of(*WEIGHTED) if all(map(dequantised, node.inputs[:2])))
 
 
-def _tensors(graph: Graph, placement: Placement, layers: Sequence[str]) -> list[str]:
+def _tensors_to_range(graph: Graph, placement: Placement, layers: Sequence[str]) -> list[str]:
     """All that may carry a pair, whichever layers are returned to float: then a MaxPool's result may, say."""
     inputs = {node.input(0) for node in graph.nodes if node.name in layers}
     return sorted(inputs | set(placement.reads))
@@ -132,14 +132,14 @@ def insert_pairs(
         for i, name in enumerate(node.input):
             if (node.name, i) in wanted:
                 if name not in pairs:
-                    nodes += _pair(name, f"{placement.scale_of[name]}_scale", _ZERO)
+                    nodes += _make_pair(name, f"{placement.scale_of[name]}_scale", _ZERO)
                     pairs.add(name)
                 node.input[i] = f"{name}_dequantized"
         if node.name in placement.weights:
             name, axis = node.input[1], placement.weights[node.name]
             if name not in pairs:
                 new += _weight_scales(numpy_helper.to_array(constants[name]), name, axis)
-                nodes += _pair(name, f"{name}_scale", f"{name}_zero_point", axis)
+                nodes += _make_pair(name, f"{name}_scale", f"{name}_zero_point", axis)
                 pairs.add(name)
             node.input[1] = f"{name}_dequantized"
         nodes.append(node)
@@ -149,7 +149,7 @@ def insert_pairs(
     return made
 
 
-def _pair(name: str, scale: str, zero: str, axis: int | None = None) -> Iterator[onnx.NodeProto]:
+def _make_pair(name: str, scale: str, zero: str, axis: int | None = None) -> Iterator[onnx.NodeProto]:
     """NAME → NAME_quantized, in int8 → NAME_dequantized."""
     for kind, source, target in (
         ("QuantizeLinear", name, f"{name}_quantized"),

@@ -74,13 +74,17 @@ def place(graph: Graph, *, in_float: Collection[str] = ()) -> tuple[Placement, t
             for place, name in enumerate(node.inputs):
                 reads[name].add((node.name, place))
             same.append((*node.inputs, node.output))
-        elif node.op == "Add" and (skip := _skip(graph, node)) is not None and _rounded(graph, node, reads):
+        elif (
+            node.op == "Add"
+            and (skip := _skip_input(graph, node)) is not None
+            and _is_rounded(graph, node, reads)
+        ):
             reads[node.input(skip)].add((node.name, skip))
         else:
             continue
         layers.add(node.name)
     order = {node.name: i for i, node in enumerate(graph.nodes)}
-    scale_of, members = _groups(reads, same)
+    scale_of, members = _scale_groups(reads, same)
     placement = Placement(
         reads={
             name: tuple(sorted(found, key=lambda r: (order[r[0]], r[1]))) for name, found in reads.items()
@@ -140,12 +144,12 @@ def _before_pools(graph: Graph, node: Node, weights: Collection[str]) -> tuple[N
         node = pool
 
 
-def _rounded(graph: Graph, node: Node, reads: Collection[str]) -> bool:
+def _is_rounded(graph: Graph, node: Node, reads: Collection[str]) -> bool:
     """Whether the node's result, behind its activation, is quantised."""
     if node.output in reads:
         return True
     return any(
-        reader.op in (*_ACTIVATIONS, "Mul") and _rounded(graph, reader, reads)
+        reader.op in (*_ACTIVATIONS, "Mul") and _is_rounded(graph, reader, reads)
         for reader in graph.consumers(node.output)
         if reader.op != "Mul" or _is_swish(graph, reader, node)
     )
@@ -159,23 +163,23 @@ def _is_swish(graph: Graph, mul: Node, node: Node) -> bool:
     )
 
 
-def _skip(graph: Graph, add: Node) -> int | None:
+def _skip_input(graph: Graph, add: Node) -> int | None:
     """Which input of an Add is the skip: the one that no convolution gives.
 
     Where two convolutions are added, the one with the smaller kernel, as of a widened shortcut, else the earlier one.
     None where neither comes from a convolution: nothing there can be fused.
     """
-    convolutions = [_convolution(graph, name) for name in add.inputs]
+    convolutions = [_convolution_of(graph, name) for name in add.inputs]
     if len(convolutions) != 2 or convolutions == [None, None]:
         return None
     if None in convolutions:
         return convolutions.index(None)
     order = {node.name: i for i, node in enumerate(graph.nodes)}
-    cost = [(_kernel(graph, conv), order[conv.name]) for conv in convolutions if conv is not None]
+    cost = [(_kernel_size(graph, conv), order[conv.name]) for conv in convolutions if conv is not None]
     return cost.index(min(cost))
 
 
-def _convolution(graph: Graph, tensor: str) -> Node | None:
+def _convolution_of(graph: Graph, tensor: str) -> Node | None:
     """The convolution whose result a tensor is, resized perhaps, but before any activation."""
     node = graph.producer(tensor)
     while node is not None and node.op in _PASSED:
@@ -183,12 +187,12 @@ def _convolution(graph: Graph, tensor: str) -> Node | None:
     return node if node is not None and node.op in ("Conv", "ConvTranspose") else None
 
 
-def _kernel(graph: Graph, conv: Node) -> int:
+def _kernel_size(graph: Graph, conv: Node) -> int:
     weight = graph.constant(conv.input(1))
     return 0 if weight is None else int(np.prod(weight.shape[2:]))
 
 
-def _groups(
+def _scale_groups(
     reads: Collection[str], same: list[tuple[str, ...]]
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Joins tensors that must share a scale; those of one Concat may meet in another."""

@@ -25,8 +25,8 @@ def rewrite_transposed(model: onnx.ModelProto) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         own = all(readers[name] == 1 for name in node.input[1:])
-        upscale = _upscale(node, constants) if own else 0
-        nodes += _rewritten(node, upscale, constants) if upscale else [node]
+        upscale = _upscale_stride(node, constants) if own else 0
+        nodes += _rewrite_node(node, upscale, constants) if upscale else [node]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # before they are deleted
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -36,7 +36,7 @@ def rewrite_transposed(model: onnx.ModelProto) -> None:
     model.graph.value_info.extend(notes)
 
 
-def _upscale(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
+def _upscale_stride(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
     """The stride of a ConvTranspose that can be rewritten, else 0."""
     if node.op_type != "ConvTranspose" or node.input[1] not in constants:
         return 0
@@ -54,7 +54,7 @@ def _upscale(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> in
     return strides[0] if plain and square else 0
 
 
-def _rewritten(
+def _rewrite_node(
     node: onnx.NodeProto, upscale: int, constants: dict[str, onnx.TensorProto]
 ) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     weight = constants[node.input[1]]

@@ -35,7 +35,7 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes, initializers = [], list(made.graph.initializer)
     for node in made.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in constants:
-            initializers.append(_rounded(node, constants))
+            initializers.append(_round_weights(node, constants))
             continue
         if node.op_type == "QuantizeLinear" or (
             node.op_type == "DequantizeLinear" and node.input[0] in activations
@@ -62,7 +62,7 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _rounded(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> TensorProto:
+def _round_weights(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> TensorProto:
     """The weights that a QuantizeLinear gives, by ONNX's rule: to the nearest, ties to even, cut to int8."""
     weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)

@@ -131,7 +131,7 @@ def view_graph(model: onnx.ModelProto) -> Graph:
             consumers[name].append(node)
         if read and fixed.issuperset(read):
             fixed.update(node.outputs)
-    dtypes, shapes = _types(inferred.graph)
+    dtypes, shapes = _element_types(inferred.graph)
     for name, tensor in constants.items():
         dtypes[name], shapes[name] = tensor.data_type, tuple(tensor.dims)
     return Graph(
@@ -182,7 +182,7 @@ def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
     return None
 
 
-def _types(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, tuple[int | None, ...]]]:
+def _element_types(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, tuple[int | None, ...]]]:
     dtypes: dict[str, int] = {}
     shapes: dict[str, tuple[int | None, ...]] = {}
     for value in (*graph.value_info, *graph.input, *graph.output):

@@ -38,7 +38,7 @@ def nothing_before_the_activation(graph: Graph, release: Release) -> Iterator[Br
         behind = [one for pair in graph.consumers(node.output) for one in graph.consumers(pair.output)]
         fused = next((one for one in behind if one.op in _FUSED), None)
         if fused is not None:
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"Q/DQ: must stand behind {fused.op} {fused.name}, got between {before.name} and it; move the pair",
             )
@@ -51,7 +51,7 @@ def both_inputs_or_none(graph: Graph, release: Release) -> Iterator[Breach]:
         if data == weight:
             continue
         if data:
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"inputs: must both come from {DEQUANTIZE}, or neither, got the data only; "
                 "give the layer the tensor before the Q, or quantise its weight",
@@ -87,7 +87,7 @@ def skips_are_quantised(graph: Graph, release: Release) -> Iterator[Breach]:
         if any(dequantiser(graph, name) for name in wanted) or _has_two_pairs(graph, node):
             continue
         if quantisers(graph, node.output, COMMUTING | ACTIVATIONS):
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"skip {wanted[0]}: must have Q/DQ, got none; quantise the input that no convolution makes",
             )
@@ -98,7 +98,7 @@ def convolutions_add_in_float(graph: Graph, release: Release) -> Iterator[Breach
     for node, convs, _ in _residual_adds(graph):
         quantised = [name for name in convs if dequantiser(graph, name)]
         if _has_two_pairs(graph, node) or (quantised and len(convs) == 1):
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"input {quantised[0]}: must be the convolution's own output, got Q/DQ between; "
                 "quantise the skip input alone",
@@ -117,7 +117,7 @@ def concat_has_one_scale(graph: Graph, release: Release) -> Iterator[Breach]:
         different = sorted({float(np.float32(scale.reshape(())[()])) for scale in scales})
         if len(different) > 1:
             got = ", ".join(f"{scale:.6g}" for scale in different)
-            yield _slow(
+            yield _slow_breach(
                 node, f"scales: must be one for the inputs and the Q behind, got {got}; give all the largest"
             )
 
@@ -127,7 +127,7 @@ def no_pair_meets_a_pair(graph: Graph, release: Release) -> Iterator[Breach]:
     for node in graph.of(QUANTIZE):
         before = graph.producer(node.input(0))
         if before is not None and before.op == DEQUANTIZE:
-            yield _slow(
+            yield _slow_breach(
                 node, f"input: must come from an operator, got {DEQUANTIZE} {before.name}; drop one pair"
             )
 
@@ -141,7 +141,7 @@ def int8_in_int8_out(graph: Graph, release: Release) -> Iterator[Breach]:
         pairs = [dequantiser(graph, name) is not None for name in data]
         quantised = any(pairs) if node.op == "Concat" else bool(pairs) and all(pairs)
         if quantised and not quantisers(graph, node.output, COMMUTING | ACTIVATIONS):
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"output: must have Q/DQ as the inputs of {node.op} have, got none; quantise it, or leave all in float",
             )
@@ -152,12 +152,12 @@ def pooling_has_the_pairs_it_needs(graph: Graph, release: Release) -> Iterator[B
     for node in graph.of("MaxPool", "AveragePool", "GlobalAveragePool"):
         before, behind = dequantiser(graph, node.input(0)) is not None, bool(quantisers(graph, node.output))
         if node.op == "MaxPool" and before and behind:
-            yield _slow(
+            yield _slow_breach(
                 node, "Q/DQ: must be one pair, before or behind MaxPool, got both; drop the one behind"
             )
         elif node.op != "MaxPool" and before != behind:
             got = "before only" if before else "behind only"
-            yield _slow(
+            yield _slow_breach(
                 node, f"Q/DQ: must be on both sides of {node.op}, or on none, got {got}; quantise both sides"
             )
 
@@ -166,7 +166,7 @@ def nearest_resize_is_quantised_behind(graph: Graph, release: Release) -> Iterat
     """P10: Resize by nearest → Q/DQ → Conv runs in 8 bits without a pair before it (NVIDIA in TensorRT#2976)."""
     for node in graph.of("Resize"):
         if is_nearest(node) and (pair := dequantiser(graph, node.input(0))):
-            yield _slow(
+            yield _slow_breach(
                 node,
                 f"Q/DQ: must stand behind a nearest Resize only, got {pair.name} before it; move the pair",
             )
@@ -178,12 +178,12 @@ def one_tensor_one_quantiser(graph: Graph, release: Release) -> Iterator[Breach]
         found = [node for node in graph.consumers(tensor) if node.op == QUANTIZE and node.input(0) == tensor]
         if len(found) > 1 and tensor not in graph.fixed:
             names = ", ".join(node.name for node in found)
-            yield _slow(
+            yield _slow_breach(
                 found[0], f"tensor {tensor}: must have one {QUANTIZE}, got {len(found)} ({names}); share one"
             )
 
 
-def _slow(node: Node, text: str) -> Breach:
+def _slow_breach(node: Node, text: str) -> Breach:
     return Breach(node.name, text, "warning")
 
 

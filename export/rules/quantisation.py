@@ -15,9 +15,9 @@ from export.rules.pairs import axis_of, is_per_channel, scale_of, zero_point_of
 def scale_is_constant(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q1: the file holds the scale as a number; newer releases may compute it, but no rule here can then see it."""
     severity: Severity = "error" if release < (10, 13) else "warning"
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if scale_of(graph, node) is None:
-            got = _origin(graph, node.input(1))
+            got = _origin_text(graph, node.input(1))
             yield Breach(
                 node.name, f"scale: must be a constant of the file, got {got}; fold constants", severity
             )
@@ -25,7 +25,7 @@ def scale_is_constant(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def scale_is_positive(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q2: every scale is above 0 and finite."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         scale = scale_of(graph, node)
         if scale is None:
             continue
@@ -41,7 +41,7 @@ def scale_is_float32(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q3: the 8.6 parser reads scales as 32-bit floats, whatever they are."""
     if release >= (10, 0):
         return
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         dtype = graph.dtype(node.input(1))
         if dtype not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
             yield Breach(
@@ -54,7 +54,7 @@ def zero_point_is_given(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q4: the 8.6 parser asserts three inputs."""
     if release >= (10, 0):
         return
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if not node.input(2):
             yield Breach(
                 node.name, "zero point: must be given for TensorRT 8.6, got none; write an int8 zero"
@@ -63,15 +63,15 @@ def zero_point_is_given(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def zero_point_is_constant(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q5: the file holds the zero point as a number."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if node.input(2) and zero_point_of(graph, node) is None:
-            got = _origin(graph, node.input(2))
+            got = _origin_text(graph, node.input(2))
             yield Breach(node.name, f"zero point: must be a constant of the file, got {got}; fold constants")
 
 
 def values_are_int8(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q6: signed. uint8 is not refused, but read as int8, and all above 127 is cut off."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         dtype = _quantised_type(graph, node)
         if dtype not in (TensorProto.INT8, TensorProto.INT32, TensorProto.UNDEFINED):  # int32: rule Q14
             yield Breach(
@@ -83,7 +83,7 @@ def values_are_int8(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def zero_point_is_zero(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q7: symmetric, in every channel."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         point = zero_point_of(graph, node)
         if point is not None and point.any():
             worst = point.flat[int(np.argmax(np.abs(point.astype(np.int64))))]
@@ -92,7 +92,7 @@ def zero_point_is_zero(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def zero_points_match_scales(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q8: as many zero points as scales."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         scale, point = scale_of(graph, node), zero_point_of(graph, node)
         if scale is not None and point is not None and scale.size != point.size:
             yield Breach(
@@ -103,7 +103,7 @@ def zero_points_match_scales(graph: Graph, release: Release) -> Iterator[Breach]
 
 def activations_have_one_scale(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q9: per-channel is for weights."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if node.input(0) not in graph.fixed and is_per_channel(graph, node):
             size = scale_of(graph, node).size  # type: ignore[union-attr]
             yield Breach(
@@ -113,7 +113,7 @@ def activations_have_one_scale(graph: Graph, release: Release) -> Iterator[Breac
 
 def axis_is_given(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q10: left out, it means 0 to the parsers of 8.6 and 10.1, and 1 from 10.13 on."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if is_per_channel(graph, node) and "axis" not in node.attributes:
             yield Breach(
                 node.name,
@@ -123,7 +123,7 @@ def axis_is_given(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def scales_fit_the_axis(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q11: one scale in all, or one for each entry of the axis."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         scale, shape = scale_of(graph, node), graph.shape(node.input(0))
         if scale is None or scale.size == 1 or shape is None:
             continue
@@ -160,7 +160,7 @@ def outputs_are_float(graph: Graph, release: Release) -> Iterator[Breach]:
 
 def nothing_is_int32(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q14: TensorRT dequantises no int32, which is how onnxruntime writes biases."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if _quantised_type(graph, node) == TensorProto.INT32:
             what = "bias" if _is_bias(graph, node) else "tensor"
             yield Breach(
@@ -173,7 +173,7 @@ def weights_are_stored_in_float(graph: Graph, release: Release) -> Iterator[Brea
     """Q15: 8.6 takes float32 → Q → DQ; weights stored in int8 are documented for newer releases only."""
     if release >= (10, 0):
         return
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         name = node.input(0)
         if name not in graph.fixed or graph.dtype(name) == TensorProto.INT32:
             continue
@@ -183,7 +183,7 @@ def weights_are_stored_in_float(graph: Graph, release: Release) -> Iterator[Brea
         else:
             wrong = graph.constant(name) is None or graph.dtype(name) != TensorProto.FLOAT
         if wrong:
-            got = _origin(graph, name)
+            got = _origin_text(graph, name)
             yield Breach(
                 node.name,
                 f"weight: must be a float32 constant, then {QUANTIZE}, then {DEQUANTIZE} for TensorRT 8.6, got {got}; "
@@ -193,7 +193,7 @@ def weights_are_stored_in_float(graph: Graph, release: Release) -> Iterator[Brea
 
 def data_have_axes(graph: Graph, release: Release) -> Iterator[Breach]:
     """Q16: what is quantised is no scalar."""
-    for node in _pairs(graph):
+    for node in _quantising_nodes(graph):
         if graph.shape(node.input(0)) == ():
             yield Breach(
                 node.name,
@@ -201,7 +201,7 @@ def data_have_axes(graph: Graph, release: Release) -> Iterator[Breach]:
             )
 
 
-def _pairs(graph: Graph) -> Iterator[Node]:
+def _quantising_nodes(graph: Graph) -> Iterator[Node]:
     return graph.of(QUANTIZE, DEQUANTIZE)
 
 
@@ -224,7 +224,7 @@ def _is_bias(graph: Graph, node: Node) -> bool:
     return any(one.input(2) == node.output for one in graph.consumers(node.output))
 
 
-def _origin(graph: Graph, name: str) -> str:
+def _origin_text(graph: Graph, name: str) -> str:
     """Where a tensor comes from, in words."""
     producer = graph.producer(name)
     if producer is not None:

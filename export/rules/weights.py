@@ -60,7 +60,7 @@ def weights_leave_out_the_lowest(graph: Graph, release: Release) -> Iterator[Bre
     for node, weight in quantised_layers(graph):
         if weight.stored is None:
             continue
-        lowest = _lowest(graph, weight)
+        lowest = _lowest_value(graph, weight)
         if lowest is not None and lowest < -127:
             yield Breach(
                 node.name,
@@ -135,7 +135,7 @@ def _check_axis(graph: Graph, node: Node, weight: Weight, wanted: int) -> Iterat
         )
 
 
-def _lowest(graph: Graph, weight: Weight) -> int | None:
+def _lowest_value(graph: Graph, weight: Weight) -> int | None:
     """The lowest 8-bit value that the weight takes."""
     stored, first = weight.stored, weight.pair[-1]
     if stored is None or not stored.size:
