@@ -17,6 +17,7 @@ from segcore.errors import InputError, need
 from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.manifest import Manifest
 from segcore.outfolder import check_apart, out_folder
+from segcore.words import bounded_ratio
 
 if TYPE_CHECKING:
     from export.data import ExportData
@@ -121,8 +122,10 @@ def print_guard(guard: GuardRecord) -> None:
         lost = points_text(one.drop_points)
         print(f"sensitivity: {one.layer:44.44}{lost:>7} points, logits off by {100 * one.error:.2f} %")
     for speed in guard.speeds:
-        spread = f"({speed.low:.2f} to {speed.high:.2f})"
-        print(f"speed in {speed.engine}, {speed.threads} threads: {speed.speedup:.2f} times fp32 {spread}")
+        spread = f"({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)})"
+        print(
+            f"speed in {speed.engine}, {speed.threads} threads: {bounded_ratio(speed.speedup)} times fp32 {spread}"
+        )
     if not guard.speeds:
         print("speed: unmeasured; it is measured on the device (python -m export.kit)")
 

@@ -14,6 +14,7 @@ from runtime.interleaved import ModelCalls, speedups, time_interleaved
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.guard_record import SpeedRatio
+from segcore.words import bounded_ratio
 
 ROUNDS = 5
 _TIMED_PICTURES = 8
@@ -41,14 +42,14 @@ def gate_speed(
         speeds.append(speed)
         log(
             f"guard: {name} {speed.engine_version}, {job.threads} threads: "
-            f"INT8 is {speed.speedup:.2f} times as fast as FP32 "
-            f"({speed.low:.2f} to {speed.high:.2f} over {speed.rounds} rounds)"
+            f"INT8 is {bounded_ratio(speed.speedup)} times as fast as FP32 "
+            f"({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)} over {speed.rounds} rounds)"
         )
     best = max(speeds, key=lambda speed: speed.speedup)
     least = job.guard.speedup
     if best.speedup < least:
         raise GateError(
-            f"int8: must be at least {least:g} times as fast as fp32, got {best.speedup:.2f} in "
+            f"int8: must be at least {least:g} times as fast as fp32, got {bounded_ratio(best.speedup)} in "
             f"{best.engine} {best.engine_version}; export --precision fp32, or lower --min-speedup"
         )
     return tuple(speeds)
