@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.record import Accuracy, CaseRecord, Difference
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.metrics import (
     dice_per_class,
     hd95_per_class,

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from benchmarks.agreement_numbers import WITHIN, Agreement, agreement_of
 from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.subject import Subject, check_fair, engines_of, name_subjects, open_bundles, open_subject
-from segcore.case import Case
 from segcore.command import Settings, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.measurements import measure

@@ -29,9 +29,9 @@ from runtime.interleaved import ModelCalls, time_interleaved
 from runtime.load import others_share, read_processor_times
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
-from segcore.case import Case
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.metrics import dice_per_class

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import GateError, InputError, need
 from segcore.host import Made, made_now
 

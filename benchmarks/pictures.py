@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import CaseRecord
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.overlay import as_rgb, error_map, overlay
 from segcore.preprocess import InputSpec, through_window
 

@@ -27,7 +27,7 @@ from benchmarks.measuring import Part, results_folder
 from runtime.predictor import Predictor
 from segcore.bundle import open_bundle
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import Dataset, open_dataset
+from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions
 from segcore.medical.mask_files import MaskFormat, read_mask_file, write_masks

@@ -35,9 +35,9 @@ from benchmarks.subject import (
     open_subject,
 )
 from runtime.engine import available_threads
-from segcore.case import Case
 from segcore.command import log, print_result
-from segcore.dataset import open_dataset
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import made_now
 from segcore.outfolder import out_folder

@@ -35,7 +35,7 @@ from benchmarks.study_summary import choose, summarise
 from benchmarks.study_test import check_other
 from segcore.bundle import hash_file
 from segcore.command import log, print_result, run_command
-from segcore.dataset import Dataset, open_dataset
+from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
 from segcore.outfolder import out_folder
 from segcore.words import plural

@@ -18,7 +18,7 @@ from benchmarks.study_test import (
     flag_names,
     resolve,
 )
-from segcore.dataset import Dataset
+from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
 
 Values = tuple[tuple[str, float], ...]

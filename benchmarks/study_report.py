@@ -11,7 +11,7 @@ from benchmarks.drawing import to_svg
 from benchmarks.pictures import Example, Tile, data_uri
 from benchmarks.study_record import Row, StudyRecord
 from benchmarks.study_tables import further_tables, main_table
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.metrics import dice_per_class
 from segcore.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay
 from segcore.tables import Table

@@ -19,7 +19,7 @@ from benchmarks.study_results import (
 )
 from benchmarks.study_settings import StudySettings
 from benchmarks.study_words import doubts, headline
-from segcore.dataset import Dataset
+from segcore.dataset.dataset import Dataset
 from segcore.errors import GateError
 from segcore.host import made_now
 

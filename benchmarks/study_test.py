@@ -13,9 +13,9 @@ from benchmarks.accuracy import distance_unit, score_case
 from benchmarks.study_record import CaseScore
 from benchmarks.study_settings import words_of
 from segcore.bundle import Bundle, open_bundle
-from segcore.case import Case, volumes_of
 from segcore.command import parse_settings
-from segcore.dataset import Dataset, open_dataset
+from segcore.dataset.case import Case, volumes_of
+from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import InputError
 from teacher.settings import CONTROLS as CONTROLS
 from teacher.settings import SystemName, TeacherSettings, Tune, check_settings

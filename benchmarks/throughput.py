@@ -25,7 +25,7 @@ from runtime.load import busy_remark, others_share, read_processor_times
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
 

@@ -20,9 +20,9 @@ from benchmarks.measuring import check_libraries, results_folder
 from benchmarks.stopwatch import Stopwatch
 from runtime.load import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
+from segcore.dataset.soft_labels import open_soft_labels
 from segcore.host import describe_host, library_versions
-from segcore.soft_labels import open_soft_labels
 
 if TYPE_CHECKING:
     from segcore.learn.loader import TrainingSet

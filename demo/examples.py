@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segcore.case import Case
-from segcore.dataset import open_dataset
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import open_dataset
 from segcore.overlay import as_rgb
 from segcore.scan import Scan
 

@@ -29,7 +29,7 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 
 WIDTHS_PX = {1440: 900, 820: 1180, 390: 844}
 """A desk's screen, a tablet and a phone: width and height."""

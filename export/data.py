@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segcore.agreement import is_resplit, tested_among
-from segcore.case import Case
-from segcore.dataset import open_dataset
+from segcore.dataset.agreement import is_resplit, tested_among
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.manifest import DataRecord, Manifest
 

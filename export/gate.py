@@ -13,7 +13,7 @@ from export.job import Job
 from export.judge import POINT, case_dice
 from runtime.engine import Engine
 from runtime.parity import check_parity
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.errors import GateError
 from segcore.golden import GOLDEN_FILE, save_golden
 from segcore.preprocess import InputSpec, prepare

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.engine import Engine
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.guard_record import DiceScore
 from segcore.manifest import Manifest
 from segcore.metrics import dice_per_class

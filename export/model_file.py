@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from export.qdq_placement import Placement, place
 from export.qdq_ranges import activation_ranges
 from export.rules.graph import DEQUANTIZE, WEIGHTED, Graph, view_graph
 from export.transposed import rewrite_transposed
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.preprocess import InputSpec, prepare
 
 _STEPS = 127

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePath, PurePosixPath
 
+from segcore.dataset.scan_cases import without_suffix
 from segcore.errors import InputError
 from segcore.medical.read import scan_paths
-from segcore.scan_cases import without_suffix
 
 LIST_SUFFIXES = (".txt", ".csv")
 

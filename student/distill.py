@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from segcore.agreement import check_agreement
 from segcore.bundle import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
-from segcore.dataset import Dataset, open_dataset
+from segcore.dataset.agreement import check_agreement
+from segcore.dataset.dataset import Dataset, open_dataset
+from segcore.dataset.labelled_share import training_cases
+from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made
-from segcore.labelled_share import training_cases
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder
-from segcore.soft_labels import SoftLabels, open_soft_labels
 from student.design import check_size, find_design, title_of
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from runtime.load import BUSY_SHARE
 from runtime.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle import open_bundle
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now
 from segcore.outfolder import out_folder, write_text

@@ -23,7 +23,7 @@ from export.model_file import write_model as write_model_file
 from runtime.engine import OPENED_BY, open_engine
 from runtime.interleaved import ModelCalls, time_interleaved
 from runtime.load import others_share, read_processor_times
-from segcore.case import Case, PhantomSource
+from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.preprocess import InputSpec, output_spec, prepare

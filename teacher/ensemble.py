@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.predictor import Predictor
 from segcore.bundle import Bundle
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.preprocess import Activation, mask_of_logits, prepare, resize_logits
 
 Tta = Literal["none", "flips"]

@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from segcore.agreement import check_agreement
 from segcore.bundle import Bundle, open_bundle
-from segcore.case import Case, volumes_of
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import Dataset, open_dataset
-from segcore.errors import InputError
-from segcore.host import Made, made_now
-from segcore.outfolder import out_folder
-from segcore.soft_labels import (
+from segcore.dataset.agreement import check_agreement
+from segcore.dataset.case import Case, volumes_of
+from segcore.dataset.dataset import Dataset, open_dataset
+from segcore.dataset.soft_labels import (
     LabelRecord,
     TeacherRecord,
     finished_shards,
@@ -31,6 +28,9 @@ from segcore.soft_labels import (
     shard_name,
     write_shard,
 )
+from segcore.errors import InputError
+from segcore.host import Made, made_now
+from segcore.outfolder import out_folder
 from teacher.ensemble import label_size, open_ensemble
 from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
 

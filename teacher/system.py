@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from segcore.bundle import Bundle
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet

@@ -46,7 +46,7 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     from segcore.bundle import seal_bundle
-    from segcore.dataset import open_dataset, split_counts
+    from segcore.dataset.dataset import open_dataset, split_counts
     from segcore.host import made_now
     from segcore.learn.deploy import DeployGraph
     from segcore.manifest import DataRecord

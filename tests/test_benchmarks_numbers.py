@@ -20,7 +20,7 @@ from benchmarks.record import CaseRecord, Record, read_lines, write_lines
 from runtime.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
 from runtime.load import ProcessorTimes, others_share
 from segcore import words
-from segcore.case import Case, PhantomSource
+from segcore.dataset.case import Case, PhantomSource
 
 
 def score(

@@ -21,7 +21,7 @@ from benchmarks.pictures import choose_cases, draw_example
 from benchmarks.record import Reliability
 from benchmarks.report import Report, render_html, render_markdown
 from segcore.bundle import Bundle
-from segcore.case import Case, PhantomSource
+from segcore.dataset.case import Case, PhantomSource
 from segcore.host import Made
 from segcore.manifest import DataRecord, FileEntry, Manifest
 from segcore.preprocess import InputSpec, OutputSpec

@@ -26,7 +26,7 @@ from benchmarks.study_summary import choose, summarise
 from benchmarks.study_test import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
 from benchmarks.study_words import is_told_apart
 from segcore.command import parse_settings
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import GateError, InputError
 from segcore.manifest import Manifest
 from segcore.stats import (

@@ -159,7 +159,7 @@ def test_test_images_do_not_calibrate_under_another_name(torch_bundle, tmp_path)
     """A folder of other name and split that holds a picture of the model's test split."""
     from PIL import Image
 
-    from segcore.dataset import open_dataset
+    from segcore.dataset.dataset import open_dataset
 
     folder = tmp_path / "site"
     for kind in ("images", "masks"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.case import Case, PhantomSource
+from segcore.dataset.case import Case, PhantomSource
 from segcore.errors import GateError
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec, output_spec, prepare

@@ -124,7 +124,7 @@ def calibrated(torch_bundle, tmp_path_factory):
     from export.model_file import calibrate, write_model
     from export.source import open_graph
     from segcore.bundle import open_bundle
-    from segcore.dataset import open_dataset
+    from segcore.dataset.dataset import open_dataset
 
     folder = tmp_path_factory.mktemp("calibrated")
     source, cases = open_bundle(torch_bundle), open_dataset(DATA)

@@ -12,7 +12,7 @@ from export.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, r
 from export.qat import Finetuning, finetune
 from export.traced import fold_norms
 from segcore.bundle import open_bundle
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from student.design import Design, unet
 from student.network import build_student, load_student

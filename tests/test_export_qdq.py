@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from segcore.case import Case, PhantomSource
+from segcore.dataset.case import Case, PhantomSource
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec, output_spec, prepare
 from student.design import PRESETS, Design, unet

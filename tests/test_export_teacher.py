@@ -11,7 +11,7 @@ pytest.importorskip("nncf")
 from export.model_file import calibrate, write_model  # noqa: E402
 from export.rules.check import check_graph  # noqa: E402
 from runtime.engine import open_engine  # noqa: E402
-from segcore.dataset import open_dataset  # noqa: E402
+from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec, prepare  # noqa: E402
 from teacher.decoders.supervised_heads import FinestHead  # noqa: E402

@@ -21,7 +21,7 @@ BY_NAME = {
     "runtime/engine.py": "import_module",  # the engine that was chosen
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/sam2_package.py": "import_module",  # the classes that sam2's own configurations name
-    "segcore/dataset.py": "importlib.import_module",  # its check
+    "segcore/dataset/dataset.py": "importlib.import_module",  # its check
     "benchmarks/study_job.py": "runpy.run_module",  # teacher.train, in a process of its own
     "benchmarks/demo_load.py": "__import__",  # libraries, to see that they are there
     "benchmarks/measuring.py": "__import__",

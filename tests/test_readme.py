@@ -11,7 +11,7 @@ from segcore.command import Settings, parse_settings
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
-    "segcore.dataset": "segcore.dataset_check",
+    "segcore.dataset": "segcore.dataset.__main__",
     "export": "export.command",
     "benchmarks": "benchmarks.settings",
     "teacher.train": "teacher.settings",

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.dataset import open_dataset, split_counts
-from segcore.dataset_check import find_problems
+from segcore.dataset.__main__ import find_problems
+from segcore.dataset.dataset import open_dataset, split_counts
+from segcore.dataset.listing import list_data
 from segcore.errors import InputError
-from segcore.listing import list_data
 from segcore.phantom import PHANTOM_CLASSES, phantom_case, phantom_patient
 
 SIZE = (12, 10)

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.case import Case, FileSource
-from segcore.dataset import open_dataset
-from segcore.dataset_check import (
+from segcore.dataset.__main__ import (
     CheckSettings,
     case_facts,
     check,
@@ -19,6 +17,8 @@ from segcore.dataset_check import (
     find_problems,
     patient_hints,
 )
+from segcore.dataset.case import Case, FileSource
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
+from segcore.dataset.labelled_share import labelled_patients, training_cases
 from segcore.errors import InputError
-from segcore.labelled_share import labelled_patients, training_cases
 
 PATIENTS = [f"p{i}" for i in range(200)]
 

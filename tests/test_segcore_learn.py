@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.learn.augment import OUTSIDE_LOGIT, Augmentation, sample_seed
 from segcore.learn.deploy import DeployGraph, count_macs
 from segcore.learn.loader import EpochOrder, TrainingSet, training_input

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
+from segcore.dataset.soft_labels import SoftLabels
 from segcore.learn.loader import EpochOrder, TrainingSet, build_loader, to_device, training_input
-from segcore.soft_labels import SoftLabels
 
 MEAN_STD = {1: ((0.5,), (0.25,)), 3: ((0.5,) * 3, (0.25,) * 3)}
 

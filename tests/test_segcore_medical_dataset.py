@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.case import FileSource
-from segcore.dataset import open_dataset, split_counts
-from segcore.dataset_check import CheckSettings, check, find_problems
+from segcore.dataset.__main__ import CheckSettings, check, find_problems
+from segcore.dataset.case import FileSource
+from segcore.dataset.dataset import open_dataset, split_counts
+from segcore.dataset.listing import list_data
+from segcore.dataset.scan_cases import ScanSource, open_scan, stem_of
 from segcore.errors import InputError
-from segcore.listing import list_data
 from segcore.phantom import phantom_case
 from segcore.preprocess import InputSpec, prepare
-from segcore.scan_cases import ScanSource, open_scan, stem_of
 
 pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.medical.mask_files import write_masks
 from segcore.medical.read import read_scan
 

@@ -9,12 +9,12 @@ import pytest
 
 from segcore.bundle import open_bundle
 from segcore.command import parse_settings
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
+from segcore.dataset.scan_cases import open_scan
 from segcore.errors import InputError
 from segcore.learn.settings import TrainSettings
 from segcore.phantom import phantom_case
 from segcore.preprocess import InputSpec
-from segcore.scan_cases import open_scan
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pydicom")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.golden import golden_inputs
 from segcore.phantom import PHANTOM_CLASSES, PHANTOM_KINDS, VOLUME_SLICES, phantom_case, phantom_patient

@@ -130,7 +130,7 @@ class Darkness(torch.nn.Module):
 
 
 def validator(cases: int):
-    from segcore.dataset import open_dataset
+    from segcore.dataset.dataset import open_dataset
     from segcore.learn.evaluate import Validator
     from segcore.preprocess import InputSpec
 
@@ -214,7 +214,7 @@ def test_degradations_keep_the_picture_s_form_and_follow_the_seed():
 
 
 def test_several_classes_are_fitted_together_and_an_absent_one_apart():
-    from segcore.dataset import open_dataset
+    from segcore.dataset.dataset import open_dataset
     from segcore.learn.evaluate import Validator
     from segcore.learn.quality_fit import fit_quality
     from segcore.preprocess import InputSpec, output_spec

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from segcore.case import Case
+from segcore.dataset.case import Case
+from segcore.dataset.scan_cases import scan_cases
 from segcore.medical.read import read_scan
 from segcore.phantom import phantom_case
 from segcore.preprocess import prepare
-from segcore.scan_cases import scan_cases
 
 pytest.importorskip("pydicom")
 

@@ -1,7 +1,6 @@
 import pytest
 
-from segcore.errors import InputError
-from segcore.split import (
+from segcore.dataset.split import (
     SPLITS,
     check_given_splits,
     fold_patients,
@@ -9,6 +8,7 @@ from segcore.split import (
     split_hash,
     split_patients,
 )
+from segcore.errors import InputError
 
 PATIENTS = [f"p{i}" for i in range(50)]
 

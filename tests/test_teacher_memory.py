@@ -13,8 +13,8 @@ pytest.importorskip("sam2")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from segcore.case import volumes_of  # noqa: E402
-from segcore.dataset import open_dataset  # noqa: E402
+from segcore.dataset.case import volumes_of  # noqa: E402
+from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.augment import sample_seed  # noqa: E402
 from segcore.learn.deploy import normaliser  # noqa: E402

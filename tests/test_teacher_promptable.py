@@ -47,7 +47,7 @@ class HalfAndDisc:
 
 @pytest.fixture(scope="module")
 def cases():
-    from segcore.case import Case
+    from segcore.dataset.case import Case
 
     return [Case(id=f"c{i}", patient=f"p{i}", source=HalfAndDisc(), split="train") for i in range(2)]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from segcore.bundle import open_bundle
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input

@@ -13,8 +13,8 @@ pytest.importorskip("peft")
 
 from accelerate.state import AcceleratorState  # noqa: E402
 
-from segcore.case import Case  # noqa: E402
-from segcore.dataset import open_dataset  # noqa: E402
+from segcore.dataset.case import Case  # noqa: E402
+from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.deploy import normaliser  # noqa: E402
 from segcore.learn.loader import TrainingSet, build_loader, training_input  # noqa: E402

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from segcore.bundle import open_bundle
 from segcore.command import parse_settings
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
+from segcore.dataset.soft_labels import open_soft_labels
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import prepare
-from segcore.soft_labels import open_soft_labels
 from student.design import unet
 from student.distill import DistillSettings
 from student.distill import main as distill

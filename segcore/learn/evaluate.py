@@ -24,8 +24,8 @@ from segcore.calibration import (
     fit_temperature,
     reliability_rows,
 )
-from segcore.case import Case
 from segcore.command import log
+from segcore.dataset.case import Case
 from segcore.learn.deploy import DeployGraph
 from segcore.metrics import dice_per_class
 from segcore.overlay import error_map, overlay, sheet

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from segcore.case import Case
+from segcore.dataset.case import Case
+from segcore.dataset.soft_labels import SoftLabels
 from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
 from segcore.learn.settings import TrainSettings
 from segcore.preprocess import InputSpec, prepare, resize_mask, training_window
-from segcore.soft_labels import SoftLabels
 from segcore.windows import window_named
 
 _WINDOW_CASES = 64

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from segcore.bundle import seal_bundle
-from segcore.dataset import Dataset, split_counts
+from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.deploy import count_macs
 from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from segcore.command import Settings
-from segcore.split import parse_fold
+from segcore.dataset.split import parse_fold
 from segcore.windows import window_named
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from segcore.case import Case, volumes_of
+from segcore.dataset.case import Case, volumes_of
 from segcore.learn.augment import Sample, random_geometry, random_intensity, sample_seed, sampling_grid
 from segcore.learn.loader import TrainingSet
 from segcore.learn.losses import cross_entropy, dice_loss

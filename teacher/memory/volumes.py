@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.case import Case, volumes_of
+from segcore.dataset.case import Case, volumes_of
 from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
 from segcore.learn.deploy import normaliser

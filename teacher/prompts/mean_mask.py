@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.preprocess import resize_mask
 from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.settings import AutomaticPrompt

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
 from segcore.preprocess import mask_of_logits, resize_mask

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from segcore.case import Case, Source
-from segcore.dataset import Dataset
+from segcore.dataset.case import Case, Source
+from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
 
 

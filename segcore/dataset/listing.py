@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segcore.case import Case, FileSource
+from segcore.dataset.case import Case, FileSource
+from segcore.dataset.scan_cases import is_mask_folder, is_scan, scan_cases, stem_of
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.phantom import PHANTOM_KINDS
-from segcore.scan_cases import is_mask_folder, is_scan, scan_cases, stem_of
 
 MAX_CLASSES = 32
 _INDEX_COLUMNS = {"case", "patient", "image", "mask", "split", "spacing_row_mm", "spacing_col_mm"}

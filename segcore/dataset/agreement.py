@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from segcore.case import Case
-from segcore.dataset import Dataset
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
 from segcore.manifest import DataRecord
 

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from segcore.bundle import hash_file
-from segcore.case import Case
+from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan

@@ -15,15 +15,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from segcore.case import Case
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
+from segcore.dataset.listing import list_data
+from segcore.dataset.scan_cases import ScanSource, open_scan
+from segcore.dataset.split import SPLITS, given_split_problems
 from segcore.errors import InputError
-from segcore.listing import list_data
 from segcore.outfolder import out_folder
 from segcore.overlay import overlay, sheet
-from segcore.scan_cases import ScanSource, open_scan
-from segcore.split import SPLITS, given_split_problems
 
 SHEET_CASES, TILE_PX = 24, 224
 T = TypeVar("T")

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from segcore.case import Case, FileSource, PhantomSource
+from segcore.dataset.case import Case, FileSource, PhantomSource
+from segcore.dataset.listing import MAX_CLASSES, list_data
+from segcore.dataset.scan_cases import ScanSource
+from segcore.dataset.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
 from segcore.errors import InputError
-from segcore.listing import MAX_CLASSES, list_data
 from segcore.phantom import (
     PHANTOM_CASES,
     PHANTOM_KINDS,
@@ -32,8 +34,6 @@ from segcore.phantom import (
     phantom_classes,
     phantom_patient,
 )
-from segcore.scan_cases import ScanSource
-from segcore.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
 
 _PHANTOM_SPLITS = ("train", "val", "test", "train", "train")  # 60/20/20
 _PHANTOM_LEAST, _VOLUME_LEAST = 6, 3  # cases, volumes
@@ -248,4 +248,4 @@ def split_counts(dataset: Dataset) -> dict[str, int]:
 if __name__ == "__main__":
     # By its name, for the check reads data sets with this module and an import would close a circle. It ends when the
     # check is the `__main__` of a package.
-    importlib.import_module("segcore.dataset_check").command()
+    importlib.import_module("segcore.dataset.__main__").command()
