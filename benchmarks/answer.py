@@ -12,8 +12,8 @@ from benchmarks.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
 from benchmarks.record import Record, for_threads
 from runtime.load import BUSY_SHARE
 from segcore import words
-from segcore.manifest import Manifest
-from segcore.story import has_random_start, is_procedural
+from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import has_random_start, is_procedural
 
 FEW_PATIENTS = 20
 _SAME = 0.05

@@ -28,7 +28,7 @@ from runtime.deferral import BELOW, DeferringPredictor
 from runtime.interleaved import ModelCalls, time_interleaved
 from runtime.load import others_share, read_processor_times
 from runtime.predictor import Predictor
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset

@@ -11,8 +11,8 @@ from benchmarks.record import Record
 from runtime.device_report import DeviceReport, Percentiles, read_report
 from runtime.load import BUSY_SHARE
 from segcore import words
+from segcore.bundle.guard_record import DiceScore
 from segcore.errors import InputError
-from segcore.guard_record import DiceScore
 from segcore.tables import Column, Table
 
 UNMEASURED = "Speed against a higher precision: not measured"

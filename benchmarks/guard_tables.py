@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segcore import words
-from segcore.bundle import Bundle
-from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
+from segcore.bundle.folder import Bundle
+from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.tables import Table, table_of
 
 TITLE = "What INT8 was allowed to lose"

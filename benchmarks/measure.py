@@ -24,9 +24,9 @@ from benchmarks.subject import TORCH, Opened, Subject, open_subject
 from runtime.interleaved import ModelCalls, time_interleaved
 from runtime.load import others_share, read_processor_times
 from runtime.roofline import Roofline, measure_roofline, share_of_peak
+from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.preprocess import prepare
 
 PICTURES = 8

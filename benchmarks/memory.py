@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.record import Start
 from runtime.load import peak_memory_mib
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 
 CHILDREN = 3
 """Processes started for each subject, one after another; fewer if fewer rounds are asked for."""

@@ -45,7 +45,7 @@ def main(settings: ProfileSettings) -> None:
     from benchmarks.subject import name_subjects, open_bundles
     from runtime.engine import choose_engine
     from runtime.roofline import measure_roofline
-    from segcore.golden import golden_inputs
+    from segcore.bundle.golden import golden_inputs
     from segcore.host import describe_host
 
     check_libraries("matplotlib")

@@ -20,7 +20,7 @@ from benchmarks.reliability import ECE_IN_WORDS, plot_reliability
 from benchmarks.threshold_plot import calibrated, plot_thresholds
 from runtime.device_report import DeviceReport
 from runtime.roofline import Roofline, describe_roofline
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.host import Made
 from segcore.overlay import COLOURS, EXTRA, MISSED
 from segcore.tables import Table

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.dicom_variants import CT_SERIES, VARIANTS, Spacing, Variant
 from benchmarks.measuring import Part, results_folder
 from runtime.predictor import Predictor
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError

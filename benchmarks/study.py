@@ -33,7 +33,7 @@ from benchmarks.study_run import run_jobs, slots_of
 from benchmarks.study_settings import StudySettings, words_of
 from benchmarks.study_summary import choose, summarise
 from benchmarks.study_test import check_other
-from segcore.bundle import hash_file
+from segcore.bundle.folder import hash_file
 from segcore.command import log, print_result, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError

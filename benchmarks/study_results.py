@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.study_plan import Arm, Run, Split
 from benchmarks.study_record import CaseScore, Drop, Memory, RankRange, Row, RunRecord, Spread, Versus
 from benchmarks.study_test import AUTOMATIC, CONTROLS
-from segcore.bundle import MANIFEST
-from segcore.manifest import Manifest
+from segcore.bundle.folder import MANIFEST
+from segcore.bundle.manifest import Manifest
 from segcore.stats import (
     corrected_t_p,
     differences,

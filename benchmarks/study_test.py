@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.accuracy import distance_unit, score_case
 from benchmarks.study_record import CaseScore
 from benchmarks.study_settings import words_of
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import parse_settings
 from segcore.dataset.case import Case, volumes_of
 from segcore.dataset.dataset import Dataset, open_dataset

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.engine import engines_for
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.manifest import Manifest
 from segcore.dataset.agreement import is_resplit
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 
 TORCH = "torch"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.drawing import colour, marker, new_axes, shortened, styled, to_svg
+from segcore.bundle.manifest import Manifest
 from segcore.calibration import Calibration
-from segcore.manifest import Manifest
 
 
 @styled()

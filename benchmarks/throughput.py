@@ -23,7 +23,7 @@ from runtime.engine import available_threads, choose_engine, engines_for, instal
 from runtime.interleaved import rotations
 from runtime.load import busy_remark, others_share, read_processor_times
 from runtime.predictor import Predictor
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError

@@ -30,7 +30,7 @@ from runtime.interleaved import rotations
 from runtime.load import ProcessorTimes, busy_remark, others_share, read_processor_times
 from runtime.predict_inputs import PredictionInput, list_inputs
 from runtime.predictor import Predictor
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.host import Made, made_now
 from segcore.medical.read import read_scan

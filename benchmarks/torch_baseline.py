@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.predictor import Prediction, Timings
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.errors import need
 from segcore.preprocess import decide, prepare, probabilities
 

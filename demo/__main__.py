@@ -63,7 +63,7 @@ def main(settings: DemoSettings) -> None:
         from demo.models import Models
         from demo.open_sessions import OpenSessions
         from demo.page import build_page, launch_options
-        from segcore.bundle import open_bundle
+        from segcore.bundle.folder import open_bundle
 
         _check_port(settings.port)
         bundles = [open_bundle(path) for path in settings.bundle]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from demo.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from segcore.metrics import dice_per_class, disagreement
 from segcore.overlay import as_rgb
 from segcore.preprocess import decide

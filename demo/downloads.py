@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.medical.case_json import case_json
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.outfolder import write_text

@@ -18,8 +18,8 @@ from demo.model_story import (
 )
 from demo.traffic_light import limits as quality_limits
 from runtime.promptable import is_promptable
+from segcore.bundle.manifest import Manifest
 from segcore.host import Made
-from segcore.manifest import Manifest
 
 
 def how_made(manifest: Manifest) -> str:

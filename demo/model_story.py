@@ -7,10 +7,9 @@ import shlex
 from pathlib import PurePosixPath
 
 from demo.answers import PRECISION_WORDS
-from segcore.guard_record import GuardRecord, points_text
-from segcore.manifest import Manifest
-from segcore.preprocess import InputSpec
-from segcore.story import (
+from segcore.bundle.guard_record import GuardRecord, points_text
+from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import (
     ct_window_name,
     has_random_start,
     has_test_figure,
@@ -19,6 +18,7 @@ from segcore.story import (
     limits,
     training_cases,
 )
+from segcore.preprocess import InputSpec
 
 FORMATS = {
     "torch": "PyTorch",

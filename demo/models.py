@@ -13,9 +13,9 @@ from demo.answers import MAX_RUNS, ModelAnswer, ask_model, title
 from runtime.engine import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 
 _DEPTHS = {"uint8": "8 bits a pixel", "uint16": "16 bits a pixel", "float32": "numbers with a fraction"}
 

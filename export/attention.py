@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from teacher.settings import CONTROLS
 
 

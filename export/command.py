@@ -11,11 +11,11 @@ from pydantic import Field
 
 from runtime.engine import available_threads, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits, percent
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text
+from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, print_result
 from segcore.errors import InputError, need
-from segcore.guard_record import MIN_SPEEDUP, GuardRecord, points_text
-from segcore.manifest import Manifest
 from segcore.outfolder import check_apart, out_folder
 from segcore.words import bounded_ratio
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from segcore.bundle.manifest import DataRecord, Manifest
 from segcore.dataset.agreement import is_resplit, tested_among
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
-from segcore.manifest import DataRecord, Manifest
 
 GATE_CASES = 32
 MIN_CALIBRATION = 2

@@ -13,9 +13,9 @@ from export.job import Job
 from export.judge import POINT, case_dice
 from runtime.engine import Engine
 from runtime.parity import check_parity
+from segcore.bundle.golden import GOLDEN_FILE, save_golden
 from segcore.dataset.case import Case
 from segcore.errors import GateError
-from segcore.golden import GOLDEN_FILE, save_golden
 from segcore.preprocess import InputSpec, prepare
 
 

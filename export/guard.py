@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.calibrated import CalibratedGraph
 from export.judge import Judgement
-from segcore.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
+from segcore.bundle.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
 
 MAX_FLOAT_SHARE = 0.5
 """Of the layers; past it the model is no longer an INT8 model, whatever its file is called."""

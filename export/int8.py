@@ -19,9 +19,9 @@ from export.model_file import calibrate, write_float
 from export.qat import Finetuning, finetune
 from export.source import as_graph, open_network
 from export.speed import gate_speed
+from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec
 

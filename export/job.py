@@ -11,8 +11,8 @@ from export.model_file import MODEL_FILES
 from export.qat import Finetuning
 from runtime.engine import OPENED_BY, Engine, installed, open_engine
 from runtime.parity import ParityLimits
-from segcore.bundle import Bundle
-from segcore.manifest import Manifest
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt-onnx"}
 """`--to` → the format of the bundle that is written here."""

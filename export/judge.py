@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.engine import Engine
+from segcore.bundle.guard_record import DiceScore
+from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
-from segcore.guard_record import DiceScore
-from segcore.manifest import Manifest
 from segcore.metrics import dice_per_class
 from segcore.preprocess import InputSpec, mask_of_logits, prepare
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from runtime.device_speed import check_baseline
 from runtime.engine import BUILDS_FROM, engines_for
-from segcore.bundle import MANIFEST, Bundle, open_bundle
+from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
+from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.outfolder import check_apart, out_folder
 
 SCRIPT = "run_on_device.sh"

@@ -6,9 +6,9 @@ from datetime import date
 from pathlib import Path
 
 from export.kit_wheel import edge_version
-from segcore.bundle import Bundle
-from segcore.guard_record import least_speedup
-from segcore.manifest import Manifest
+from segcore.bundle.folder import Bundle
+from segcore.bundle.guard_record import least_speedup
+from segcore.bundle.manifest import Manifest
 
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 # Source: trtexec --help of each version; NVIDIA/TensorRT samples/common/sampleOptions.cpp.

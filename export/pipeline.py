@@ -13,14 +13,14 @@ from export.source import open_graph
 from export.variants import write_variants
 from runtime.engine import EXTRAS, OPENED_BY, Engine
 from runtime.verify import verify_bundle
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.golden import golden_inputs
+from segcore.bundle.guard_record import GuardRecord
+from segcore.bundle.manifest import Manifest
 from segcore.command import log
 from segcore.errors import GateError, need
-from segcore.golden import golden_inputs
-from segcore.guard_record import GuardRecord
 from segcore.host import made_now
 from segcore.learn.deploy import DeployGraph
-from segcore.manifest import Manifest
 
 
 def write_bundle(job: Job) -> Manifest:

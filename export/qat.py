@@ -15,14 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest
 from segcore.command import log
 from segcore.dataset.agreement import check_agreement, tested_among
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.dataset.labelled_share import training_cases
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch

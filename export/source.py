@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
 from segcore.preprocess import InputSpec

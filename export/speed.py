@@ -11,9 +11,9 @@ import numpy as np
 from export.job import Job
 from runtime.engine import Engine
 from runtime.interleaved import ModelCalls, speedups, time_interleaved
+from segcore.bundle.guard_record import SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.guard_record import SpeedRatio
 from segcore.words import bounded_ratio
 
 ROUNDS = 5

@@ -11,10 +11,10 @@ from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
 from export.job import Job
 from export.rules.check import require_clean
 from runtime.parity import PARITY_LIMITS, ParityLimits, check_parity
+from segcore.bundle.golden import golden_inputs
+from segcore.bundle.manifest import Variant
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.golden import golden_inputs
-from segcore.manifest import Variant
 from segcore.preprocess import OutputSpec
 
 TYPED_8 = ("8.6", "10.3")

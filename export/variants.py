@@ -15,12 +15,12 @@ from export.judge import POINT, Judge, case_dice
 from export.model_file import write_float, write_model
 from export.source import as_graph
 from export.typed_files import type_for_tensorrt
+from segcore.bundle.golden import golden_inputs
+from segcore.bundle.guard_record import GuardRecord, points_text
+from segcore.bundle.manifest import Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.golden import golden_inputs
-from segcore.guard_record import GuardRecord, points_text
 from segcore.learn.deploy import DeployGraph
-from segcore.manifest import Variant
 from segcore.preprocess import InputSpec
 
 

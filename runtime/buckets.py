@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 from runtime.engine import Engine
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
-from segcore.manifest import Manifest, Variant
 
 Size = tuple[int, int]
 """Height and width in pixels."""

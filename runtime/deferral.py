@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.engine import choose_engine
 from runtime.predictor import Prediction, Predictor, Timings
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.errors import InputError
 
 BELOW = 0.9

@@ -27,7 +27,7 @@ from runtime.predictor import Predictor
 from runtime.trt.build import build_bundle
 from runtime.verify import Verification, verify_bundle
 from segcore import __version__
-from segcore.bundle import MANIFEST, Bundle, open_bundle
+from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segcore.bundle.guard_record import GuardRecord, SpeedRatio, least_speedup
+from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
-from segcore.guard_record import GuardRecord, SpeedRatio, least_speedup
-from segcore.manifest import EngineTarget
 
 SCHEMA_VERSION = 1
 

@@ -13,11 +13,11 @@ from runtime.engine import BUILDS_FROM, ENGINES, engines_for
 from runtime.interleaved import ModelCalls, speedups, time_interleaved
 from runtime.predictor import Predictor
 from runtime.verify import verify_bundle
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.guard_record import SpeedRatio
+from segcore.bundle.manifest import Manifest
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.guard_record import SpeedRatio
-from segcore.manifest import Manifest
 from segcore.preprocess import prepare
 from segcore.words import bounded_ratio
 

@@ -26,9 +26,9 @@ from typing import Any
 
 from runtime.device_report import Percentiles, TensorRTFacts, percentiles
 from runtime.trt.engine import open_model
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.guard_record import GuardRecord
 from segcore.errors import InputError
-from segcore.guard_record import GuardRecord
 
 _TIMED_CALLS, _PROFILED_CALLS = 500, 50  # a profiled call waits after every layer
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from segcore.bundle.manifest import EngineTarget, Manifest
 from segcore.errors import InputError, need
-from segcore.manifest import EngineTarget, Manifest
 
 ENGINES = {
     "openvino": "runtime.openvino_engine",

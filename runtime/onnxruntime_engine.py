@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.stream import in_order
+from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
-from segcore.manifest import EngineTarget
 
 
 def open_model(

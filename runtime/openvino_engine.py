@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from runtime.stream import in_order
-from segcore.bundle import hash_file
+from segcore.bundle.folder import hash_file
+from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
-from segcore.manifest import EngineTarget
 
 
 def import_openvino() -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.golden_prompts import Replies
+from segcore.bundle.golden_prompts import Replies
 from segcore.metrics import disagreement
 from segcore.preprocess import OutputSpec, mask_of_logits
 from segcore.prompts import answer_spec

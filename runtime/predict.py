@@ -38,7 +38,7 @@ from runtime.predict_ray import predict_with_ray
 from runtime.predict_workers import predict_in_processes
 from runtime.predict_write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat

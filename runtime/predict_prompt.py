@@ -14,7 +14,7 @@ from runtime.predict_inputs import PredictionInput
 from runtime.predict_write import Outputs, ScanPrediction, failure_record, write_prediction
 from runtime.predictor import Prediction, Timings
 from runtime.promptable import PromptPredictor, prompt_spec
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
 from segcore.prompts import Prompt

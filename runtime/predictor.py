@@ -17,9 +17,9 @@ import numpy as np
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
 from runtime.engine import Engine, available_threads, choose_engine, open_engine
 from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
-from segcore.manifest import Manifest, Variant
 from segcore.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.quality import quality_of
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from runtime.engine import available_threads, choose_engine
 from runtime.prompt_model import PromptModel, open_prompt_model
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.preprocess import decide, prepare, probabilities
 from segcore.prompts import (
     MASK_CLIP,

@@ -21,12 +21,12 @@ from runtime.parity import (
 )
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.golden import GOLDEN_FILE, load_golden
+from segcore.bundle.golden_prompts import GOLDEN_PROMPTS, ask, load_golden_prompts
+from segcore.bundle.manifest import Variant
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError
-from segcore.golden import GOLDEN_FILE, load_golden
-from segcore.golden_prompts import GOLDEN_PROMPTS, ask, load_golden_prompts
-from segcore.manifest import Variant
 
 
 class VerifySettings(Settings):

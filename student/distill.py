@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
 from segcore.dataset.agreement import check_agreement
 from segcore.dataset.dataset import Dataset, open_dataset

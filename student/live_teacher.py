@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.learn.deploy import normaliser
 from student.network import load_student
 from teacher.system import load_teacher

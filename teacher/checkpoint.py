@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError
 from segcore.outfolder import write_bytes

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from runtime.predictor import Predictor
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.dataset.case import Case
 from segcore.preprocess import Activation, mask_of_logits, prepare, resize_logits
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from segcore.bundle import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.agreement import check_agreement
 from segcore.dataset.case import Case, volumes_of

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
 from segcore.learn.weights import check_torch_bundle, load_weights
-from segcore.manifest import Manifest
 from segcore.preprocess import InputSpec, OutputSpec
 from segcore.prompts import PromptSpec
 from teacher.settings import SystemName

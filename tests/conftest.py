@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from segcore.manifest import Manifest
+    from segcore.bundle.manifest import Manifest
     from student.design import Design
 
 # Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
@@ -45,11 +45,11 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from segcore.bundle import seal_bundle
+    from segcore.bundle.folder import seal_bundle
+    from segcore.bundle.manifest import DataRecord
     from segcore.dataset.dataset import open_dataset, split_counts
     from segcore.host import made_now
     from segcore.learn.deploy import DeployGraph
-    from segcore.manifest import DataRecord
     from segcore.preprocess import InputSpec, output_spec, prepare, resize_mask
     from student.network import GREY_MEAN_STD, build_student
 
@@ -135,8 +135,8 @@ def beside(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def manifest() -> "Manifest":
     """Of a model of one class that has no files: what is written beside a mask comes from it."""
+    from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
     from segcore.host import made_now
-    from segcore.manifest import DataRecord, FileEntry, Manifest
     from segcore.preprocess import InputSpec, output_spec
 
     classes = ("lung",)

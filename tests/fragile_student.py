@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.host import made_now
 from segcore.learn.weights import save_weights
 from student.network import Student, build_student, load_student

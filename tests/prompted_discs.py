@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from segcore.bundle import seal_bundle
+from segcore.bundle.folder import seal_bundle
+from segcore.bundle.manifest import DataRecord
 from segcore.host import made_now
-from segcore.manifest import DataRecord
 from segcore.preprocess import InputSpec, output_spec
 from segcore.prompts import PromptSpec
 

@@ -95,7 +95,7 @@ def test_a_missing_lung_is_grey_and_the_other_is_left():
 def test_the_command_writes_its_folder(exported, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from benchmarks.deferral import DeferralSettings, main
-    from segcore.bundle import open_bundle, seal_bundle
+    from segcore.bundle.folder import open_bundle, seal_bundle
     from segcore.errors import InputError
     from segcore.quality import QualityModel
 

@@ -200,7 +200,7 @@ def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from benchmarks.run import main
     from runtime.device import DeviceSettings, measure_device
-    from segcore.bundle import open_bundle
+    from segcore.bundle.folder import open_bundle
 
     bundle, report = exported("onnx", "fp32"), tmp_path / "device-report.json"
     quick = {"warm_up_s": 0.0, "rounds": 1, "burst_s": 0.01, "threads": 1}

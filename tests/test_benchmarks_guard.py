@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.guard_tables import TITLE, guard_html, guard_markdown, guarded_bundles
 from benchmarks.report import render_html, render_markdown
-from segcore.bundle import Bundle
-from segcore.guard_record import (
+from segcore.bundle.folder import Bundle
+from segcore.bundle.guard_record import (
     DiceScore,
     FloatLayer,
     GuardRecord,
@@ -17,7 +17,7 @@ from segcore.guard_record import (
     LayerSensitivity,
     SpeedRatio,
 )
-from segcore.manifest import DataRecord
+from segcore.bundle.manifest import DataRecord
 
 
 def _load(name: str):

@@ -12,7 +12,7 @@ from benchmarks.profile import ProfileSettings, main
 from benchmarks.profile_plot import draw_profiles
 from benchmarks.profile_text import Profiled, describe, kind_table, sentences, write_layers
 from runtime.roofline import Roofline
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 
 PEAKS = Roofline("openvino", "2026.1", 1, 400.0, 100.0, 40.0)

@@ -20,10 +20,10 @@ from benchmarks.networks import network_tables
 from benchmarks.pictures import choose_cases, draw_example
 from benchmarks.record import Reliability
 from benchmarks.report import Report, render_html, render_markdown
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
 from segcore.dataset.case import Case, PhantomSource
 from segcore.host import Made
-from segcore.manifest import DataRecord, FileEntry, Manifest
 from segcore.preprocess import InputSpec, OutputSpec
 
 _spec = importlib.util.spec_from_file_location(

@@ -15,12 +15,12 @@ from benchmarks.record import CaseRecord, Record, read_lines  # noqa: E402
 from benchmarks.run import main  # noqa: E402
 from benchmarks.settings import BenchmarkSettings  # noqa: E402
 from benchmarks.subject import choose_reference, engines_of, name_subjects, open_bundles  # noqa: E402
-from segcore.bundle import seal_bundle  # noqa: E402
+from segcore.bundle.folder import seal_bundle  # noqa: E402
+from segcore.bundle.manifest import DataRecord  # noqa: E402
 from segcore.command import parse_settings  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.host import made_now  # noqa: E402
-from segcore.manifest import DataRecord  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec  # noqa: E402
 from student.design import unet  # noqa: E402
 from student.network import build_student  # noqa: E402

@@ -25,10 +25,10 @@ from benchmarks.study_settings import StudySettings, parse_grid, words_of
 from benchmarks.study_summary import choose, summarise
 from benchmarks.study_test import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
 from benchmarks.study_words import is_told_apart
+from segcore.bundle.manifest import Manifest
 from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import GateError, InputError
-from segcore.manifest import Manifest
 from segcore.stats import (
     FLIPS,
     corrected_t_p,

@@ -18,7 +18,7 @@ from demo.case_pictures import outlined
 from demo.case_text import case_text
 from demo.case_view import CaseView
 from demo.scores import HINT
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from segcore.measurements import measure, measure_volume
 from segcore.overlay import COLOURS
 from segcore.phantom import phantom_case

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from demo.downloads import PAGE, formats_for, write_mask_files
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.medical.mask_files import read_mask_file
 from segcore.scan import Scan
 

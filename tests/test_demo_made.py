@@ -16,8 +16,8 @@ from demo.model_story import (
     short_limits,
     story_of,
 )
-from segcore.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
-from segcore.manifest import Manifest
+from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
+from segcore.bundle.manifest import Manifest
 from segcore.preprocess import InputSpec
 from segcore.quality import QualityModel
 

@@ -11,7 +11,7 @@ from demo.answers import MAX_RUNS
 from demo.models import Models
 from demo.open_sessions import MAX_SESSIONS, OpenSessions
 from demo.uploads import receive
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 

@@ -20,7 +20,7 @@ from demo.prompt_summary import prompt_words
 from demo.reader_session import ReaderSession
 from demo.segment import read_prompt, segment_file
 from demo.views import case_view, viewer_value
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 from segcore.prompts import Prompt

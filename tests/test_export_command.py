@@ -7,9 +7,9 @@ import pytest
 
 from export.command import ExportSettings, export_bundle
 from runtime.parity import ParityLimits
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.golden import golden_inputs, load_golden
 from segcore.errors import GateError, InputError
-from segcore.golden import golden_inputs, load_golden
 
 DATA = "phantom:cxr:24"
 

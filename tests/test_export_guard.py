@@ -8,7 +8,7 @@ import pytest
 
 from export.guard import MAX_FLOAT_SHARE, Bounds, rank_layers, return_layers, try_layers
 from export.judge import Judgement
-from segcore.guard_record import DiceScore
+from segcore.bundle.guard_record import DiceScore
 
 
 class Layers:
@@ -123,7 +123,7 @@ def calibrated(torch_bundle, tmp_path_factory):
     pytest.importorskip("nncf")
     from export.model_file import calibrate, write_model
     from export.source import open_graph
-    from segcore.bundle import open_bundle
+    from segcore.bundle.folder import open_bundle
     from segcore.dataset.dataset import open_dataset
 
     folder = tmp_path_factory.mktemp("calibrated")

@@ -18,9 +18,9 @@ from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, re
 from export.kit_text import readme, trtexec_lines
 from export.kit_wheel import edge_modules, heavy_import, imports_at_top
 from runtime.device_report import read_report
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
+from segcore.bundle.manifest import Variant
 from segcore.errors import InputError
-from segcore.manifest import Variant
 
 ROOT = Path(__file__).parents[1]
 

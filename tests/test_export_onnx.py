@@ -4,7 +4,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 
 from export.onnx_export import check_onnx  # noqa: E402
-from segcore.bundle import open_bundle  # noqa: E402
+from segcore.bundle.folder import open_bundle  # noqa: E402
 
 
 @pytest.fixture

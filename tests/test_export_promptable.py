@@ -29,12 +29,12 @@ from runtime.promptable import PromptPredictor  # noqa: E402
 from runtime.tensor_session import open_session  # noqa: E402
 from runtime.trt.build import seal_engine  # noqa: E402
 from runtime.verify import verify_bundle  # noqa: E402
-from segcore.bundle import open_bundle, seal_bundle  # noqa: E402
+from segcore.bundle.folder import open_bundle, seal_bundle  # noqa: E402
+from segcore.bundle.golden_prompts import ask, golden_questions, load_golden_prompts  # noqa: E402
+from segcore.bundle.manifest import DataRecord, EngineTarget  # noqa: E402
 from segcore.errors import GateError  # noqa: E402
-from segcore.golden_prompts import ask, golden_questions, load_golden_prompts  # noqa: E402
 from segcore.host import made_now  # noqa: E402
 from segcore.learn.weights import save_weights  # noqa: E402
-from segcore.manifest import DataRecord, EngineTarget  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec  # noqa: E402
 from segcore.prompts import Prompt, PromptSpec, prompt_arrays  # noqa: E402
 from teacher import sam2_package  # noqa: E402

@@ -11,7 +11,7 @@ from export.equalise import equalise
 from export.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, round_weight
 from export.qat import Finetuning, finetune
 from export.traced import fold_norms
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from student.design import Design, unet

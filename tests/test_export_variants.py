@@ -5,9 +5,9 @@ import pytest
 from export.command import ExportSettings, export_bundle, make_job
 from runtime.engine import open_engine
 from runtime.parity import PARITY_LIMITS, check_parity
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
+from segcore.bundle.golden import load_golden
 from segcore.errors import GateError, InputError
-from segcore.golden import load_golden
 
 DATA = "phantom:cxr:24"
 UNGUARDED = {
@@ -183,7 +183,7 @@ def test_int8_at_another_size_is_guarded_too(torch_bundle, several, fragile_stud
 def test_a_teacher_has_one_picture_a_call(torch_bundle, tmp_path):
     import shutil
 
-    from segcore.bundle import seal_bundle
+    from segcore.bundle.folder import seal_bundle
 
     shutil.copytree(torch_bundle, tmp_path / "teacher")
     manifest = dict(open_bundle(torch_bundle).manifest) | {"kind": "teacher"}

@@ -14,10 +14,10 @@ from runtime.predict import PredictSettings, main
 from runtime.predictor import Predictor
 from runtime.verify import VerifySettings, verify_bundle
 from runtime.verify import main as verify
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.golden import golden_inputs, load_golden, save_golden
+from segcore.bundle.manifest import Variant
 from segcore.errors import GateError, InputError
-from segcore.golden import golden_inputs, load_golden, save_golden
-from segcore.manifest import Variant
 from segcore.phantom import phantom_case
 from segcore.preprocess import mask_of_logits, prepare
 

@@ -9,7 +9,7 @@ from PIL import Image
 from runtime.deferral import DeferringPredictor
 from runtime.predict import PredictSettings, main
 from runtime.predictor import Predictor
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 from segcore.quality import QualityModel, quality_of

@@ -27,11 +27,11 @@ from runtime.device_speed import check_baseline, check_comparing, gate_speed
 from runtime.device_tensorrt import engine_facts
 from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
 from runtime.interleaved import LatencySamples, speedups
-from segcore.bundle import Bundle, open_bundle, seal_bundle
+from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
+from segcore.bundle.golden import GOLDEN_FILE, load_golden, save_golden
+from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.command import run_command
 from segcore.errors import GateError, InputError
-from segcore.golden import GOLDEN_FILE, load_golden, save_golden
-from segcore.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.preprocess import InputSpec, prepare
 from segcore.words import bounded_ratio
 

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.engine import OPENED_BY, engines_for, installed, open_engine
 from runtime.predictor import Predictor
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 from segcore.preprocess import InputSpec, mask_of_logits, output_spec, prepare

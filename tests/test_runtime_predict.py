@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from runtime.predict import PredictSettings, main
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.image import read_image
 from segcore.phantom import phantom_case

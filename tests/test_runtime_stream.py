@@ -12,9 +12,9 @@ from runtime.engine import OPENED_BY, open_engine
 from runtime.openvino_engine import cache_folder, cpu_settings, import_openvino
 from runtime.predictor import Predictor
 from runtime.stream import in_order
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
+from segcore.bundle.golden import load_golden
 from segcore.errors import InputError
-from segcore.golden import load_golden
 from segcore.phantom import phantom_case
 
 

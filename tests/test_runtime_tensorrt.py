@@ -25,11 +25,11 @@ from runtime.trt.library import (
 from runtime.trt.plan_request import available_mib, memory_limits
 from runtime.trt.progress import PhaseBars
 from runtime.trt.target import DeviceIdentity, check_target, identify_device, read_l4t
-from segcore.bundle import Bundle, open_bundle, seal_bundle
+from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
+from segcore.bundle.golden import save_golden
+from segcore.bundle.manifest import DataRecord, EngineTarget, Variant
 from segcore.errors import InputError
-from segcore.golden import save_golden
 from segcore.host import made_now
-from segcore.manifest import DataRecord, EngineTarget, Variant
 from segcore.preprocess import InputSpec, output_spec
 
 ORIN = DeviceIdentity("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")

@@ -18,11 +18,11 @@ import pytest
 from runtime.trt.cuda_runtime import CudaError, Device
 from runtime.trt.plan_request import PlanRequest
 from runtime.trt.target import identify_device
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.golden import save_golden
+from segcore.bundle.manifest import DataRecord
 from segcore.errors import InputError
-from segcore.golden import save_golden
 from segcore.host import made_now
-from segcore.manifest import DataRecord
 from segcore.preprocess import InputSpec, output_spec
 
 ORIN = Device("Orin", "8.7", 8, 7620, integrated=True)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from runtime.device_tensorrt import prove_int8, read_layers, summarise_layers
+from segcore.bundle.guard_record import DiceScore, GuardRecord
 from segcore.errors import InputError
-from segcore.guard_record import DiceScore, GuardRecord
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 FP16 = "Channel major FP16 format where channel % 8 == 0"

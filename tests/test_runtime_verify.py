@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from runtime.verify import VerifySettings, main, verify_bundle
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.golden import load_golden, save_golden
 from segcore.errors import GateError, InputError
-from segcore.golden import load_golden, save_golden
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from segcore.bundle import MANIFEST, Bundle, hash_file, open_bundle, seal_bundle
+from segcore.bundle.folder import MANIFEST, Bundle, hash_file, open_bundle, seal_bundle
+from segcore.bundle.manifest import Manifest, Metric
 from segcore.errors import InputError
-from segcore.manifest import Manifest, Metric
 
 # Written by version 0.1.0. It must keep parsing to the same values: bundles travel and live long.
 GOLDEN = """{

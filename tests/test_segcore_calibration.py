@@ -75,7 +75,7 @@ def test_a_temperature_changes_probabilities_and_is_left_out_of_the_manifest_whe
 
 def test_a_trained_bundle_says_how_its_threshold_was_chosen(tmp_path):
     pytest.importorskip("torch")
-    from segcore.bundle import open_bundle
+    from segcore.bundle.folder import open_bundle
     from student.distill import DistillSettings, main
 
     common = {

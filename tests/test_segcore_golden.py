@@ -1,6 +1,6 @@
 import numpy as np
 
-from segcore.golden import golden_inputs, load_golden, save_golden
+from segcore.bundle.golden import golden_inputs, load_golden, save_golden
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.preprocess import InputSpec
 

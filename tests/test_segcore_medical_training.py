@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.scan_cases import open_scan

@@ -7,12 +7,12 @@ import shlex
 
 import pytest
 
-from segcore.bundle import MANIFEST, open_bundle, seal_bundle
+from segcore.bundle.folder import MANIFEST, open_bundle, seal_bundle
+from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
+from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import MODEL_CARD, limits, model_card
 from segcore.command import Settings, parse_settings
-from segcore.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
-from segcore.manifest import Manifest
 from segcore.quality import QualityModel
-from segcore.story import MODEL_CARD, limits, model_card
 
 MADE = {
     "command": "python -m export --out `x`", "time": "2026-01-02T03:04:05+00:00", "commit": "1a211d7",

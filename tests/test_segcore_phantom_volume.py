@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from segcore.bundle.golden import golden_inputs
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
-from segcore.golden import golden_inputs
 from segcore.phantom import PHANTOM_CLASSES, PHANTOM_KINDS, VOLUME_SLICES, phantom_case, phantom_patient
 from segcore.preprocess import InputSpec
 

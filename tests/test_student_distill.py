@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import normaliser
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss

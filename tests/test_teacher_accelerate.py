@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.learn.weights import load_file
 from teacher.image_model import Sam2ImageModel
 

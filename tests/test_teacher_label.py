@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from runtime.predictor import Predictor
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.manifest import DataRecord
 from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset, split_counts
 from segcore.dataset.soft_labels import open_soft_labels
@@ -18,7 +19,6 @@ from segcore.errors import InputError
 from segcore.host import made_now
 from segcore.learn.deploy import DeployGraph
 from segcore.learn.weights import save_weights
-from segcore.manifest import DataRecord
 from segcore.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
 from teacher.decoders.supervised_heads import FinestHead
 from teacher.ensemble import mean_logits

@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("sam2")
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.evaluate import Validator

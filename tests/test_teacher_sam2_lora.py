@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 pytest.importorskip("peft")
 
-from segcore.bundle import open_bundle  # noqa: E402
+from segcore.bundle.folder import open_bundle  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.preprocess import InputSpec, output_spec  # noqa: E402

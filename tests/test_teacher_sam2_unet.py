@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator

@@ -13,13 +13,13 @@ pytest.importorskip("peft")
 
 from accelerate.state import AcceleratorState  # noqa: E402
 
+from segcore.bundle.manifest import Manifest  # noqa: E402
 from segcore.dataset.case import Case  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.deploy import normaliser  # noqa: E402
 from segcore.learn.loader import TrainingSet, build_loader, training_input  # noqa: E402
 from segcore.learn.loop import add_gradient, open_accelerator, open_run, update_weights  # noqa: E402
-from segcore.manifest import Manifest  # noqa: E402
 from segcore.prompts import PromptSpec  # noqa: E402
 from student.distill import DistillSettings  # noqa: E402
 from student.distill import main as distill  # noqa: E402

@@ -10,7 +10,7 @@ from export.attention import has_attention
 from export.command import ExportSettings, export_bundle
 from export.onnx_export import write_onnx
 from runtime.engine import open_engine
-from segcore.bundle import open_bundle, seal_bundle
+from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph, normaliser

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from segcore.bundle import open_bundle
+from segcore.bundle.folder import open_bundle
 from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import open_soft_labels

@@ -14,12 +14,12 @@ from runtime.trt.cuda_runtime import open_cuda
 from runtime.trt.library import OLDEST, STRONGLY_TYPED, Release, check_installed, import_tensorrt, release_of
 from runtime.trt.plan_request import BuiltPlan, PlanRequest
 from runtime.verify import Verification, verify_bundle
-from segcore.bundle import Bundle, open_bundle, seal_bundle
+from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
+from segcore.bundle.golden import GOLDEN_FILE
+from segcore.bundle.manifest import EngineTarget, Manifest, Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.golden import GOLDEN_FILE
 from segcore.host import Made, made_now
-from segcore.manifest import EngineTarget, Manifest, Variant
 from segcore.outfolder import check_apart, out_folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.trt.library import import_tensorrt
-from segcore.manifest import EngineTarget
+from segcore.bundle.manifest import EngineTarget
 
 if TYPE_CHECKING:  # it imports tensorrt, whose absence must be one line that says what to do
     from runtime.trt.execution import TensorRtEngine

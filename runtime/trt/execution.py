@@ -19,8 +19,8 @@ from runtime.trt.cuda_runtime import Buffers, Cuda, open_cuda, paired
 from runtime.trt.library import load_error, release_of
 from runtime.trt.log import TensorRtLog
 from runtime.trt.target import check_target, identify_device
+from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
-from segcore.manifest import EngineTarget
 
 
 @dataclass

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from runtime.trt.cuda_runtime import Device
 from runtime.trt.library import REBUILD
+from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
-from segcore.manifest import EngineTarget
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from segcore.bundle.manifest import DataRecord
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
-from segcore.manifest import DataRecord
 
 
 def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from segcore.bundle import hash_file
+from segcore.bundle.folder import hash_file
 from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES

@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 from torch import nn
 
-from segcore.bundle import seal_bundle
+from segcore.bundle.folder import seal_bundle
+from segcore.bundle.manifest import DataRecord, Manifest, Metric
 from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.deploy import count_macs
@@ -20,7 +21,6 @@ from segcore.learn.loop import HISTORY, drop_checkpoint
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
-from segcore.manifest import DataRecord, Manifest, Metric
 from segcore.outfolder import write_text
 from segcore.prompts import PromptSpec
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from segcore.bundle import Bundle
+from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.outfolder import write_bytes
 

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segcore import __version__
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from segcore.scan import Scan
 
 CASE_SCHEMA_VERSION = 1

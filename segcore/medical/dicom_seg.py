@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from segcore import __version__
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.manifest import Manifest
 from segcore.medical.seg_codes import segment_codes
 from segcore.medical.seg_frames import place_frames
 from segcore.medical.seg_source import has_planes, load_highdicom, missing, replace_element, sources

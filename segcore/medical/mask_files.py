@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
 from segcore.image import read_mask
-from segcore.manifest import Manifest
 from segcore.medical.case_json import case_json
 from segcore.medical.dicom import is_dicom
 from segcore.medical.dicom_seg import encode_seg

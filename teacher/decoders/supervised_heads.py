@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.sam2_weights import load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings

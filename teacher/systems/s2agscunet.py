@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.losses import segmentation_loss
-from segcore.manifest import Manifest
 from teacher.decoders.supervised_heads import (
     double_conv,
     open_supervised,

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import nn
 
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.decoders.class_masks import (
     STRIDE,

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import nn
 
-from segcore.manifest import Manifest
+from segcore.bundle.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import (

@@ -15,9 +15,9 @@ from typing import cast
 import numpy as np
 from torch import nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
-from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.memory.clips import ClipSet, clip_loss

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import (

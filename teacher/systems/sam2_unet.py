@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.losses import boundary_loss
-from segcore.manifest import Manifest
 from teacher.decoders.supervised_heads import (
     double_conv,
     open_supervised,

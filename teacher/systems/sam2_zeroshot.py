@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.learn.losses import cross_entropy, dice_loss
-from segcore.manifest import Manifest
 from segcore.preprocess import output_spec
 from teacher.sam2_weights import NO_WEIGHTS
 from teacher.settings import SystemName, TeacherSettings

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segcore.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from segcore.bundle.story import MODEL_CARD, model_card
 from segcore.errors import InputError
-from segcore.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from segcore.outfolder import write_text
-from segcore.story import MODEL_CARD, model_card
 
 MANIFEST = "manifest.json"
 _NOT_HANDED_DOWN = {"files", "metrics", "schema_version"}

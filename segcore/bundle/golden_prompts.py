@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segcore.golden import CASES_A_KIND, golden_inputs
+from segcore.bundle.golden import CASES_A_KIND, golden_inputs
 from segcore.preprocess import InputSpec
 from segcore.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 

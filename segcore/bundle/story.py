@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from segcore.guard_record import points_text
+from segcore.bundle.guard_record import points_text
+from segcore.bundle.manifest import Manifest, Metric
 from segcore.host import Made
-from segcore.manifest import Manifest, Metric
 from segcore.preprocess import InputSpec
 from segcore.windows import CT_WINDOWS
 from segcore.words import bounded_ratio

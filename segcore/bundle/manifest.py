@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segcore.bundle.guard_record import GuardRecord
 from segcore.calibration import Calibration
-from segcore.guard_record import GuardRecord
 from segcore.host import Made
 from segcore.preprocess import InputSpec, OutputSpec
 from segcore.prompts import PromptSpec
