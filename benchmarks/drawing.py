@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from segcore.overlay import COLOURS
+from segcore.picture.overlay import COLOURS
 
 INK, _SOFT = "#010203", "#040506"  # stand-ins, replaced by currentColor: matplotlib knows no CSS
 _STYLE: dict[Any, Any] = {

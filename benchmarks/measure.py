@@ -27,7 +27,7 @@ from runtime.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.errors import InputError
-from segcore.preprocess import prepare
+from segcore.picture.preprocess import prepare
 
 PICTURES = 8
 """Pictures that the timing goes round; held in memory, so that no file is read in a timed call."""

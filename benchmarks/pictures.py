@@ -12,8 +12,8 @@ from PIL import Image
 
 from benchmarks.record import CaseRecord
 from segcore.dataset.case import Case
-from segcore.overlay import as_rgb, error_map, overlay
-from segcore.preprocess import InputSpec, through_window
+from segcore.picture.overlay import as_rgb, error_map, overlay
+from segcore.picture.preprocess import InputSpec, through_window
 
 MODELS = 3
 TILE_PX = 288

@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.record import Record, Reliability
 from segcore import words
-from segcore.calibration import BINS, expected_calibration_error, reliability_rows
-from segcore.preprocess import OutputSpec
+from segcore.picture.calibration import BINS, expected_calibration_error, reliability_rows
+from segcore.picture.preprocess import OutputSpec
 
 ECE_IN_WORDS = (
     "ECE, the expected calibration error, is by how much a pixel's probability misses how often such pixels are "
@@ -40,7 +40,7 @@ class PixelCounts:
         """Adds one case.
 
         Args:
-            probability: K×H×W, as `segcore.preprocess.probabilities` gives it.
+            probability: K×H×W, as `segcore.picture.preprocess.probabilities` gives it.
             truth: H×W class indices.
         """
         if self.of == "foreground":

@@ -22,7 +22,7 @@ from runtime.device_report import DeviceReport
 from runtime.roofline import Roofline, describe_roofline
 from segcore.bundle.folder import Bundle
 from segcore.host import Made
-from segcore.overlay import COLOURS, EXTRA, MISSED
+from segcore.picture.overlay import COLOURS, EXTRA, MISSED
 from segcore.tables import Table
 
 PAIRED = 3

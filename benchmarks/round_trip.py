@@ -33,7 +33,7 @@ from segcore.host import describe_host, library_versions
 from segcore.medical.mask_files import MaskFormat, read_mask_file, write_masks
 from segcore.medical.read import read_scan
 from segcore.outfolder import write_text
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 from segcore.tables import table_of
 
 _FILES: dict[MaskFormat, str] = {"dicom-seg": "mask.dcm", "nifti": "mask.nii.gz", "png": "mask.png"}

@@ -34,7 +34,7 @@ from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.host import Made, made_now
 from segcore.medical.read import read_scan
-from segcore.preprocess import prepare
+from segcore.picture.preprocess import prepare
 
 _WRITTEN = {
     "masks": ("--no-measurements", "--no-overlays"),

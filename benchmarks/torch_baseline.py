@@ -10,7 +10,7 @@ import numpy as np
 from runtime.predictor import Prediction, Timings
 from segcore.bundle.folder import Bundle
 from segcore.errors import need
-from segcore.preprocess import decide, prepare, probabilities
+from segcore.picture.preprocess import decide, prepare, probabilities
 
 
 class TorchPredictor:

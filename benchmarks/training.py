@@ -123,7 +123,7 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet, training_input
     from segcore.learn.loop import open_accelerator, open_run
-    from segcore.preprocess import output_spec
+    from segcore.picture.preprocess import output_spec
     from student.design import check_size, find_design
     from student.distill import DistillSettings, loss_function
     from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_student

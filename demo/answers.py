@@ -14,8 +14,8 @@ from demo.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle.manifest import Manifest
 from segcore.metrics import dice_per_class, disagreement
-from segcore.overlay import as_rgb
-from segcore.preprocess import decide
+from segcore.picture.overlay import as_rgb
+from segcore.picture.preprocess import decide
 
 SHOWN_SIDE_PX = 768
 MAX_RUNS, MAX_SECONDS = 5, 1.0

@@ -12,7 +12,7 @@ from PIL import Image
 from demo.case_text import case_text
 from demo.case_view import CaseView
 from segcore.errors import need
-from segcore.overlay import COLOURS
+from segcore.picture.overlay import COLOURS
 
 TEMPLATE = Path(__file__).with_name("case.html.j2")
 _DASHES = {"solid": "none", "dashed": "7 5", "dotted": "3 3"}

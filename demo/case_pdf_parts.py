@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo.case_fonts import Face
 from demo.case_text import CaseFigure, CaseTable
-from segcore.overlay import COLOURS
+from segcore.picture.overlay import COLOURS
 
 WIDTH_MM, BETWEEN_MM = 186.0, 7.0
 """Of what is printed, and between its two columns."""

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from demo.answers import fit
-from segcore.overlay import COLOURS
-from segcore.preprocess import resize_mask
-from segcore.prompts import Prompt
+from segcore.picture.overlay import COLOURS
+from segcore.picture.preprocess import resize_mask
+from segcore.picture.prompts import Prompt
 
 SIDE_PX = 640
 """Longest side of a printed picture: 60 mm at 270 dots an inch."""

@@ -15,7 +15,7 @@ from segcore.errors import InputError
 from segcore.medical.case_json import case_json
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.outfolder import write_text
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 from segcore.scan_measurements import measure_scan
 
 NEUTRAL = "case"

@@ -10,8 +10,8 @@ from PIL import Image
 
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
-from segcore.overlay import as_rgb
-from segcore.scan import Scan
+from segcore.picture.overlay import as_rgb
+from segcore.picture.scan import Scan
 
 EXAMPLES = 6
 

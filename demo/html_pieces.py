@@ -15,7 +15,7 @@ from demo.traffic_light import light_card
 from demo.viewer import SHOWN_SIDE_PX
 from segcore.measurement_words import describe
 from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 _UNKNOWN = " (spacing unknown)"
 BANNER = (

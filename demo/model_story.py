@@ -18,7 +18,7 @@ from segcore.bundle.story import (
     limits,
     training_cases,
 )
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 FORMATS = {
     "torch": "PyTorch",

@@ -13,7 +13,7 @@ from demo.answers import ModelAnswer
 from demo.models import Models
 from demo.prompt_summary import PromptSummary
 from segcore.errors import InputError
-from segcore.prompts import Prompt
+from segcore.picture.prompts import Prompt
 
 if TYPE_CHECKING:
     from runtime.promptable import EncodedImage, PromptAnswer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segcore.prompts import Prompt
+from segcore.picture.prompts import Prompt
 
 
 @dataclass(frozen=True)

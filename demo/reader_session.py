@@ -21,7 +21,7 @@ from segcore.errors import InputError
 from segcore.measurements import VolumeMeasurements, measure_volume
 from segcore.medical.mask_files import read_mask_file
 from segcore.medical.read import read_scan
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 
 @dataclass

@@ -17,8 +17,8 @@ from demo.prompt_summary import prompt_record
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
-from segcore.prompts import Prompt
-from segcore.scan import Scan
+from segcore.picture.prompts import Prompt
+from segcore.picture.scan import Scan
 from segcore.scan_measurements import measure_scan
 
 

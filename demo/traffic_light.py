@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from segcore.quality import QualityModel
+from segcore.picture.quality import QualityModel
 
 GREEN_FROM = 0.9
 """Expected Dice from which the light is green; `runtime.predict --below` passes on what is less."""

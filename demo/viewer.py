@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 
 from demo.traffic_light import light_of
-from segcore.overlay import COLOURS
-from segcore.preprocess import Activation, resize_mask
-from segcore.windows import CT_WINDOWS, Window
+from segcore.picture.overlay import COLOURS
+from segcore.picture.preprocess import Activation, resize_mask
+from segcore.picture.windows import CT_WINDOWS, Window
 
 SHOWN_SIDE_PX = 1024
 """Longer pictures are shown reduced: more would be sent than a screen shows."""

@@ -63,7 +63,7 @@ function paintPicture(scene, low, high) {
   return canvasOf(image);
 }
 
-/** Class index of every pixel, 0 for background, as segcore.preprocess.decide does it. */
+/** Class index of every pixel, 0 for background, as segcore.picture.preprocess.decide does it. */
 function decide(model, threshold) {
   if (model.likeliest) return model.likeliest;
   const plane = model.planes[0];

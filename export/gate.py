@@ -16,7 +16,7 @@ from runtime.parity import check_parity
 from segcore.bundle.golden import GOLDEN_FILE, save_golden
 from segcore.dataset.case import Case
 from segcore.errors import GateError
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 
 @dataclass(frozen=True)

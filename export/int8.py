@@ -23,7 +23,7 @@ from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from segcore.bundle.guard_record import DiceScore
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.metrics import dice_per_class
-from segcore.preprocess import InputSpec, mask_of_logits, prepare
+from segcore.picture.preprocess import InputSpec, mask_of_logits, prepare
 
 POINT = 0.01  # of Dice
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from segcore.dataset.case import Case
-from segcore.preprocess import InputSpec, OutputSpec
+from segcore.picture.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     from export.calibrated import CalibratedGraph

@@ -20,7 +20,7 @@ from export.layer_names import name_layers
 from export.opset import to_opset_17
 from export.quiet import quiet
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec, OutputSpec
+from segcore.picture.preprocess import InputSpec, OutputSpec
 
 OPSET, MAX_IR = 17, 10
 INPUT, OUTPUT = "picture", "logits"

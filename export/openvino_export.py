@@ -16,7 +16,7 @@ import numpy as np
 from export.quiet import quiet
 from runtime.openvino_engine import import_openvino
 from segcore.dataset.case import Case
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 MODEL_FILE = "model.xml"  # with model.bin beside it
 _FQ = "FakeQuantize"

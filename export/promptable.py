@@ -31,8 +31,8 @@ from segcore.bundle.golden_prompts import (
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec
-from segcore.prompts import PromptSpec
+from segcore.picture.preprocess import InputSpec
+from segcore.picture.prompts import PromptSpec
 from teacher.image_model import Embedding, Promptable
 
 _DEAF = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet
     from segcore.learn.loop import Epoch
-    from segcore.preprocess import InputSpec
+    from segcore.picture.preprocess import InputSpec
     from student.distill import DistillSettings
     from student.network import Student
 

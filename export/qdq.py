@@ -22,7 +22,7 @@ from export.qdq_ranges import activation_ranges
 from export.rules.graph import DEQUANTIZE, WEIGHTED, Graph, view_graph
 from export.transposed import rewrite_transposed
 from segcore.dataset.case import Case
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 _STEPS = 127
 _LEAST_SCALE = 2.0**-16

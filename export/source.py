@@ -7,7 +7,7 @@ from torch import nn
 from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 
 def open_network(bundle: Bundle) -> nn.Module:

@@ -15,7 +15,7 @@ from segcore.bundle.golden import golden_inputs
 from segcore.bundle.manifest import Variant
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.preprocess import OutputSpec
+from segcore.picture.preprocess import OutputSpec
 
 TYPED_8 = ("8.6", "10.3")
 """Versions that take the graph typed FP32 and choose precisions by flags."""

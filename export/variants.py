@@ -21,7 +21,7 @@ from segcore.bundle.manifest import Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 
 def write_variants(job: Job, graph: DeployGraph, guard: GuardRecord | None) -> tuple[Variant, ...]:

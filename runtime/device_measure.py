@@ -14,7 +14,7 @@ from runtime.interleaved import ModelCalls, time_interleaved
 from runtime.load import others_share, peak_memory_mib, read_processor_times
 from runtime.predictor import Predictor
 from segcore.phantom import phantom_case
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 PICTURE_PX = 512
 PICTURES = 8

@@ -18,7 +18,7 @@ from segcore.bundle.guard_record import SpeedRatio
 from segcore.bundle.manifest import Manifest
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.preprocess import prepare
+from segcore.picture.preprocess import prepare
 from segcore.words import bounded_ratio
 
 _PRECISION_RANK = {"int8": 0, "fp16": 1, "fp32": 2}

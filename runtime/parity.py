@@ -12,8 +12,8 @@ import numpy as np
 
 from segcore.bundle.golden_prompts import Replies
 from segcore.metrics import disagreement
-from segcore.preprocess import OutputSpec, mask_of_logits
-from segcore.prompts import answer_spec
+from segcore.picture.preprocess import OutputSpec, mask_of_logits
+from segcore.picture.prompts import answer_spec
 
 _LEAST_SPREAD = 1e-3  # of the reference's spread; a collapsed network keeps less than its rounding noise
 

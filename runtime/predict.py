@@ -43,7 +43,7 @@ from segcore.command import Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat
 from segcore.outfolder import check_apart, out_folder
-from segcore.prompts import prompt_of
+from segcore.picture.prompts import prompt_of
 
 
 class PredictSettings(Settings):

@@ -27,7 +27,7 @@ from runtime.predictor import Prediction, Predictor
 from runtime.stream import in_order
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 _WRITERS = 2
 """Threads that write: packing an overlay as PNG takes longer than a student's whole prediction."""

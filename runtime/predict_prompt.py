@@ -17,7 +17,7 @@ from runtime.promptable import PromptPredictor, prompt_spec
 from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
-from segcore.prompts import Prompt
+from segcore.picture.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat, write_masks
-from segcore.overlay import overlay
-from segcore.scan import Scan
+from segcore.picture.overlay import overlay
+from segcore.picture.scan import Scan
 from segcore.scan_measurements import measure_scan
 
 PREDICTIONS_FILE = "predictions.jsonl"

@@ -20,8 +20,8 @@ from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predi
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
-from segcore.preprocess import InputSpec, decide, prepare, probabilities
-from segcore.quality import quality_of
+from segcore.picture.preprocess import InputSpec, decide, prepare, probabilities
+from segcore.picture.quality import quality_of
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Predictor:
 
         Args:
             batch: N×H×W×C uint8 of the manifest's input size, or another that the bundle holds, as
-                `segcore.preprocess.prepare` gives it.
+                `segcore.picture.preprocess.prepare` gives it.
 
         Returns:
             N×K×h×w float32 at the head's stride.

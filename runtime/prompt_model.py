@@ -40,7 +40,7 @@ class PromptModel:
 
         Args:
             features: of `encode`.
-            points: 1×S×2 float32, in the input's pixels; `segcore.prompts.prompt_arrays` makes them.
+            points: 1×S×2 float32, in the input's pixels; `segcore.picture.prompts.prompt_arrays` makes them.
             labels: 1×S float32.
             mask: h×w float32, logits of an earlier answer; None where there is none.
 

@@ -21,8 +21,8 @@ from runtime.prompt_model import PromptModel, open_prompt_model
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.preprocess import decide, prepare, probabilities
-from segcore.prompts import (
+from segcore.picture.preprocess import decide, prepare, probabilities
+from segcore.picture.prompts import (
     MASK_CLIP,
     Prompt,
     PromptSpec,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 
 def measure_scan(

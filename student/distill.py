@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from segcore.learn.augment import Sample
-    from segcore.preprocess import InputSpec
+    from segcore.picture.preprocess import InputSpec
     from student.design import Design
 
 
@@ -87,7 +87,7 @@ def _train_student(
     from segcore.learn.loader import TrainingSet, check_classes, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
-    from segcore.preprocess import output_spec
+    from segcore.picture.preprocess import output_spec
     from student.live_teacher import open_live_teacher
     from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
 
@@ -186,7 +186,7 @@ def loss_function(
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
         logits = network(normalised(batch["image"]))
-        # The loss sees what a user sees: logits resized to the picture, as `segcore.preprocess` does.
+        # The loss sees what a user sees: logits resized to the picture, as `segcore.picture.preprocess` does.
         # (All channels as one picture's: torch's backward of it, channels-last, takes twice as long.)
         flat, size = logits.float().flatten(0, 1)[None], batch["image"].shape[2:]
         flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)

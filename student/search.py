@@ -40,7 +40,7 @@ from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now
 from segcore.outfolder import out_folder, write_text
-from segcore.preprocess import InputSpec, output_spec
+from segcore.picture.preprocess import InputSpec, output_spec
 from student.candidates import Candidate, draw_candidates
 from student.distill import DistillSettings
 from student.distill import main as distill

@@ -26,7 +26,7 @@ from runtime.load import others_share, read_processor_times
 from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
-from segcore.preprocess import InputSpec, output_spec, prepare
+from segcore.picture.preprocess import InputSpec, output_spec, prepare
 from student.candidates import Candidate
 from student.design import PRESETS, Design
 from student.search_plan import (

@@ -14,7 +14,7 @@ import numpy as np
 from runtime.predictor import Predictor
 from segcore.bundle.folder import Bundle
 from segcore.dataset.case import Case
-from segcore.preprocess import Activation, mask_of_logits, prepare, resize_logits
+from segcore.picture.preprocess import Activation, mask_of_logits, prepare, resize_logits
 
 Tta = Literal["none", "flips"]
 Ask = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

@@ -93,7 +93,7 @@ class Sam2ImageModel(nn.Module):
         Args:
             embedding: of N pictures; to ask several prompts of one picture, repeat its features.
             points: N×P×2, (x, y) in the input's pixels.
-            labels: N×P float, as `segcore.prompts` numbers them.
+            labels: N×P float, as `segcore.picture.prompts` numbers them.
             mask: N×1×H/4×W/4, the logits of an earlier answer; None where none is.
             has_mask: N×1 float, 1 where `mask` counts, so that one graph serves both; None where all do.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.deploy import normaliser
 from segcore.learn.loader import check_classes
-from segcore.prompts import PADDING, PromptSpec
+from segcore.picture.prompts import PADDING, PromptSpec
 from teacher.image_model import MASKS, Answers, Embedding, Sam2ImageModel
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.sam2_weights import load_for_system
@@ -41,7 +41,7 @@ class PromptedSam2(nn.Module):
     Attributes:
         sam: its parts have the names of Meta's files.
         points: K×P×2, (x, y) in the input's pixels.
-        labels: K×P, as `segcore.prompts` numbers them.
+        labels: K×P, as `segcore.picture.prompts` numbers them.
     """
 
     points: Tensor

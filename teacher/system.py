@@ -29,8 +29,8 @@ from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
 from segcore.learn.weights import check_torch_bundle, load_weights
-from segcore.preprocess import InputSpec, OutputSpec
-from segcore.prompts import PromptSpec
+from segcore.picture.preprocess import InputSpec, OutputSpec
+from segcore.picture.prompts import PromptSpec
 from teacher.settings import SystemName
 
 SYSTEMS: dict[SystemName, str] = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from segcore.learn.augment import Sample
-    from segcore.preprocess import InputSpec
+    from segcore.picture.preprocess import InputSpec
     from teacher.system import System
 
 

@@ -50,7 +50,7 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
     from segcore.dataset.dataset import open_dataset, split_counts
     from segcore.host import made_now
     from segcore.learn.deploy import DeployGraph
-    from segcore.preprocess import InputSpec, output_spec, prepare, resize_mask
+    from segcore.picture.preprocess import InputSpec, output_spec, prepare, resize_mask
     from student.network import GREY_MEAN_STD, build_student
 
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def manifest() -> "Manifest":
     """Of a model of one class that has no files: what is written beside a mask comes from it."""
     from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
     from segcore.host import made_now
-    from segcore.preprocess import InputSpec, output_spec
+    from segcore.picture.preprocess import InputSpec, output_spec
 
     classes = ("lung",)
     return Manifest(
@@ -164,7 +164,7 @@ def manifest() -> "Manifest":
 @pytest.fixture(scope="session")
 def three(manifest: "Manifest") -> "Manifest":
     """Of a model of three classes, one of them not in ASCII."""
-    from segcore.preprocess import output_spec
+    from segcore.picture.preprocess import output_spec
 
     classes = ("left lung", "lesion", "Zähne")
     return manifest.model_copy(update={"classes": classes, "output": output_spec(classes, 4)})

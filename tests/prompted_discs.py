@@ -13,8 +13,8 @@ from onnx import numpy_helper, parser
 from segcore.bundle.folder import seal_bundle
 from segcore.bundle.manifest import DataRecord
 from segcore.host import made_now
-from segcore.preprocess import InputSpec, output_spec
-from segcore.prompts import PromptSpec
+from segcore.picture.preprocess import InputSpec, output_spec
+from segcore.picture.prompts import PromptSpec
 
 SIDE, STRIDE, SLOTS, RADIUS_PX = 64, 4, 5, 12.0
 HEAD = SIDE // STRIDE

@@ -97,7 +97,7 @@ def test_the_command_writes_its_folder(exported, tmp_path, capsys):
     from benchmarks.deferral import DeferralSettings, main
     from segcore.bundle.folder import open_bundle, seal_bundle
     from segcore.errors import InputError
-    from segcore.quality import QualityModel
+    from segcore.picture.quality import QualityModel
 
     plain = exported("openvino", "fp32")
     bundle, student = open_bundle(plain), tmp_path / "student"

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.record import Reliability
 from benchmarks.reliability import BINS, PixelCounts
-from segcore.preprocess import OutputSpec
+from segcore.picture.preprocess import OutputSpec
 
 ONE = OutputSpec(activation="sigmoid", channels=1, stride=1)
 THREE = OutputSpec(activation="softmax", channels=3, stride=1)

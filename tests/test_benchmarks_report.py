@@ -24,7 +24,7 @@ from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
 from segcore.dataset.case import Case, PhantomSource
 from segcore.host import Made
-from segcore.preprocess import InputSpec, OutputSpec
+from segcore.picture.preprocess import InputSpec, OutputSpec
 
 _spec = importlib.util.spec_from_file_location(
     "numbers", Path(__file__).with_name("test_benchmarks_numbers.py")

@@ -21,7 +21,7 @@ from segcore.command import parse_settings  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.host import made_now  # noqa: E402
-from segcore.preprocess import InputSpec, output_spec  # noqa: E402
+from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from student.design import unet  # noqa: E402
 from student.network import build_student  # noqa: E402
 

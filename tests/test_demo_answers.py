@@ -22,7 +22,7 @@ from demo.answers import (
 from demo.html_pieces import problem_line
 from demo.traffic_light import light_card, light_of
 from segcore.bundle.manifest import Manifest
-from segcore.quality import QualityModel
+from segcore.picture.quality import QualityModel
 
 MANIFEST = Manifest.model_validate(
     json.loads(

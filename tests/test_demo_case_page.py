@@ -20,9 +20,9 @@ from demo.case_view import CaseView
 from demo.scores import HINT
 from segcore.bundle.manifest import Manifest
 from segcore.measurements import measure, measure_volume
-from segcore.overlay import COLOURS
 from segcore.phantom import phantom_case
-from segcore.quality import QualityModel
+from segcore.picture.overlay import COLOURS
+from segcore.picture.quality import QualityModel
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed: the page of a case is not tested")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -13,7 +13,7 @@ from demo.downloads import PAGE, formats_for, write_mask_files
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
 from segcore.medical.mask_files import read_mask_file
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 MANIFEST = Manifest.model_validate(
     json.loads(

@@ -18,8 +18,8 @@ from demo.model_story import (
 )
 from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
 from segcore.bundle.manifest import Manifest
-from segcore.preprocess import InputSpec
-from segcore.quality import QualityModel
+from segcore.picture.preprocess import InputSpec
+from segcore.picture.quality import QualityModel
 
 STEP = '{"command": "COMMAND", "time": "t", "commit": "c", "python": "3", "host": "h", "versions": {"numpy": "2"}}'
 MANIFEST = Manifest.model_validate(

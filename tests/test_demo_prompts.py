@@ -23,8 +23,8 @@ from demo.views import case_view, viewer_value
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
-from segcore.prompts import Prompt
-from segcore.scan import Scan
+from segcore.picture.prompts import Prompt
+from segcore.picture.scan import Scan
 
 for package in ("onnx", "onnxruntime", "pydicom"):
     pytest.importorskip(package, reason=f"{package} is not installed: prompts in the demo are not tested")

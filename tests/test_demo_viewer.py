@@ -20,9 +20,9 @@ from demo.viewer import (
     quantise_probability,
     scene_json,
 )
-from segcore.overlay import COLOURS
-from segcore.preprocess import OutputSpec, decide
-from segcore.windows import CT_WINDOWS, Window
+from segcore.picture.overlay import COLOURS
+from segcore.picture.preprocess import OutputSpec, decide
+from segcore.picture.windows import CT_WINDOWS, Window
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 INJECTION = '<img src=x onerror="window.injected = 1">${alert(1)}{{name}}.png'

@@ -10,7 +10,7 @@ from torch import nn
 from segcore.dataset.case import Case, PhantomSource
 from segcore.errors import GateError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec, output_spec, prepare
+from segcore.picture.preprocess import InputSpec, output_spec, prepare
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     if find_spec(package) is None:

@@ -10,7 +10,7 @@ pytest.importorskip("sam2")
 from export.onnx_export import write_onnx  # noqa: E402
 from runtime.engine import open_engine  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
-from segcore.preprocess import InputSpec, output_spec  # noqa: E402
+from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from teacher.decoders.supervised_heads import STRIDE, FinestHead  # noqa: E402
 from teacher.systems.sam2_unet import MEAN_STD, build_sam2_unet  # noqa: E402
 from teacher.tuning.tune import adapted_encoder  # noqa: E402

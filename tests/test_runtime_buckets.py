@@ -19,7 +19,7 @@ from segcore.bundle.golden import golden_inputs, load_golden, save_golden
 from segcore.bundle.manifest import Variant
 from segcore.errors import GateError, InputError
 from segcore.phantom import phantom_case
-from segcore.preprocess import mask_of_logits, prepare
+from segcore.picture.preprocess import mask_of_logits, prepare
 
 SIZES = ((64, 64), (96, 128))
 

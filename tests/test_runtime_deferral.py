@@ -12,7 +12,7 @@ from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
-from segcore.quality import QualityModel, quality_of
+from segcore.picture.quality import QualityModel, quality_of
 
 
 def resealed(source, folder, **changes):

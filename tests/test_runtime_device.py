@@ -32,7 +32,7 @@ from segcore.bundle.golden import GOLDEN_FILE, load_golden, save_golden
 from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio
 from segcore.command import run_command
 from segcore.errors import GateError, InputError
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 from segcore.words import bounded_ratio
 
 ORIN = {

@@ -11,7 +11,7 @@ from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
-from segcore.preprocess import InputSpec, mask_of_logits, output_spec, prepare
+from segcore.picture.preprocess import InputSpec, mask_of_logits, output_spec, prepare
 
 
 def test_runtime_imports_neither_torch_nor_an_engine():

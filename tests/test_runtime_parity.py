@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from runtime.parity import PARITY_LIMITS, UNGATED, Parity, ParityLimits, check_parity
-from segcore.preprocess import OutputSpec
+from segcore.picture.preprocess import OutputSpec
 
 SIGMOID = OutputSpec(activation="sigmoid", channels=1, stride=1, threshold=0.5)
 SOFTMAX = OutputSpec(activation="softmax", channels=3, stride=1, threshold=0.5)

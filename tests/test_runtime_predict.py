@@ -131,7 +131,7 @@ def test_several_classes_are_written_as_indices(exported, images, tmp_path, caps
     torch = pytest.importorskip("torch")
     from export.onnx_export import write_onnx
     from segcore.learn.deploy import DeployGraph
-    from segcore.preprocess import output_spec
+    from segcore.picture.preprocess import output_spec
 
     class Bands(torch.nn.Module):
         """Class 1 where it is bright, class 2 where it is dark, background between."""

@@ -27,7 +27,7 @@ from segcore.bundle.golden import golden_inputs, save_golden
 from segcore.bundle.golden_prompts import GOLDEN_PROMPTS, Replies, ask, golden_questions, save_golden_prompts
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
-from segcore.prompts import Prompt
+from segcore.picture.prompts import Prompt
 
 ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))

@@ -30,7 +30,7 @@ from segcore.bundle.golden import save_golden
 from segcore.bundle.manifest import DataRecord, EngineTarget, Variant
 from segcore.errors import InputError
 from segcore.host import made_now
-from segcore.preprocess import InputSpec, output_spec
+from segcore.picture.preprocess import InputSpec, output_spec
 
 ORIN = DeviceIdentity("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")
 

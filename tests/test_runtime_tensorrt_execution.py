@@ -23,7 +23,7 @@ from segcore.bundle.golden import save_golden
 from segcore.bundle.manifest import DataRecord
 from segcore.errors import InputError
 from segcore.host import made_now
-from segcore.preprocess import InputSpec, output_spec
+from segcore.picture.preprocess import InputSpec, output_spec
 
 ORIN = Device("Orin", "8.7", 8, 7620, integrated=True)
 SHAPES = {"picture": (2, 4, 4, 1), "logits": (2, 1, 2, 2)}

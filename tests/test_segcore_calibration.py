@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from segcore.calibration import (
+from segcore.metrics import dice_per_class
+from segcore.picture.calibration import (
     THRESHOLDS,
     choose_threshold,
     dice_at,
@@ -11,8 +12,7 @@ from segcore.calibration import (
     fit_temperature,
     reliability_rows,
 )
-from segcore.metrics import dice_per_class
-from segcore.preprocess import OutputSpec, decide, probabilities
+from segcore.picture.preprocess import OutputSpec, decide, probabilities
 
 ONE = OutputSpec(activation="sigmoid", channels=1, stride=1)
 

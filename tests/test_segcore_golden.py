@@ -2,7 +2,7 @@ import numpy as np
 
 from segcore.bundle.golden import golden_inputs, load_golden, save_golden
 from segcore.phantom import PHANTOM_CLASSES
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 
 def spec(**fields) -> InputSpec:

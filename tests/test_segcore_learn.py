@@ -14,7 +14,7 @@ from segcore.learn.deploy import DeployGraph, count_macs
 from segcore.learn.loader import EpochOrder, TrainingSet, training_input
 from segcore.learn.loop import learning_rate
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, iou_loss, segmentation_loss
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 YES = torch.tensor([True])
 

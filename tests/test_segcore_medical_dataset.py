@@ -20,7 +20,7 @@ from segcore.dataset.listing import list_data
 from segcore.dataset.scan_cases import ScanSource, open_scan, stem_of
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")

@@ -9,7 +9,7 @@ from segcore.errors import InputError
 from segcore.medical.deidentify import deidentified
 from segcore.medical.pseudonym import pseudonym
 from segcore.medical.read import read_scan
-from segcore.windows import Window
+from segcore.picture.windows import Window
 
 pydicom = pytest.importorskip("pydicom")
 

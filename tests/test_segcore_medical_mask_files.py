@@ -25,7 +25,7 @@ from segcore.errors import InputError
 from segcore.medical.mask_files import MASK_FORMATS, read_mask_file, write_masks
 from segcore.medical.read import read_scan
 from segcore.medical.seg_codes import _BY_NAME, segment_codes
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 SIZE = 20, 30
 US_FRAMES = "1.2.840.10008.5.1.4.1.1.3.1"

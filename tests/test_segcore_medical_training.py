@@ -14,7 +14,7 @@ from segcore.dataset.scan_cases import open_scan
 from segcore.errors import InputError
 from segcore.learn.settings import TrainSettings
 from segcore.phantom import phantom_case
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pydicom")

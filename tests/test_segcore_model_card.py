@@ -12,7 +12,7 @@ from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, Spee
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import MODEL_CARD, limits, model_card
 from segcore.command import Settings, parse_settings
-from segcore.quality import QualityModel
+from segcore.picture.quality import QualityModel
 
 MADE = {
     "command": "python -m export --out `x`", "time": "2026-01-02T03:04:05+00:00", "commit": "1a211d7",

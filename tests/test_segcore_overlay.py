@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segcore.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay, sheet
+from segcore.picture.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay, sheet
 
 
 def test_as_rgb_keeps_8_bit_and_stretches_the_rest():

@@ -10,7 +10,7 @@ from segcore.bundle.golden import golden_inputs
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.phantom import PHANTOM_CLASSES, PHANTOM_KINDS, VOLUME_SLICES, phantom_case, phantom_patient
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from segcore.errors import InputError
 from segcore.metrics import dice_per_class
 from segcore.phantom import phantom_case
-from segcore.preprocess import (
+from segcore.picture.preprocess import (
     InputSpec,
     OutputSpec,
     decide,
@@ -19,7 +19,7 @@ from segcore.preprocess import (
     through_window,
     training_window,
 )
-from segcore.windows import window_named
+from segcore.picture.windows import window_named
 
 
 def spec(size: tuple[int, int] = (8, 8), channels: int = 1, **fields) -> InputSpec:

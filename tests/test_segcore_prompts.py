@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segcore.errors import InputError
-from segcore.preprocess import OutputSpec
-from segcore.prompts import (
+from segcore.picture.preprocess import OutputSpec
+from segcore.picture.prompts import (
     PADDING,
     Prompt,
     PromptSpec,

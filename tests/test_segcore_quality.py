@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
-from segcore.preprocess import OutputSpec
-from segcore.quality import SHAPE, SIGNS, QualityModel, estimate, odd_shape, quality_of, regressors, signs_of
+from segcore.picture.preprocess import OutputSpec
+from segcore.picture.quality import (
+    SHAPE,
+    SIGNS,
+    QualityModel,
+    estimate,
+    odd_shape,
+    quality_of,
+    regressors,
+    signs_of,
+)
 
 ONE = OutputSpec(activation="sigmoid", channels=1, stride=1)
 TWO = OutputSpec(activation="softmax", channels=3, stride=4)
@@ -132,7 +141,7 @@ class Darkness(torch.nn.Module):
 def validator(cases: int):
     from segcore.dataset.dataset import open_dataset
     from segcore.learn.evaluate import Validator
-    from segcore.preprocess import InputSpec
+    from segcore.picture.preprocess import InputSpec
 
     spec = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.5,), std=(0.25,))
     return Validator(open_dataset("phantom:cxr:160").split("val")[:cases], spec, ONE, 1, batch=8)
@@ -217,7 +226,7 @@ def test_several_classes_are_fitted_together_and_an_absent_one_apart():
     from segcore.dataset.dataset import open_dataset
     from segcore.learn.evaluate import Validator
     from segcore.learn.quality_fit import fit_quality
-    from segcore.preprocess import InputSpec, output_spec
+    from segcore.picture.preprocess import InputSpec, output_spec
 
     class Bands(Darkness):
         """Class 1 where it is dark, class 2 nowhere."""

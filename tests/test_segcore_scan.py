@@ -7,7 +7,7 @@ from segcore.dataset.case import Case
 from segcore.dataset.scan_cases import scan_cases
 from segcore.medical.read import read_scan
 from segcore.phantom import phantom_case
-from segcore.preprocess import prepare
+from segcore.picture.preprocess import prepare
 
 pytest.importorskip("pydicom")
 

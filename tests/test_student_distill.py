@@ -7,7 +7,7 @@ from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.learn.deploy import normaliser
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 from student.design import Design, unet
 from student.distill import DistillSettings, loss_function, main
 from student.live_teacher import open_live_teacher

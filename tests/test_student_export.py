@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import InputSpec, output_spec
+from segcore.picture.preprocess import InputSpec, output_spec
 from student.design import PRESETS, Design
 from student.network import Student, build_student, sealed_form
 

@@ -14,7 +14,7 @@ from runtime.roofline import Roofline
 from segcore.errors import InputError
 from segcore.learn.deploy import count_macs
 from segcore.outfolder import out_folder
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 from student.candidates import Candidate, cost_of, draw_candidates, name_of
 from student.design import PRESETS, Design, find_design
 from student.distill import DistillSettings

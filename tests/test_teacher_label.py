@@ -19,7 +19,7 @@ from segcore.errors import InputError
 from segcore.host import made_now
 from segcore.learn.deploy import DeployGraph
 from segcore.learn.weights import save_weights
-from segcore.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
+from segcore.picture.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
 from teacher.decoders.supervised_heads import FinestHead
 from teacher.ensemble import mean_logits
 from teacher.image_model import Sam2ImageModel

@@ -20,8 +20,8 @@ from segcore.learn.augment import sample_seed  # noqa: E402
 from segcore.learn.deploy import normaliser  # noqa: E402
 from segcore.learn.evaluate import Validator  # noqa: E402
 from segcore.learn.loader import build_loader, to_device, training_input  # noqa: E402
-from segcore.preprocess import output_spec  # noqa: E402
-from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
+from segcore.picture.preprocess import output_spec  # noqa: E402
+from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
 from teacher.image_model import Sam2ImageModel  # noqa: E402
 from teacher.label import label_parts  # noqa: E402
 from teacher.memory.clips import ClipSet, agreement, pick_object, walk  # noqa: E402

@@ -9,8 +9,8 @@ pytest.importorskip("sam2")
 from segcore.errors import InputError
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
-from segcore.preprocess import InputSpec, output_spec
-from segcore.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
+from segcore.picture.preprocess import InputSpec, output_spec
+from segcore.picture.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
 from teacher.image_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.promptable import SLOTS, PromptedSam2, best, compete
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks

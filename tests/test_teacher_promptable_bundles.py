@@ -11,7 +11,7 @@ from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.evaluate import Validator
 from segcore.metrics import dice_per_class
-from segcore.preprocess import InputSpec, output_spec
+from segcore.picture.preprocess import InputSpec, output_spec
 from teacher.checkpoint import CheckpointSettings
 from teacher.checkpoint import main as write_checkpoint
 from teacher.image_model import Sam2ImageModel

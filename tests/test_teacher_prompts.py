@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from segcore.dataset.case import Case
-from segcore.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+from segcore.picture.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.prompts.mean_mask import automatic_prompts, core_box, mean_masks, peaks
 from teacher.prompts.training import (
     boxes_of,

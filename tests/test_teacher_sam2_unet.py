@@ -12,7 +12,7 @@ from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
 from segcore.learn.losses import boundary_loss
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 from teacher.sam2_package import build_encoder
 from teacher.settings import TeacherSettings
 from teacher.system import Task, load_teacher, open_plain

@@ -472,7 +472,7 @@ def test_a_teacher_with_odd_maps_exports(hiera, tmp_path):
     pytest.importorskip("onnxscript")
     from export.onnx_export import write_onnx
     from segcore.learn.deploy import DeployGraph
-    from segcore.preprocess import InputSpec, output_spec
+    from segcore.picture.preprocess import InputSpec, output_spec
     from teacher.decoders.supervised_heads import FinestHead
     from teacher.systems.s2agscunet import S2AgScUNet
 

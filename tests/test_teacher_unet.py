@@ -17,7 +17,7 @@ from segcore.learn.deploy import DeployGraph, normaliser
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
 from segcore.learn.weights import save_weights
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 from student.distill import DistillSettings, loss_function
 from student.network import GREY_MEAN_STD, RGB_MEAN_STD, load_student
 from teacher.settings import TeacherSettings, check_settings

@@ -20,7 +20,7 @@ from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import open_soft_labels
 from segcore.errors import InputError
 from segcore.learn.deploy import DeployGraph
-from segcore.preprocess import prepare
+from segcore.picture.preprocess import prepare
 from student.design import unet
 from student.distill import DistillSettings
 from student.distill import main as distill

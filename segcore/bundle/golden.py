@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
-from segcore.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, prepare
 
 GOLDEN_FILE = "golden.npz"
 CASES_A_KIND = 4

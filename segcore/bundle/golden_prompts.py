@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from segcore.bundle.golden import CASES_A_KIND, golden_inputs
-from segcore.preprocess import InputSpec
-from segcore.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
+from segcore.picture.preprocess import InputSpec
+from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 
 GOLDEN_PROMPTS = "golden_prompts.npz"
 

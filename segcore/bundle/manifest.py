@@ -8,11 +8,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.bundle.guard_record import GuardRecord
-from segcore.calibration import Calibration
 from segcore.host import Made
-from segcore.preprocess import InputSpec, OutputSpec
-from segcore.prompts import PromptSpec
-from segcore.quality import QualityModel
+from segcore.picture.calibration import Calibration
+from segcore.picture.preprocess import InputSpec, OutputSpec
+from segcore.picture.prompts import PromptSpec
+from segcore.picture.quality import QualityModel
 
 SCHEMA_VERSION = 1
 

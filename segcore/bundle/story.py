@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from segcore.bundle.guard_record import points_text
 from segcore.bundle.manifest import Manifest, Metric
 from segcore.host import Made
-from segcore.preprocess import InputSpec
-from segcore.windows import CT_WINDOWS
+from segcore.picture.preprocess import InputSpec
+from segcore.picture.windows import CT_WINDOWS
 from segcore.words import bounded_ratio
 
 NO_WEIGHTS = "no pretrained weights"

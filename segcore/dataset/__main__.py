@@ -23,7 +23,7 @@ from segcore.dataset.scan_cases import ScanSource, open_scan
 from segcore.dataset.split import SPLITS, given_split_problems
 from segcore.errors import InputError
 from segcore.outfolder import out_folder
-from segcore.overlay import overlay, sheet
+from segcore.picture.overlay import overlay, sheet
 
 SHEET_CASES, TILE_PX = 24, 224
 T = TypeVar("T")

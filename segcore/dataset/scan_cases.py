@@ -22,7 +22,7 @@ from segcore.bundle.folder import hash_file
 from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
-from segcore.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
+from segcore.picture.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
 
 _KEPT = 4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
 V = TypeVar("V")

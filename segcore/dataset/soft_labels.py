@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from segcore.errors import InputError
 from segcore.host import Made
 from segcore.outfolder import write_text
-from segcore.preprocess import Activation
+from segcore.picture.preprocess import Activation
 
 LABELS = "labels.json"
 SCHEMA_VERSION = 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 
 
 class DeployGraph(nn.Module):

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from segcore.calibration import (
+from segcore.command import log
+from segcore.dataset.case import Case
+from segcore.learn.deploy import DeployGraph
+from segcore.metrics import dice_per_class
+from segcore.picture.calibration import (
     THRESHOLDS,
     Calibration,
     choose_threshold,
@@ -24,12 +28,8 @@ from segcore.calibration import (
     fit_temperature,
     reliability_rows,
 )
-from segcore.command import log
-from segcore.dataset.case import Case
-from segcore.learn.deploy import DeployGraph
-from segcore.metrics import dice_per_class
-from segcore.overlay import error_map, overlay, sheet
-from segcore.preprocess import (
+from segcore.picture.overlay import error_map, overlay, sheet
+from segcore.picture.preprocess import (
     InputSpec,
     OutputSpec,
     activate,

@@ -17,8 +17,8 @@ from segcore.command import log
 from segcore.learn.deploy import DeployGraph
 from segcore.learn.evaluate import Validator
 from segcore.metrics import dice_per_class
-from segcore.preprocess import mask_of_logits, sigmoid
-from segcore.quality import QualityModel, estimate, odd_shape, regressors, signs_of
+from segcore.picture.preprocess import mask_of_logits, sigmoid
+from segcore.picture.quality import QualityModel, estimate, odd_shape, regressors, signs_of
 
 MIN_CASES, MAX_CASES = 20, 128
 _CLEAN_WEIGHT = 6.0  # of an undegraded picture; each comes with three degraded ones, and is what is met most

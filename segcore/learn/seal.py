@@ -22,7 +22,7 @@ from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights
 from segcore.outfolder import write_text
-from segcore.prompts import PromptSpec
+from segcore.picture.prompts import PromptSpec
 
 WEIGHTS = "model.safetensors"
 RECIPE = "train.yaml"

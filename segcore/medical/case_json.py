@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from segcore import __version__
 from segcore.bundle.manifest import Manifest
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 CASE_SCHEMA_VERSION = 1
 

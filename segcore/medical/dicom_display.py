@@ -17,7 +17,7 @@ from segcore.medical.dicom_pixels import (
     through_table,
 )
 from segcore.medical.dicom_values import frame_group, numbers_of
-from segcore.windows import Window
+from segcore.picture.windows import Window
 
 _NARROWEST = 1e-3
 # A window's explanation is free text, which may hold anything: it is repeated only where it is made of these words.

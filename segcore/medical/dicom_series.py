@@ -18,7 +18,7 @@ from segcore.medical.dicom_display import frame_display, windows_of
 from segcore.medical.dicom_geometry import affine_of, directions, pixel_spacing_mm, position_mm
 from segcore.medical.dicom_pixels import check_pixels, frame_values, gives_float, pixels_of
 from segcore.medical.dicom_values import text_of, whole_number
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 if TYPE_CHECKING:
     from pydicom import Dataset

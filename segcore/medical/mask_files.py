@@ -28,7 +28,7 @@ from segcore.medical.nifti import nifti_version
 from segcore.medical.nifti_mask import encode_nifti, read_nifti_mask
 from segcore.medical.seg_read import read_seg
 from segcore.outfolder import write_bytes, write_text
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 MaskFormat = Literal["png", "nifti", "dicom-seg", "json"]
 MASK_FORMATS: tuple[MaskFormat, ...] = get_args(MaskFormat)

@@ -15,7 +15,7 @@ import numpy as np
 from segcore.errors import InputError, need
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
 from segcore.medical.dicom import MAX_VOXELS
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 _MAX_UNPACKED_BYTES = 2**31
 _GZIP = b"\x1f\x8b"

@@ -10,7 +10,7 @@ import numpy as np
 
 from segcore.errors import InputError, need
 from segcore.medical.nifti import read_nifti
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 # NIfTI's axes go right, anterior, superior; DICOM's left, posterior, superior. Its own inverse.
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

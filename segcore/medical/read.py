@@ -14,7 +14,7 @@ from segcore.medical.dicom import is_dicom, read_header
 from segcore.medical.dicom_series import is_clutter, read_dicom, read_series
 from segcore.medical.dicom_values import numbers_of, text_of, whole_number
 from segcore.medical.nifti import full_range, nifti_version, read_nifti
-from segcore.scan import SCAN_SUFFIXES, Scan
+from segcore.picture.scan import SCAN_SUFFIXES, Scan
 
 _IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # One file a picture, even where a study's pictures share a series. Source: DICOM PS3.3, C.7.3.1.1.1.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segcore.medical.seg_source import Reference, references
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 _ALL = "1"
 """The one stack that every frame is of."""

@@ -12,7 +12,7 @@ import numpy as np
 from segcore.errors import InputError
 from segcore.medical.dicom import MAX_VOXELS, read_header, whole_number
 from segcore.medical.seg_source import Reference, load_highdicom, references
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 # Segmentation Storage, Label Map Segmentation Storage.
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")

@@ -12,7 +12,7 @@ import numpy as np
 
 from segcore.errors import InputError, need
 from segcore.medical.dicom import load_pydicom
-from segcore.scan import Scan
+from segcore.picture.scan import Scan
 
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 # Type 2 in their modules: must be there, may be empty. highdicom reads them without asking.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.sam2_weights import load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import Loss, System, Task

@@ -14,7 +14,7 @@ from segcore.dataset.case import Case, volumes_of
 from segcore.learn.augment import Sample, random_geometry, random_intensity, sample_seed, sampling_grid
 from segcore.learn.loader import TrainingSet
 from segcore.learn.losses import cross_entropy, dice_loss
-from segcore.preprocess import InputSpec
+from segcore.picture.preprocess import InputSpec
 from teacher.memory.volume_model import unstack
 from teacher.promptable import SLOTS
 from teacher.prompts.training import first_prompts, overlap

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.prompts import PADDING
+from segcore.picture.prompts import PADDING
 from teacher.image_model import Answers, Embedding
 from teacher.memory.slice_memory import Bank, SliceMemory, remember, shown
 from teacher.promptable import PromptedSam2
@@ -71,7 +71,7 @@ class VolumeSam2(nn.Module):
         Args:
             slices: S of them, in their order.
             points: 1×P×2, (x, y) in the input's pixels, on slice `start`.
-            labels: 1×P, as `segcore.prompts` numbers them.
+            labels: 1×P, as `segcore.picture.prompts` numbers them.
             start: the prompted slice.
             remembering: False to look at each slice for itself, the prompt still on its own alone: for comparison.
 

@@ -16,8 +16,8 @@ from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
-from segcore.preprocess import mask_of_logits, resize_mask
-from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+from segcore.picture.preprocess import mask_of_logits, resize_mask
+from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.image_model import Embedding
 from teacher.memory.volume_model import Slices, VolumeSam2
 from teacher.promptable import SLOTS, compete
@@ -33,7 +33,7 @@ class VolumePrompt(NamedTuple):
     Attributes:
         place: number of the slice.
         points: P×2, (x, y) in the input's pixels.
-        labels: P, as `segcore.prompts` numbers them.
+        labels: P, as `segcore.picture.prompts` numbers them.
     """
 
     place: int

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segcore.dataset.case import Case
-from segcore.preprocess import resize_mask
-from segcore.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+from segcore.picture.preprocess import resize_mask
+from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.settings import AutomaticPrompt
 
 CORE = 0.5

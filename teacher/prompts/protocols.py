@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from segcore.dataset.case import Case
 from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
-from segcore.preprocess import mask_of_logits, resize_mask
-from segcore.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
+from segcore.picture.preprocess import mask_of_logits, resize_mask
+from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
 from teacher.image_model import Embedding
 from teacher.promptable import PromptedSam2, compete
 from teacher.prompts.mean_mask import automatic_prompts, peaks

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from segcore.learn.augment import Sample
 from segcore.parts import connected_parts
-from segcore.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, MASK_CLIP, PADDING
+from segcore.picture.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, MASK_CLIP, PADDING
 from teacher.image_model import Answers
 from teacher.promptable import SLOTS, PromptedSam2, best
 from teacher.prompts.mean_mask import core, core_box

@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.decoders.class_masks import (
     STRIDE,
     build_class_masks,

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.decoders.class_masks import (
     STRIDE,
     build_class_masks,

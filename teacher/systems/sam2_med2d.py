@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import (
     NECK,

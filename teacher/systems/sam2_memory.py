@@ -18,7 +18,7 @@ from torch import nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.memory.clips import ClipSet, clip_loss
 from teacher.memory.slice_memory import SliceMemory

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec
 from teacher.prompts.protocols import PROMPTED, upper_bound

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.learn.losses import cross_entropy, dice_loss
-from segcore.preprocess import output_spec
+from segcore.picture.preprocess import output_spec
 from teacher.sam2_weights import NO_WEIGHTS
 from teacher.settings import SystemName, TeacherSettings
 from teacher.system import System, Task

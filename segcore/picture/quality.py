@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from segcore.preprocess import OutputSpec, decide, probabilities, sigmoid
+from segcore.picture.preprocess import OutputSpec, decide, probabilities, sigmoid
 
 SIGNS = ("doubt", "soft_border", "unsure_inside", "leak", "ragged", "odd_shape")
 """What is taken of a class's probabilities p and mask m; each grows as the mask gets worse.

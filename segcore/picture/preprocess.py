@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from segcore.errors import InputError
-from segcore.windows import CT_WINDOWS, Window
+from segcore.picture.windows import CT_WINDOWS, Window
 
 Activation = Literal["sigmoid", "softmax"]
 Depth = Literal["uint8", "uint16", "float32"]
@@ -28,8 +28,8 @@ class InputSpec(BaseModel):
 
     `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
     applied inside the graph, and are recorded here for a reader. `window` is in the picture's own values, Hounsfield
-    units in CT; `window_name` is what `segcore.windows.CT_WINDOWS` calls it, "" where it was measured or given as
-    numbers.
+    units in CT; `window_name` is what `segcore.picture.windows.CT_WINDOWS` calls it, "" where it was measured or
+    given as numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

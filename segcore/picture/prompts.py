@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.errors import InputError
-from segcore.preprocess import OutputSpec
+from segcore.picture.preprocess import OutputSpec
 
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """Labels of prompt points, as SAM numbers them. Source: Kirillov et al., Segment Anything, ICCV 2023, and its code."""
