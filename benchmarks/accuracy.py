@@ -9,12 +9,7 @@ import numpy as np
 
 from benchmarks.record import Accuracy, CaseRecord, Difference
 from segcore.dataset.case import Case
-from segcore.metrics import (
-    dice_per_class,
-    hd95_per_class,
-    iou_per_class,
-    small_parts_found,
-)
+from segcore.measure.metrics import dice_per_class, hd95_per_class, iou_per_class, small_parts_found
 from segcore.stats import Estimate, interval
 
 SMALL_PX = 50

@@ -31,7 +31,7 @@ from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
-from segcore.measurements import measure
+from segcore.measure.masks import measure
 from segcore.stats import Estimate
 from segcore.tables import table_of
 from segcore.words import plural, signed

@@ -34,7 +34,7 @@ from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import prepare
 from segcore.stats import auroc, correlation_interval, interval, pearson, spearman
 

@@ -12,7 +12,7 @@ from benchmarks.pictures import Example, Tile, data_uri
 from benchmarks.study_record import Row, StudyRecord
 from benchmarks.study_tables import further_tables, main_table
 from segcore.dataset.case import Case
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay
 from segcore.tables import Table
 from segcore.words import plural

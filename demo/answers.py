@@ -13,7 +13,7 @@ from PIL import Image
 from demo.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle.manifest import Manifest
-from segcore.metrics import dice_per_class, disagreement
+from segcore.measure.metrics import dice_per_class, disagreement
 from segcore.picture.overlay import as_rgb
 from segcore.picture.preprocess import decide
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from demo.traffic_light import light_of
-from segcore.measurement_words import describe
-from segcore.measurements import ClassMeasurements, VolumeMeasurements
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements
+from segcore.measure.measurement_words import describe
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 

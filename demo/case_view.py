@@ -8,7 +8,7 @@ from datetime import datetime
 import numpy as np
 
 from demo.answers import ModelAnswer
-from segcore.measurements import ClassMeasurements, VolumeMeasurements
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class CaseView:
         spacing_mm: of neighbouring rows and columns; None where the file does not say.
         truth: reference mask H×W of this slice, class indices; None where none was given.
         threshold: the probability from which a pixel is marked, where the reader moved it; None: each model's own.
-        measurements: of this slice, one `segcore.measurements.measure(...)` an answer; () leaves the table out.
-        volume: of the whole scan, one `segcore.measurements.measure_volume(...)` an answer; () leaves it out.
+        measurements: of this slice, one `segcore.measure.masks.measure(...)` an answer; () leaves the table out.
+        volume: of the whole scan, one `segcore.measure.masks.measure_volume(...)` an answer; () leaves it out.
     """
 
     name: str

@@ -18,7 +18,7 @@ from demo.prompt_dialogue import PromptDialogue, PromptStep
 from demo.scores import as_classes
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
-from segcore.measurements import VolumeMeasurements, measure_volume
+from segcore.measure.masks import VolumeMeasurements, measure_volume
 from segcore.medical.mask_files import read_mask_file
 from segcore.medical.read import read_scan
 from segcore.picture.scan import Scan

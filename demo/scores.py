@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.metrics import dice_per_class, hd95_per_class, iou_per_class
+from segcore.measure.metrics import dice_per_class, hd95_per_class, iou_per_class
 
 HINT = (
     "Dice and IoU are the shared area of the two masks: 1 is the same, 0 is apart. HD95 is how far apart the two "

@@ -10,7 +10,7 @@ from demo.case_view import CaseView
 from demo.prompt_dialogue import prompt_json
 from demo.reader_session import ReaderSession
 from demo.viewer import ModelView, ViewerScene, offered_windows, scene_json
-from segcore.measurements import measure
+from segcore.measure.masks import measure
 
 
 def viewer_value(session: ReaderSession) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from runtime.engine import Engine
 from segcore.bundle.guard_record import DiceScore
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, mask_of_logits, prepare
 
 POINT = 0.01  # of Dice

@@ -12,7 +12,7 @@ from PIL import Image
 from demo.batch import run_batch
 from demo.batch_table import csv_table, page_row, safe_cell
 from segcore.errors import InputError
-from segcore.measurements import measure, measure_volume
+from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case
 
 

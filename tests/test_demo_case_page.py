@@ -19,7 +19,7 @@ from demo.case_text import case_text
 from demo.case_view import CaseView
 from demo.scores import HINT
 from segcore.bundle.manifest import Manifest
-from segcore.measurements import measure, measure_volume
+from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case
 from segcore.picture.overlay import COLOURS
 from segcore.picture.quality import QualityModel

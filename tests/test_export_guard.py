@@ -171,7 +171,7 @@ def test_unknown_layers_are_refused(calibrated, tmp_path):
 
 
 def test_judge_measures_what_metrics_measure(calibrated, judge):
-    from segcore.metrics import dice_per_class
+    from segcore.measure.metrics import dice_per_class
     from segcore.picture.preprocess import mask_of_logits
 
     manifest, cases, folder, _ = calibrated

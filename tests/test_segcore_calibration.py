@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.calibration import (
     THRESHOLDS,
     choose_threshold,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segcore.metrics import (
+from segcore.measure.metrics import (
     connected_parts,
     dice_per_class,
     disagreement,

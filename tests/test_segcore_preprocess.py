@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segcore.errors import InputError
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.phantom import phantom_case
 from segcore.picture.preprocess import (
     InputSpec,

@@ -10,7 +10,7 @@ from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.evaluate import Validator
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, output_spec
 from teacher.checkpoint import CheckpointSettings
 from teacher.checkpoint import main as write_checkpoint

@@ -18,7 +18,7 @@ from torch import nn
 from segcore.command import log
 from segcore.dataset.case import Case
 from segcore.learn.deploy import DeployGraph
-from segcore.metrics import dice_per_class
+from segcore.measure.metrics import dice_per_class
 from segcore.picture.calibration import (
     THRESHOLDS,
     Calibration,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.learn.augment import Sample
-from segcore.parts import connected_parts
+from segcore.measure.shapes import connected_parts
 from segcore.picture.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, MASK_CLIP, PADDING
 from teacher.image_model import Answers
 from teacher.promptable import SLOTS, PromptedSam2, best

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from segcore.contour import longest_of_parts, perimeter
-from segcore.ellipse import Ellipse, fit_ellipse
 from segcore.errors import InputError
-from segcore.parts import Runs, filled, find_parts
+from segcore.measure.contour import longest_of_parts, perimeter
+from segcore.measure.ellipse import Ellipse, fit_ellipse
+from segcore.measure.shapes import Runs, filled, find_parts
 
 LEAST_PART = 10
 """Pixels (in a series: voxels) below which a part is a speck and is not counted, unless told otherwise."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segcore.measurements import ClassMeasurements, VolumeMeasurements, measure, measure_volume
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, measure, measure_volume
 from segcore.picture.scan import Scan
 
 

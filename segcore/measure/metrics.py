@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.parts import connected_parts
+from segcore.measure.shapes import connected_parts
 
 
 def dice_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from segcore.ellipse import Ellipse
-from segcore.measurements import ClassMeasurements, VolumeMeasurements
+from segcore.measure.ellipse import Ellipse
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements
 from segcore.words import figures
 
 UNKNOWN = "(spacing unknown)"

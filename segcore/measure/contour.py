@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from segcore.parts import Runs, find_parts
+from segcore.measure.shapes import Runs, find_parts
 
 _WIDEST_GAP = math.radians(30)
 """Between neighbouring directions that a border is crossed in; square pixels get 8 directions."""
