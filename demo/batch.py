@@ -18,7 +18,7 @@ from runtime.predict_inputs import PredictionInput, name_inputs
 from runtime.predict_write import Outputs
 from runtime.predictor import Predictor
 from segcore.errors import InputError
-from segcore.medical.dicom import is_dicom
+from segcore.medical.dicom.file import is_dicom
 from segcore.medical.mask_files import MaskFormat
 
 ZIP_NAME = "sam2edge-masks.zip"

@@ -37,7 +37,7 @@ def is_scan(path: Path) -> bool:
 
 def _claims_dicom(path: Path) -> bool:
     """Hospital archives often give DICOM files no suffix."""
-    from segcore.medical.dicom import is_dicom
+    from segcore.medical.dicom.file import is_dicom
 
     name = path.name.lower()
     if name.endswith(DICOM_SUFFIXES):

@@ -22,11 +22,11 @@ from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
 from segcore.image import read_mask
 from segcore.medical.case_json import case_json
-from segcore.medical.dicom import is_dicom
-from segcore.medical.dicom_seg import encode_seg
+from segcore.medical.dicom.file import is_dicom
 from segcore.medical.nifti import nifti_version
 from segcore.medical.nifti_mask import encode_nifti, read_nifti_mask
-from segcore.medical.seg_read import read_seg
+from segcore.medical.seg.read import read_seg
+from segcore.medical.seg.write import encode_seg
 from segcore.outfolder import write_bytes, write_text
 from segcore.picture.scan import Scan
 

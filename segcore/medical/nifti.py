@@ -14,7 +14,7 @@ import numpy as np
 
 from segcore.errors import InputError, need
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
-from segcore.medical.dicom import MAX_VOXELS
+from segcore.medical.dicom.file import MAX_VOXELS
 from segcore.picture.scan import Scan
 
 _MAX_UNPACKED_BYTES = 2**31

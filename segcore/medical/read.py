@@ -10,9 +10,9 @@ from typing import Literal
 
 from segcore.errors import InputError
 from segcore.image import image_size, read_image
-from segcore.medical.dicom import is_dicom, read_header
-from segcore.medical.dicom_series import is_clutter, read_dicom, read_series
-from segcore.medical.dicom_values import numbers_of, text_of, whole_number
+from segcore.medical.dicom.file import is_dicom, read_header
+from segcore.medical.dicom.header import numbers_of, text_of, whole_number
+from segcore.medical.dicom.series import is_clutter, read_dicom, read_series
 from segcore.medical.nifti import full_range, nifti_version, read_nifti
 from segcore.picture.scan import SCAN_SUFFIXES, Scan
 
@@ -46,7 +46,8 @@ def read_scan(path: Path, *, deidentify: bool = False) -> Scan:
 
     Args:
         path: file or folder.
-        deidentify: drop from a DICOM header what could say who, when and where; see `segcore.medical.deidentify`.
+        deidentify: drop from a DICOM header what could say who, when and where; see
+        `segcore.medical.dicom.deidentify`.
 
     Raises:
         InputError: no such file, not an image, damaged, cut off, too large, ambiguous, or in a form that no decoder

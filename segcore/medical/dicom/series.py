@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.medical.deidentify import deidentified, patient_of
-from segcore.medical.dicom import DicomFile, is_dicom, open_dicom
-from segcore.medical.dicom_display import frame_display, windows_of
-from segcore.medical.dicom_geometry import affine_of, directions, pixel_spacing_mm, position_mm
-from segcore.medical.dicom_pixels import check_pixels, frame_values, gives_float, pixels_of
-from segcore.medical.dicom_values import text_of, whole_number
+from segcore.medical.dicom.deidentify import deidentified, patient_of
+from segcore.medical.dicom.display import frame_display, windows_of
+from segcore.medical.dicom.file import DicomFile, is_dicom, open_dicom
+from segcore.medical.dicom.geometry import affine_of, directions, pixel_spacing_mm, position_mm
+from segcore.medical.dicom.header import text_of, whole_number
+from segcore.medical.dicom.pixels import check_pixels, frame_values, gives_float, pixels_of
 from segcore.picture.scan import Scan
 
 if TYPE_CHECKING:

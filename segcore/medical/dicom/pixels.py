@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.medical.dicom import DicomFile
-from segcore.medical.dicom_frames import check_syntax, stored_frame
-from segcore.medical.dicom_values import frame_group, numbers_of, text_of, whole_number
+from segcore.medical.dicom.file import DicomFile
+from segcore.medical.dicom.frames import check_syntax, stored_frame
+from segcore.medical.dicom.header import frame_group, numbers_of, text_of, whole_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset

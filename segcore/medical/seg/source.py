@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segcore.errors import InputError, need
-from segcore.medical.dicom import load_pydicom
+from segcore.medical.dicom.file import load_pydicom
 from segcore.picture.scan import Scan
 
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")

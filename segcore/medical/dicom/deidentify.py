@@ -8,9 +8,9 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from segcore.errors import InputError
-from segcore.medical.dicom import load_pydicom
-from segcore.medical.dicom_values import text_of
-from segcore.medical.pseudonym import KEY_VARIABLE, pseudonym
+from segcore.medical.dicom.file import load_pydicom
+from segcore.medical.dicom.header import text_of
+from segcore.medical.dicom.pseudonym import KEY_VARIABLE, pseudonym
 
 if TYPE_CHECKING:
     from pydicom import Dataset

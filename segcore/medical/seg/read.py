@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.medical.dicom import MAX_VOXELS, read_header, whole_number
-from segcore.medical.seg_source import Reference, load_highdicom, references
+from segcore.medical.dicom.file import MAX_VOXELS, read_header, whole_number
+from segcore.medical.seg.source import Reference, load_highdicom, references
 from segcore.picture.scan import Scan
 
 # Segmentation Storage, Label Map Segmentation Storage.

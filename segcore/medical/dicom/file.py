@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segcore.errors import InputError, need
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
-from segcore.medical.dicom_extent import check_fragments, check_length, pixel_element
-from segcore.medical.dicom_values import drop_malformed, text_of, whole_number
+from segcore.medical.dicom.extent import check_fragments, check_length, pixel_element
+from segcore.medical.dicom.header import drop_malformed, text_of, whole_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset

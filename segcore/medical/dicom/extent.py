@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from segcore.errors import InputError
-from segcore.medical.dicom_values import whole_number
+from segcore.medical.dicom.header import whole_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset

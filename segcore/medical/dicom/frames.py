@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from segcore.errors import InputError
-from segcore.medical.codestream import jpeg_2000_picture, jpeg_picture
-from segcore.medical.dicom import DEFLATED, DicomFile
-from segcore.medical.dicom_values import whole_number
-from segcore.medical.gdcm_process import decode_by_gdcm
+from segcore.medical.dicom.codestream import jpeg_2000_picture, jpeg_picture
+from segcore.medical.dicom.file import DEFLATED, DicomFile
+from segcore.medical.dicom.gdcm_process import decode_by_gdcm
+from segcore.medical.dicom.header import whole_number
 
 # pydicom's names of decoders, the first that is installed. Never "pylibjpeg" for the JPEGs: its decoder of them is GPL.
 _JPEG, _JPEG_LOSSLESS = ("pillow",), ("gdcm",)

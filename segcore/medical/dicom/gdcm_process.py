@@ -56,10 +56,10 @@ def decode_by_gdcm(frame: bytes, syntax: str, options: dict[str, Any]) -> np.nda
 def _process() -> subprocess.Popen[bytes]:
     running = _started.get(os.getpid())
     if running is None or running.poll() is not None:
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         known = os.environ.get("PYTHONPATH")
         running = subprocess.Popen(
-            [sys.executable, "-m", "segcore.medical.gdcm_process"],
+            [sys.executable, "-m", "segcore.medical.dicom.gdcm_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # GDCM and its libjpeg write there by themselves

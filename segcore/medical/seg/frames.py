@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segcore.medical.seg_source import Reference, references
+from segcore.medical.seg.source import Reference, references
 from segcore.picture.scan import Scan
 
 _ALL = "1"

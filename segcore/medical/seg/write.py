@@ -20,9 +20,9 @@ import numpy as np
 from segcore import __version__
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.medical.seg_codes import segment_codes
-from segcore.medical.seg_frames import place_frames
-from segcore.medical.seg_source import has_planes, load_highdicom, missing, replace_element, sources
+from segcore.medical.seg.codes import segment_codes
+from segcore.medical.seg.frames import place_frames
+from segcore.medical.seg.source import has_planes, load_highdicom, missing, replace_element, sources
 from segcore.picture.scan import Scan
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.medical.dicom import DicomFile
-from segcore.medical.dicom_pixels import (
+from segcore.medical.dicom.file import DicomFile
+from segcore.medical.dicom.header import frame_group, numbers_of
+from segcore.medical.dicom.pixels import (
     ends_sum,
     frame_values,
     gives_float,
@@ -16,7 +17,6 @@ from segcore.medical.dicom_pixels import (
     pixels_of,
     through_table,
 )
-from segcore.medical.dicom_values import frame_group, numbers_of
 from segcore.picture.windows import Window
 
 _NARROWEST = 1e-3

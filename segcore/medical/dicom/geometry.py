@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.medical.dicom_values import frame_group, numbers_of, whole_number
+from segcore.medical.dicom.header import frame_group, numbers_of, whole_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -1,0 +1,1 @@
+"""DICOM files in: header, pixels, series. Nothing of the patient comes along."""

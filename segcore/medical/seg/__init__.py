@@ -1,0 +1,1 @@
+"""DICOM segmentations: written for a scan, and read back onto its grid."""
