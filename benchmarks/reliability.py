@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.record import Record, Reliability
 from segcore import words
-from segcore.picture.calibration import BINS, expected_calibration_error, reliability_rows
 from segcore.picture.preprocess import OutputSpec
+from segcore.picture.quality import BINS, expected_calibration_error, reliability_rows
 
 ECE_IN_WORDS = (
     "ECE, the expected calibration error, is by how much a pixel's probability misses how often such pixels are "

@@ -13,9 +13,8 @@ import numpy as np
 from runtime.engine import engines_for
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
-from segcore.dataset.agreement import is_resplit
 from segcore.dataset.case import Case
-from segcore.dataset.dataset import Dataset
+from segcore.dataset.dataset import Dataset, is_resplit
 from segcore.errors import InputError
 
 TORCH = "torch"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.drawing import colour, marker, new_axes, shortened, styled, to_svg
 from segcore.bundle.manifest import Manifest
-from segcore.picture.calibration import Calibration
+from segcore.picture.quality import Calibration
 
 
 @styled()

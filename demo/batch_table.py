@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from demo.traffic_light import light_of
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements
-from segcore.measure.measurement_words import describe
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 

@@ -25,8 +25,7 @@ from demo.prompt_summary import iou_sentence, prompt_sentence
 from demo.scores import HINT, against_truth
 from demo.traffic_light import Light, light_of, limits
 from segcore import __version__
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, measure
-from segcore.measure.measurement_words import describe
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
 
 NOT_A_DEVICE = "Research use only. Not a medical device."
 _LONG_CELL = 24

@@ -12,9 +12,8 @@ import numpy as np
 
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.measure.scan_measurements import measure_scan
-from segcore.medical.case_json import case_json
-from segcore.medical.mask_files import MaskFormat, write_masks
+from segcore.measure.masks import measure_scan
+from segcore.medical.mask_files import MaskFormat, case_json, write_masks
 from segcore.outfolder import write_text
 from segcore.picture.scan import Scan
 

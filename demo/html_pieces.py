@@ -13,8 +13,7 @@ from demo.reader_session import ReaderSession
 from demo.scores import HINT, against_truth
 from demo.traffic_light import light_card
 from demo.viewer import SHOWN_SIDE_PX
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, measure
-from segcore.measure.measurement_words import describe
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
 from segcore.picture.scan import Scan
 
 _UNKNOWN = " (spacing unknown)"

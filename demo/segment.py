@@ -16,7 +16,7 @@ from demo.prompt_dialogue import PromptDialogue
 from demo.prompt_summary import prompt_record
 from demo.uploads import receive, without_paths
 from segcore.errors import InputError
-from segcore.measure.scan_measurements import measure_scan
+from segcore.measure.masks import measure_scan
 from segcore.medical.read import read_scan
 from segcore.picture.prompts import Prompt
 from segcore.picture.scan import Scan

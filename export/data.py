@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segcore.bundle.manifest import DataRecord, Manifest
-from segcore.dataset.agreement import is_resplit, tested_among
 from segcore.dataset.case import Case
-from segcore.dataset.dataset import open_dataset
+from segcore.dataset.dataset import is_resplit, open_dataset, tested_among
 from segcore.errors import InputError
 
 GATE_CASES = 32

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
 from segcore.command import log
-from segcore.dataset.agreement import check_agreement, tested_among
-from segcore.dataset.dataset import Dataset, open_dataset
-from segcore.dataset.labelled_share import training_cases
+from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, tested_among, training_cases
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 

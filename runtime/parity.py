@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.bundle.golden_prompts import Replies
+from segcore.bundle.golden import Replies
 from segcore.measure.metrics import disagreement
 from segcore.picture.preprocess import OutputSpec, mask_of_logits
 from segcore.picture.prompts import answer_spec

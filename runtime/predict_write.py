@@ -22,7 +22,7 @@ from runtime.predict_inputs import PredictionInput
 from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
 from segcore.errors import InputError
-from segcore.measure.scan_measurements import measure_scan
+from segcore.measure.masks import measure_scan
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.picture.overlay import overlay
 from segcore.picture.scan import Scan

@@ -22,8 +22,7 @@ from runtime.parity import (
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.bundle.golden import GOLDEN_FILE, load_golden
-from segcore.bundle.golden_prompts import GOLDEN_PROMPTS, ask, load_golden_prompts
+from segcore.bundle.golden import GOLDEN_FILE, GOLDEN_PROMPTS, ask, load_golden, load_golden_prompts
 from segcore.bundle.manifest import Variant
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError

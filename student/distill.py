@@ -16,9 +16,7 @@ from pydantic import Field
 
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
-from segcore.dataset.agreement import check_agreement
-from segcore.dataset.dataset import Dataset, open_dataset
-from segcore.dataset.labelled_share import training_cases
+from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, training_cases
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made

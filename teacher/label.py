@@ -17,9 +17,8 @@ from pydantic import Field, field_validator
 
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
-from segcore.dataset.agreement import check_agreement
 from segcore.dataset.case import Case, volumes_of
-from segcore.dataset.dataset import Dataset, open_dataset
+from segcore.dataset.dataset import Dataset, check_agreement, open_dataset
 from segcore.dataset.soft_labels import (
     LabelRecord,
     TeacherRecord,

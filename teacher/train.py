@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segcore.command import log, print_result, run_command
-from segcore.dataset.dataset import Dataset, open_dataset
-from segcore.dataset.labelled_share import training_cases
+from segcore.dataset.dataset import Dataset, open_dataset, training_cases
 from segcore.outfolder import out_folder
 from teacher.settings import TeacherSettings, check_settings
 

@@ -30,7 +30,7 @@ from runtime.tensor_session import open_session  # noqa: E402
 from runtime.trt.build import seal_engine  # noqa: E402
 from runtime.verify import verify_bundle  # noqa: E402
 from segcore.bundle.folder import open_bundle, seal_bundle  # noqa: E402
-from segcore.bundle.golden_prompts import ask, golden_questions, load_golden_prompts  # noqa: E402
+from segcore.bundle.golden import ask, golden_questions, load_golden_prompts  # noqa: E402
 from segcore.bundle.manifest import DataRecord, EngineTarget  # noqa: E402
 from segcore.errors import GateError  # noqa: E402
 from segcore.host import made_now  # noqa: E402

@@ -23,8 +23,15 @@ from runtime.promptable import PromptPredictor, is_promptable
 from runtime.tensor_session import open_session
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import open_bundle, seal_bundle
-from segcore.bundle.golden import golden_inputs, save_golden
-from segcore.bundle.golden_prompts import GOLDEN_PROMPTS, Replies, ask, golden_questions, save_golden_prompts
+from segcore.bundle.golden import (
+    GOLDEN_PROMPTS,
+    Replies,
+    ask,
+    golden_inputs,
+    golden_questions,
+    save_golden,
+    save_golden_prompts,
+)
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 from segcore.picture.prompts import Prompt

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from segcore.measure.metrics import dice_per_class
-from segcore.picture.calibration import (
+from segcore.picture.preprocess import OutputSpec, decide, probabilities
+from segcore.picture.quality import (
     THRESHOLDS,
     choose_threshold,
     dice_at,
@@ -12,7 +13,6 @@ from segcore.picture.calibration import (
     fit_temperature,
     reliability_rows,
 )
-from segcore.picture.preprocess import OutputSpec, decide, probabilities
 
 ONE = OutputSpec(activation="sigmoid", channels=1, stride=1)
 

@@ -5,8 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from segcore.dataset.dataset import open_dataset
-from segcore.dataset.labelled_share import labelled_patients, training_cases
+from segcore.dataset.dataset import labelled_patients, open_dataset, training_cases
 from segcore.errors import InputError
 
 PATIENTS = [f"p{i}" for i in range(200)]

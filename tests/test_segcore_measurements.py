@@ -6,11 +6,25 @@ import numpy as np
 import pytest
 
 from segcore.errors import InputError
-from segcore.measure.contour import _steps, diameters, perimeter
-from segcore.measure.ellipse import circumference, fit_ellipse
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, measure, measure_volume
-from segcore.measure.measurement_words import area_text, describe, length_text, volume_text
-from segcore.measure.shapes import connected_parts, find_parts
+from segcore.measure.masks import (
+    ClassMeasurements,
+    VolumeMeasurements,
+    area_text,
+    describe,
+    length_text,
+    measure,
+    measure_volume,
+    volume_text,
+)
+from segcore.measure.shapes import (
+    _steps,
+    circumference,
+    connected_parts,
+    diameters,
+    find_parts,
+    fit_ellipse,
+    perimeter,
+)
 from segcore.words import figures
 
 SPACINGS = ((1.0, 1.0), (0.67, 1.0), (0.3, 0.12))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from segcore.errors import InputError
-from segcore.medical.dicom.deidentify import deidentified
-from segcore.medical.dicom.pseudonym import pseudonym
+from segcore.medical.dicom.deidentify import deidentified, pseudonym
 from segcore.medical.read import read_scan
 from segcore.picture.windows import Window
 

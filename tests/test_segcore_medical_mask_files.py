@@ -24,7 +24,7 @@ from pydicom.uid import generate_uid
 from segcore.errors import InputError
 from segcore.medical.mask_files import MASK_FORMATS, read_mask_file, write_masks
 from segcore.medical.read import read_scan
-from segcore.medical.seg.codes import _BY_NAME, segment_codes
+from segcore.medical.seg.write import _BY_NAME, segment_codes
 from segcore.picture.scan import Scan
 
 SIZE = 20, 30

@@ -5,12 +5,15 @@ They let a device without a dataset prove that its engine computes the masks tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
 from segcore.picture.preprocess import InputSpec, prepare
+from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 
 GOLDEN_FILE = "golden.npz"
 CASES_A_KIND = 4
@@ -32,3 +35,101 @@ def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, n
     """Inputs N×H×W×C uint8 and reference logits N×K×h×w float32. No pickles are read."""
     with np.load(folder / file, allow_pickle=False) as stored:
         return stored["inputs"], stored["logits"]
+
+
+# Golden prompts: questions about golden pictures and the reference answers, in every exported
+# promptable bundle.
+#
+# They let a device without a dataset prove that its engine's encoder and decoder answer as the network does.
+
+GOLDEN_PROMPTS = "golden_prompts.npz"
+
+Features = dict[str, np.ndarray]
+Encode = Callable[[np.ndarray], Features]
+"""H×W×C uint8 → what the decoder takes of a picture, by name."""
+Decode = Callable[[Features, np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+"""Features, points 1×S×2, labels 1×S, earlier logits h×w or None → logits M×h×w, estimated IoU M."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The same questions about each picture: a point, a box, and where the model takes masks the point once more.
+
+    Attributes:
+        pictures: P×H×W×C uint8.
+        points: Q×S×2 float32, in the pictures' pixels.
+        labels: Q×S float32.
+        again: the last question carries the first candidate's mask of the first answer.
+    """
+
+    pictures: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
+    again: bool
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Every candidate of every question.
+
+    Attributes:
+        logits: P×Q×M×h×w float32.
+        iou: P×Q×M float32.
+    """
+
+    logits: np.ndarray
+    iou: np.ndarray
+
+
+def golden_questions(spec: InputSpec, prompt: PromptSpec) -> Questions:
+    """One phantom of each kind; the same places in each. The same bytes everywhere."""
+    height, width = spec.size_px
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return x * (width - 1), y * (height - 1)
+
+    inside = (*at(0.35, 0.45), True)
+    asked = [Prompt(points=(inside,)), Prompt(box=(*at(0.2, 0.25), *at(0.6, 0.8)))]
+    if prompt.mask_input:
+        asked.append(Prompt(points=(inside, (*at(0.8, 0.2), False))))
+    points, labels = prompt_arrays(asked, spec.size_px, spec.size_px, prompt.slots)
+    return Questions(golden_inputs(spec)[::CASES_A_KIND], points, labels, prompt.mask_input)
+
+
+def ask(questions: Questions, encode: Encode, decode: Decode) -> Replies:
+    """Puts every question to a model; an answer that goes back in is the model's own, as in use."""
+    logits, iou = [], []
+    for picture in questions.pictures:
+        features, first = encode(picture), None
+        for n, (points, labels) in enumerate(zip(questions.points, questions.labels, strict=True)):
+            last = questions.again and n == len(questions.points) - 1
+            found = decode(features, points[None], labels[None], first if last else None)
+            if n == 0:
+                first = np.clip(found[0][0], -MASK_CLIP, MASK_CLIP)
+            logits.append(found[0])
+            iou.append(found[1])
+    shape = (len(questions.pictures), len(questions.points))
+    stacked, estimates = np.stack(logits).astype(np.float32), np.stack(iou).astype(np.float32)
+    return Replies(
+        stacked.reshape(*shape, *stacked.shape[1:]), estimates.reshape(*shape, *estimates.shape[1:])
+    )
+
+
+def save_golden_prompts(folder: Path, questions: Questions, replies: Replies) -> None:
+    """Writes questions and reference answers."""
+    np.savez_compressed(
+        folder / GOLDEN_PROMPTS,
+        pictures=questions.pictures,
+        points=questions.points,
+        labels=questions.labels,
+        again=np.array(questions.again),
+        logits=replies.logits,
+        iou=replies.iou,
+    )
+
+
+def load_golden_prompts(folder: Path) -> tuple[Questions, Replies]:
+    """Questions and reference answers. No pickles are read."""
+    with np.load(folder / GOLDEN_PROMPTS, allow_pickle=False) as stored:
+        questions = Questions(stored["pictures"], stored["points"], stored["labels"], bool(stored["again"]))
+        return questions, Replies(stored["logits"], stored["iou"])

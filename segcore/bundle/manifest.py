@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.bundle.guard_record import GuardRecord
 from segcore.host import Made
-from segcore.picture.calibration import Calibration
 from segcore.picture.preprocess import InputSpec, OutputSpec
 from segcore.picture.prompts import PromptSpec
-from segcore.picture.quality import QualityModel
+from segcore.picture.quality import Calibration, QualityModel
 
 SCHEMA_VERSION = 1
 

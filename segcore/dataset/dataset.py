@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from segcore.dataset.case import Case, FileSource, PhantomSource
+from segcore.bundle.manifest import DataRecord
+from segcore.dataset.case import Case, FileSource, PhantomSource, Source
 from segcore.dataset.listing import MAX_CLASSES, list_data
 from segcore.dataset.scan_cases import ScanSource
 from segcore.dataset.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
@@ -249,3 +250,118 @@ if __name__ == "__main__":
     # By its name, for the check reads data sets with this module and an import would close a circle. It ends when the
     # check is the `__main__` of a package.
     importlib.import_module("segcore.dataset.__main__").command()
+
+
+# Hides the masks of all but a share of the training patients: what few labels and a teacher
+# reach.
+#
+# The data set, its hashes and its split stay as they are, so bundles of any share agree on what a test image is.
+
+
+@dataclass(frozen=True)
+class HiddenMask:
+    """A source whose mask training does not see."""
+
+    source: Source
+    labelled: bool = False
+
+    def image(self) -> np.ndarray:
+        """H×W or H×W×3; uint8, uint16 or float32."""
+        return self.source.image()
+
+    def mask(self) -> np.ndarray:
+        """Hidden: to ask for it is a bug of the caller."""
+        raise ValueError("the mask of this case is hidden")
+
+    def fingerprint(self) -> str:
+        """As if the mask were seen: hiding it does not change the data."""
+        return self.source.fingerprint()
+
+    def image_fingerprint(self) -> str:
+        """Of the image, which is not hidden."""
+        return self.source.image_fingerprint()
+
+
+def labelled_patients(patients: Iterable[str], *, share: float, seed: int) -> frozenset[str]:
+    """The patients who keep their masks: `share` of them, at least one, those of a smaller share among them.
+
+    The order comes from a hash of the patient's name, another one than that of the split.
+
+    Args:
+        patients: of the training split; repeats count once.
+        share: above 0, up to 1.
+        seed: of the choice.
+    """
+    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"labelled:{seed}:{p}".encode()).digest())
+    return frozenset(order[: max(1, round(share * len(order)))])
+
+
+def training_cases(
+    dataset: Dataset, *, labelled_share: float, seed: int, limit: int | None = None
+) -> tuple[Case, ...]:
+    """The training split with the masks of the other patients hidden; those cases are not `labelled`.
+
+    Args:
+        dataset: the opened data; its own images without masks are not part of the answer.
+        labelled_share: of the training patients.
+        seed: of the split.
+        limit: as for `Dataset.split`; who keeps the masks does not depend on it.
+
+    Raises:
+        InputError: the limit leaves no image with a mask.
+    """
+    kept = labelled_patients((c.patient for c in dataset.split("train")), share=labelled_share, seed=seed)
+    cases = dataset.split("train", limit=limit)
+    if not any(case.patient in kept for case in cases):
+        raise InputError(
+            f"--limit {limit}: must leave an image with a mask at --labelled-share {labelled_share:g}, "
+            "leaves none; raise one of the two"
+        )
+    return tuple(c if c.patient in kept else replace(c, source=HiddenMask(c.source)) for c in cases)
+
+
+# A model and a dataset must agree before either is used on the other: the same classes, and the
+# same split.
+
+
+def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
+    """Whether `dataset` is the data a model learnt from, under another split: its test images may have been seen."""
+    return data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256
+
+
+def tested_among(cases: Iterable[Case], data: DataRecord) -> list[str]:
+    """Cases whose pictures are in the test split that a model is judged on, whatever they are called here.
+
+    Args:
+        cases: of any dataset.
+        data: what the model's manifest says of its own; older manifests do not know their test images.
+    """
+    tested = set(data.test_images)
+    return [case.id for case in cases if tested and case.source.image_fingerprint() in tested]
+
+
+def check_agreement(
+    name: str, *, classes: tuple[str, ...], data_sha256: str, split_sha256: str, dataset: Dataset
+) -> None:
+    """Checks that what a model (or its soft labels) learnt fits `dataset`.
+
+    Args:
+        name: what the user calls the model: "--soft S", "bundle B".
+        classes: the classes the model knows.
+        data_sha256: of the data it was trained on.
+        split_sha256: of the split it was trained with.
+        dataset: the data it is to be used on; one without any mask has no classes to compare.
+
+    Raises:
+        InputError: other classes; or the same data under another split, whose test images the model has seen.
+    """
+    if any(case.labelled for case in dataset.cases) and classes != dataset.classes:
+        raise InputError(
+            f"{name}: must have the data's classes {', '.join(dataset.classes)}, got {', '.join(classes)}; "
+            "use a model trained on these classes"
+        )
+    if is_resplit(dataset, data_sha256, split_sha256):
+        raise InputError(
+            f"{name}: must have the same split of {dataset.name}, got another; use the --split-seed it was trained "
+            "with, else it has seen images that are now in the test split"
+        )

@@ -19,15 +19,6 @@ from segcore.command import log
 from segcore.dataset.case import Case
 from segcore.learn.deploy import DeployGraph
 from segcore.measure.metrics import dice_per_class
-from segcore.picture.calibration import (
-    THRESHOLDS,
-    Calibration,
-    choose_threshold,
-    dice_at,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_rows,
-)
 from segcore.picture.overlay import error_map, overlay, sheet
 from segcore.picture.preprocess import (
     InputSpec,
@@ -38,6 +29,15 @@ from segcore.picture.preprocess import (
     probabilities,
     resize_logits,
     through_window,
+)
+from segcore.picture.quality import (
+    THRESHOLDS,
+    Calibration,
+    choose_threshold,
+    dice_at,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_rows,
 )
 
 _EXAMPLE_CASES = 6

@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segcore.errors import InputError
-from segcore.measure.contour import longest_of_parts, perimeter
-from segcore.measure.ellipse import Ellipse, fit_ellipse
-from segcore.measure.shapes import Runs, filled, find_parts
+from segcore.measure.shapes import Ellipse, Runs, filled, find_parts, fit_ellipse, longest_of_parts, perimeter
+from segcore.picture.scan import Scan
+from segcore.words import figures
 
 LEAST_PART = 10
 """Pixels (in a series: voxels) below which a part is a speck and is not counted, unless told otherwise."""
@@ -287,3 +287,119 @@ def _longest_slice(
         if length > best[0]:
             best = length, int(index)
     return (None, None) if best[1] is None else best
+
+
+# What a scan's masks measure: a picture's as an area, those of several slices as a volume.
+
+
+def measure_scan(
+    scan: Scan, masks: np.ndarray, classes: Sequence[str], *, reference: str | None = None
+) -> tuple[ClassMeasurements, ...] | tuple[VolumeMeasurements, ...]:
+    """Measures every class, in millimetres where the scan knows its spacing.
+
+    Args:
+        scan: whose masks they are.
+        masks: class indices, N×H×W.
+        classes: names of the K classes.
+        reference: the class that shares are of.
+
+    Raises:
+        InputError: the reference is none of the classes.
+    """
+    if scan.slices == 1:
+        return measure(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
+    return measure_volume(
+        masks,
+        classes,
+        spacing_mm=scan.spacing_mm,
+        slice_spacing_mm=scan.slice_spacing_mm,
+        reference=reference,
+    )
+
+
+# Measurements as a reader wants them: a label and a text each, three figures, a unit.
+
+UNKNOWN = "(spacing unknown)"
+CUT_OFF = "touches the picture's edge; what lies beyond it is not measured"
+CUT_OFF_ENDS = "goes through the first or last slice; what lies beyond them is not measured"
+
+
+def describe(measured: ClassMeasurements | VolumeMeasurements) -> list[tuple[str, str]]:
+    """The measurements of one class as (label, text), in the order to show them; what is not known is left out.
+
+    Three significant figures; pixels and voxels are counted exactly; cm² from 1000 mm², litres from 1000 ml, mm³
+    below 0.1 ml.
+    """
+    lines = _volume_lines(measured) if isinstance(measured, VolumeMeasurements) else _area_lines(measured)
+    if measured.share_of_reference is not None:
+        share = f"{figures(100 * measured.share_of_reference)} %"
+        whole = f"(of {measured.reference} and {measured.name} together)"
+        lines.append((f"Share of {measured.reference}", f"{share} {whole}"))
+    if measured.touches_border:
+        lines.append(("Cut off", CUT_OFF))
+    if isinstance(measured, VolumeMeasurements) and measured.touches_ends:
+        lines.append(("Cut off", CUT_OFF_ENDS))
+    return lines
+
+
+def _area_lines(measured: ClassMeasurements) -> list[tuple[str, str]]:
+    if not measured.pixels:
+        return [("Area", "none found")]
+    unit = measured.unit
+    lines = [("Area", area_text(measured.area, unit))]
+    for label, length in (
+        ("Longest diameter", measured.longest_diameter),
+        ("Across it", measured.short_diameter),
+        ("Perimeter", measured.perimeter),
+    ):
+        if length is not None:
+            lines.append((label, length_text(length, unit)))
+    if measured.ellipse:
+        lines += _ellipse_lines(measured.ellipse, unit)
+    return [*lines, ("Parts", _parts_text(measured.parts, measured.specks, measured.least_part_px, "px"))]
+
+
+def _ellipse_lines(ellipse: Ellipse, unit: str) -> list[tuple[str, str]]:
+    axes = f"{figures(ellipse.long_axis)} × {length_text(ellipse.short_axis, unit)}"
+    return [("Ellipse, axes", axes), ("Ellipse, circumference", length_text(ellipse.circumference, unit))]
+
+
+def _volume_lines(measured: VolumeMeasurements) -> list[tuple[str, str]]:
+    if not measured.voxels:
+        return [("Volume", "none found")]
+    lines = [("Volume", volume_text(measured.volume, measured.unit))]
+    lines.append(("Slices", f"{measured.slices} of {measured.slices_in_all}"))
+    if measured.longest_diameter is not None and measured.longest_slice is not None:
+        length = length_text(measured.longest_diameter, measured.length_unit)
+        lines.append(("Longest diameter in a slice", f"{length}, slice {measured.longest_slice + 1}"))
+    parts = _parts_text(measured.parts, measured.specks, measured.least_part_voxels, "voxels")
+    return [*lines, ("Parts", parts)]
+
+
+def _parts_text(parts: int, specks: int, least: int, unit: str) -> str:
+    return f"{parts}" if not specks else f"{parts}, and {specks} smaller than {least} {unit}"
+
+
+def area_text(area: float, unit: str) -> str:
+    """123 mm², 12.3 cm², or 1234 px (spacing unknown)."""
+    if unit == "px":
+        return f"{area:.0f} px {UNKNOWN}"
+    return f"{figures(area)} mm²" if _rounded(area) < 1000 else f"{figures(area / 100)} cm²"
+
+
+def length_text(length: float, unit: str) -> str:
+    """12.3 mm, or 12.3 px (spacing unknown)."""
+    return f"{figures(length)} {unit}" + (f" {UNKNOWN}" if unit == "px" else "")
+
+
+def volume_text(volume: float, unit: str) -> str:
+    """12.3 mm³, 12.3 ml, 1.23 l, or 1234 voxels (spacing unknown)."""
+    if unit == "voxel":
+        return f"{volume:.0f} voxels {UNKNOWN}"
+    if _rounded(volume) >= 1000:
+        return f"{figures(volume / 1000)} l"
+    return f"{figures(volume)} ml" if _rounded(volume) >= 0.1 else f"{figures(1000 * volume)} mm³"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2e}")

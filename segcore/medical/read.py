@@ -10,8 +10,7 @@ from typing import Literal
 
 from segcore.errors import InputError
 from segcore.image import image_size, read_image
-from segcore.medical.dicom.file import is_dicom, read_header
-from segcore.medical.dicom.header import numbers_of, text_of, whole_number
+from segcore.medical.dicom.file import is_dicom, numbers_of, read_header, text_of, whole_number
 from segcore.medical.dicom.series import is_clutter, read_dicom, read_series
 from segcore.medical.nifti import full_range, nifti_version, read_nifti
 from segcore.picture.scan import SCAN_SUFFIXES, Scan

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segcore.errors import InputError, need
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
-from segcore.medical.dicom.extent import check_fragments, check_length, pixel_element
-from segcore.medical.dicom.header import drop_malformed, text_of, whole_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 MAX_VOXELS = 2_000_000_000
 MAX_INFLATED_BYTES = 2**30
@@ -247,3 +253,125 @@ def _size(header: Dataset, path: Path, frames: int) -> tuple[int, int]:
             "split it"
         )
     return height, width
+
+
+# Checks that a DICOM file holds as many pixels as its header promises; nothing is decoded.
+
+
+def pixel_element(stream: BinaryIO, header: Dataset, path: Path) -> tuple[str, int]:
+    """VR and length of the pixel data's element, whose value is then next in the stream."""
+    implicit, little = header.original_encoding
+    order = "<" if little else ">"
+    start = stream.read(8)
+    vr = "OW"
+    try:
+        group, element, length = struct.unpack(f"{order}HHL", start)
+        if not implicit and start[4:6].isalpha():  # some writers of explicit files forget it here
+            (length,) = struct.unpack(f"{order}L", stream.read(4))
+            vr = start[4:6].decode("ascii", "replace")
+    except struct.error:
+        raise InputError(
+            f"DICOM {path}: must hold pixels, got a header alone or a file cut off before them; copy it again"
+        ) from None
+    if (group, element) != (0x7FE0, 0x0010):
+        raise InputError(
+            f"DICOM {path}: must hold integer pixels, got floating-point ones; export it as an image"
+        )
+    return vr, int(length)
+
+
+def check_length(header: Dataset, path: Path, size_px: tuple[int, int], frames: int, held_bytes: int) -> None:
+    """Compares the bytes of uncompressed pixels with the header's promise."""
+    samples, bits = (whole_number(header, key) or 1 for key in ("SamplesPerPixel", "BitsAllocated"))
+    if header.get("PhotometricInterpretation") == "YBR_FULL_422":
+        samples = 2  # chroma is stored for every second pixel. Source: DICOM PS3.3, C.7.6.3.1.2
+    height, width = size_px
+    needed = (height * width * frames * samples * bits + 7) // 8
+    if needed > held_bytes:
+        raise InputError(
+            f"DICOM {path}: must hold the {needed} bytes of pixels its header promises, "
+            f"got {held_bytes}; copy it again"
+        )
+
+
+def check_fragments(stream: BinaryIO, path: Path, offset: int, frames: int) -> None:
+    """Walks over the fragments' lengths up to the end mark, which a file cut off has lost. Source: DICOM PS3.5, A.4."""
+    fragments, end = -1, stream.seek(0, 2)  # the first item is the offset table
+    stream.seek(offset)
+    while len(item := stream.read(8)) == 8:
+        group, element, length = struct.unpack("<HHL", item)
+        if (group, element) != (0xFFFE, 0xE000) or stream.tell() + length > end:
+            break
+        fragments += 1
+        stream.seek(length, 1)
+    if item[:4] != b"\xfe\xff\xdd\xe0":
+        raise InputError(
+            f"DICOM {path}: must hold whole compressed pixels, got a file cut off in them; copy it again"
+        )
+    if fragments < frames:
+        raise InputError(
+            f"DICOM {path}: must hold the {frames} frames its header promises, got {fragments}; copy it again"
+        )
+
+
+# Reads elements of a DICOM header without trusting them: what is malformed counts as missing.
+
+
+def drop_malformed(header: Dataset) -> None:
+    """Deletes, in place, elements that pydicom cannot convert or that are a sequence where none belongs, or none.
+
+    pydicom converts an element when it is asked for; after this, asking raises nothing.
+    """
+    from pydicom.datadict import dictionary_VR
+
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+            is_sequence = element.VR == "SQ"
+            if not element.tag.is_private and element.keyword and is_sequence != (dictionary_VR(tag) == "SQ"):
+                del header[tag]
+            elif is_sequence:
+                for item in element.value:
+                    drop_malformed(item)
+        except Exception:  # pydicom raises many types, by what is wrong
+            del header[tag]
+
+
+def whole_number(header: Dataset, keyword: str) -> int | None:
+    """An element as an integer; None where it is missing or is none."""
+    numbers = numbers_of(header, keyword)
+    return int(numbers[0]) if numbers and numbers[0] == int(numbers[0]) else None
+
+
+def numbers_of(header: Dataset, keyword: str) -> tuple[float, ...]:
+    """An element's values as finite numbers; empty where it is missing or one of them is no number."""
+    try:
+        value = header.get(keyword)
+        values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+        numbers = tuple(float(v) for v in values)
+    except Exception:  # whatever pydicom raises on a malformed value: it counts as missing
+        return ()
+    return numbers if all(abs(n) < float("inf") for n in numbers) else ()
+
+
+def text_of(header: Dataset, keyword: str) -> str:
+    """An element as one line of text; "" where it is missing or malformed."""
+    try:
+        text = str(header.get(keyword) or "")
+    except Exception:  # as above
+        return ""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def frame_group(header: Dataset, sequence: str, frame: int) -> Dataset:
+    """The frame's own item of a functional group, else the one that all frames share, else the header itself.
+
+    Source: DICOM PS3.3, C.7.6.16.
+    """
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    own = per_frame[frame : frame + 1]
+    for group in (*own, *(header.get("SharedFunctionalGroupsSequence") or [])):
+        if group.get(sequence):
+            item: Dataset = group[sequence].value[0]
+            return item
+    return header

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from copy import deepcopy
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -20,9 +21,15 @@ import numpy as np
 from segcore import __version__
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
-from segcore.medical.seg.codes import segment_codes
-from segcore.medical.seg.frames import place_frames
-from segcore.medical.seg.source import has_planes, load_highdicom, missing, replace_element, sources
+from segcore.medical.seg.source import (
+    Reference,
+    has_planes,
+    load_highdicom,
+    missing,
+    references,
+    replace_element,
+    sources,
+)
 from segcore.picture.scan import Scan
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -176,3 +183,178 @@ def _segments(manifest: Manifest, bundle_sha256: str | None) -> list[Any]:
             segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [side]
         described.append(segment)
     return described
+
+
+# What a segment is, in SNOMED CT, by the name of its class.
+#
+# Source: DICOM PS3.16, CID 7150 (categories), CID 7151 and 7191 (types); the codes are those of pydicom's dictionary.
+
+Code = tuple[str, str]
+"""A code of SNOMED CT and its meaning in words."""
+
+_ANATOMY: Code = ("91723000", "Anatomical Structure")
+_ABNORMAL: Code = ("49755003", "Morphologically Abnormal Structure")
+_OBJECT: Code = ("260787004", "Physical object")
+_TISSUE: Code = ("85756007", "Tissue")
+
+_LUNG: Code = ("39607008", "Lung")
+_HEAD: Code = ("69536005", "Head")
+_TOOTH: Code = ("38199008", "Tooth")
+_LESION: Code = ("52988006", "Lesion")
+_NODULE: Code = ("27925004", "Nodule")
+_MASS: Code = ("4147007", "Mass")
+_NEOPLASM: Code = ("108369006", "Neoplasm")
+_IMPLANT: Code = ("40388003", "Implant")
+_LEFT: Code = ("7771000", "Left")
+_RIGHT: Code = ("24028007", "Right")
+
+
+@dataclass(frozen=True)
+class SegmentCodes:
+    """Category and type of a segmented property, and the side of the body where the name tells it."""
+
+    category: Code
+    kind: Code
+    side: Code | None = None
+
+
+# Keys as `_key` gives them.
+_BY_NAME = {
+    "lung": SegmentCodes(_ANATOMY, _LUNG),
+    "lungs": SegmentCodes(_ANATOMY, _LUNG),
+    "left lung": SegmentCodes(_ANATOMY, _LUNG, _LEFT),
+    "lung left": SegmentCodes(_ANATOMY, _LUNG, _LEFT),
+    "right lung": SegmentCodes(_ANATOMY, _LUNG, _RIGHT),
+    "lung right": SegmentCodes(_ANATOMY, _LUNG, _RIGHT),
+    "fetal head": SegmentCodes(_ANATOMY, _HEAD),
+    "head": SegmentCodes(_ANATOMY, _HEAD),
+    "heart": SegmentCodes(_ANATOMY, ("80891009", "Heart")),
+    "liver": SegmentCodes(_ANATOMY, ("10200004", "Liver")),
+    "kidney": SegmentCodes(_ANATOMY, ("64033007", "Kidney")),
+    "prostate": SegmentCodes(_ANATOMY, ("41216001", "Prostate")),
+    "brain": SegmentCodes(_ANATOMY, ("12738006", "Brain")),
+    "bone": SegmentCodes(_ANATOMY, ("272673000", "Bone")),
+    "tooth": SegmentCodes(_ANATOMY, _TOOTH),
+    "teeth": SegmentCodes(_ANATOMY, _TOOTH),
+    "lesion": SegmentCodes(_ABNORMAL, _LESION),
+    "lung lesion": SegmentCodes(_ABNORMAL, _LESION),
+    "nodule": SegmentCodes(_ABNORMAL, _NODULE),
+    "lung nodule": SegmentCodes(_ABNORMAL, _NODULE),
+    "mass": SegmentCodes(_ABNORMAL, _MASS),
+    "tumor": SegmentCodes(_ABNORMAL, _NEOPLASM),
+    "tumour": SegmentCodes(_ABNORMAL, _NEOPLASM),
+    "caries": SegmentCodes(_ABNORMAL, _LESION),
+    "filling": SegmentCodes(_OBJECT, _OBJECT),
+    "implant": SegmentCodes(_OBJECT, _IMPLANT),
+}
+_OTHER = SegmentCodes(_TISSUE, _TISSUE)
+
+
+def segment_codes(name: str) -> SegmentCodes:
+    """The codes of a class by its name; the general "Tissue" for a name that is not known here.
+
+    Args:
+        name: as the bundle has it; "left_lung" and "Left lung" are the same.
+    """
+    return _BY_NAME.get(_key(name), _OTHER)
+
+
+def _key(name: str) -> str:
+    return " ".join(re.split(r"[\s_\-]+", name.strip().lower()))
+
+
+# Frames of a segmentation whose source has no planes: each refers to its picture by instance and
+# frame number.
+#
+# highdicom 0.28 writes such a segmentation for a single picture only; ultrasound loops and radiographs in one series
+# have several. Remove this module when it writes them all.
+
+_ALL = "1"
+"""The one stack that every frame is of."""
+
+
+def place_frames(seg: Any, scan: Scan, masks: np.ndarray) -> Any:
+    """Gives a segmentation of one picture the frames and references of every slice, and returns it.
+
+    Args:
+        seg: highdicom's Segmentation of the first slice.
+        scan: with its references.
+        masks: N×H×W uint8 class indices. Slices without a class have no frame of it; an empty mask has one empty
+            frame a class, as a file must have some.
+    """
+    from highdicom import UID
+    from pydicom.pixels.utils import pack_bits
+
+    refs = references(scan)
+    numbers = [int(item.SegmentNumber) for item in seg.SegmentSequence]
+    present = [(k, i) for k in numbers for i in range(scan.slices) if (masks[i] == k).any()]
+    present = present or [(k, 0) for k in numbers]
+    _index_by_segment_and_slice(seg, UID())
+    seg.PerFrameFunctionalGroupsSequence = [_frame(k, i, refs[i]) for k, i in present]
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    if "SegmentIdentificationSequence" in shared:  # now said by every frame
+        del shared.SegmentIdentificationSequence
+    seg.NumberOfFrames = len(present)
+    bits = np.concatenate([(masks[i] == k).ravel() for k, i in present]).astype(np.uint8)
+    seg.PixelData = pack_bits(bits, pad=True)
+    instances = {ref.instance: ref for ref in refs}.values()
+    seg.SourceImageSequence = [_instance(ref) for ref in instances]
+    series = _item(SeriesInstanceUID=refs[0].series)
+    series.ReferencedInstanceSequence = [_instance(ref) for ref in instances]
+    seg.ReferencedSeriesSequence = [series]
+    return seg
+
+
+def _frame(segment: int, index: int, ref: Reference) -> Any:
+    from pydicom.sr.codedict import codes
+
+    source = _instance(ref)
+    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
+    source.SpatialLocationsPreserved = "YES"
+    if ref.frame is not None:
+        source.ReferencedFrameNumber = ref.frame
+    derivation = _item(SourceImageSequence=[source])
+    derivation.DerivationCodeSequence = [_code(codes.DCM.SegmentationImageDerivation)]
+    content = _item(StackID=_ALL, InStackPositionNumber=index + 1, DimensionIndexValues=[segment, index + 1])
+    return _item(
+        FrameContentSequence=[content],
+        DerivationImageSequence=[derivation],
+        SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=segment)],
+    )
+
+
+def _index_by_segment_and_slice(seg: Any, organisation: str) -> None:
+    from pydicom.datadict import tag_for_keyword
+
+    def pointer(attribute: str, group: str) -> Any:
+        return _item(
+            DimensionOrganizationUID=organisation,
+            DimensionIndexPointer=tag_for_keyword(attribute),
+            FunctionalGroupPointer=tag_for_keyword(group),
+            DimensionDescriptionLabel=attribute,
+        )
+
+    seg.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organisation)]
+    seg.DimensionIndexSequence = [
+        pointer("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+        pointer("InStackPositionNumber", "FrameContentSequence"),
+    ]
+
+
+def _instance(ref: Reference) -> Any:
+    return _item(ReferencedSOPClassUID=ref.sop_class, ReferencedSOPInstanceUID=ref.instance)
+
+
+def _code(code: Any) -> Any:
+    return _item(
+        CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning
+    )
+
+
+def _item(**values: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
