@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
 from benchmarks.record import Record, for_threads
-from runtime.load import BUSY_SHARE
+from runtime.timing.load import BUSY_SHARE
 from segcore import words
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import has_random_start, is_procedural

@@ -25,9 +25,9 @@ from benchmarks.degrade import DEGRADATIONS, SEEN, Sample
 from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
-from runtime.interleaved import ModelCalls, time_interleaved
-from runtime.load import others_share, read_processor_times
 from runtime.predictor import Predictor
+from runtime.timing.interleaved import ModelCalls, time_interleaved
+from runtime.timing.load import others_share, read_processor_times
 from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.case import Case

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.columns import P99_SAMPLES
 from benchmarks.record import Record
-from runtime.device_report import DeviceReport, Percentiles, read_report
-from runtime.load import BUSY_SHARE
+from runtime.device.report import DeviceReport, Percentiles, read_report
+from runtime.timing.load import BUSY_SHARE
 from segcore import words
 from segcore.bundle.guard_record import DiceScore
 from segcore.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.record import Speed
-from runtime.interleaved import LatencySamples
+from runtime.timing.interleaved import LatencySamples
 
 KEPT_CALLS = 200
 """Most timed calls that a record keeps of a model."""

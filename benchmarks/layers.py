@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.openvino_engine import cpu_settings, import_openvino
+from runtime.engines.openvino_engine import cpu_settings, import_openvino
 
 CONVOLUTION, TRANSPOSED, MATRIX = "convolution", "transposed convolution", "matrix product"
 INPUT, RESIZE, JOIN, POOLING, LAYOUT, OTHER = (

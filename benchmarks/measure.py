@@ -21,9 +21,9 @@ from benchmarks.memory import measure_start
 from benchmarks.record import CaseRecord, Record, Reliability, Speed, Start
 from benchmarks.reliability import PixelCounts
 from benchmarks.subject import TORCH, Opened, Subject, open_subject
-from runtime.interleaved import ModelCalls, time_interleaved
-from runtime.load import others_share, read_processor_times
-from runtime.roofline import Roofline, measure_roofline, share_of_peak
+from runtime.timing.interleaved import ModelCalls, time_interleaved
+from runtime.timing.load import others_share, read_processor_times
+from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.errors import InputError

@@ -1,7 +1,7 @@
 """Where a model's time goes and what keeps it from the machine's peak.
 
 `python -m benchmarks.profile --bundle B --threads 1 --out O` asks OpenVINO's per-layer counters, groups the layers, and
-compares the convolutions with the peak that `runtime.roofline` measures on the spot.
+compares the convolutions with the peak that `runtime.timing.roofline` measures on the spot.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main(settings: ProfileSettings) -> None:
         write_layers,
     )
     from benchmarks.subject import name_subjects, open_bundles
-    from runtime.engine import choose_engine
-    from runtime.roofline import measure_roofline
+    from runtime.engines.seam import choose_engine
+    from runtime.timing.roofline import measure_roofline
     from segcore.bundle.golden import golden_inputs
     from segcore.host import describe_host
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.layers import Layer, Profile
-from runtime.roofline import Roofline, describe_roofline
+from runtime.timing.roofline import Roofline, describe_roofline
 from segcore import words
 from segcore.tables import Table, table_of
 

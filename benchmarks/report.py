@@ -18,8 +18,8 @@ from benchmarks.pictures import Example
 from benchmarks.record import CaseRecord, Record, for_threads
 from benchmarks.reliability import ECE_IN_WORDS, plot_reliability
 from benchmarks.threshold_plot import calibrated, plot_thresholds
-from runtime.device_report import DeviceReport
-from runtime.roofline import Roofline, describe_roofline
+from runtime.device.report import DeviceReport
+from runtime.timing.roofline import Roofline, describe_roofline
 from segcore.bundle.folder import Bundle
 from segcore.host import Made
 from segcore.picture.overlay import COLOURS, EXTRA, MISSED

@@ -34,7 +34,7 @@ from benchmarks.subject import (
     open_bundles,
     open_subject,
 )
-from runtime.engine import available_threads
+from runtime.engines.seam import available_threads
 from segcore.command import log, print_result
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.study_record import Memory
-from runtime.load import peak_memory_mib
+from runtime.timing.load import peak_memory_mib
 from segcore.command import EXIT_INPUT, EXIT_INTERRUPTED, log
 from segcore.errors import InputError
 from segcore.outfolder import write_text

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from benchmarks.study_job import Job
 from benchmarks.study_record import Failure
-from runtime.engine import available_threads
+from runtime.engines.seam import available_threads
 from segcore.command import EXIT_INTERRUPTED, log
 from segcore.errors import InputError
 

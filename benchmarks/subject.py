@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.engine import engines_for
+from runtime.engines.seam import engines_for
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from benchmarks.measuring import Part, results_folder, write_record
 from benchmarks.throughput_resume import Resumed, kill_and_resume, run_predict
-from runtime.engine import available_threads, open_engine
-from runtime.interleaved import rotations
-from runtime.load import ProcessorTimes, busy_remark, others_share, read_processor_times
-from runtime.predict_inputs import PredictionInput, list_inputs
+from runtime.engines.seam import available_threads, open_engine
+from runtime.predict.inputs import PredictionInput, list_inputs
 from runtime.predictor import Predictor
+from runtime.timing.interleaved import rotations
+from runtime.timing.load import ProcessorTimes, busy_remark, others_share, read_processor_times
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.host import Made, made_now

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from runtime.predict_write import PREDICTIONS_FILE
+from runtime.predict.write import PREDICTIONS_FILE
 from segcore.errors import InputError
 
 

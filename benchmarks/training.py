@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.measuring import check_libraries, results_folder
 from benchmarks.stopwatch import Stopwatch
-from runtime.load import others_share, read_processor_times
+from runtime.timing.load import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import open_soft_labels

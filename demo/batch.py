@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from demo.batch_table import csv_table, page_head, page_row
-from runtime.predict_files import predict_files
-from runtime.predict_inputs import PredictionInput, name_inputs
-from runtime.predict_write import Outputs
+from runtime.predict.files import predict_files
+from runtime.predict.inputs import PredictionInput, name_inputs
+from runtime.predict.write import Outputs
 from runtime.predictor import Predictor
 from segcore.errors import InputError
 from segcore.medical.dicom.file import is_dicom

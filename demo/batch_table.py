@@ -23,7 +23,7 @@ def page_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
 
     Args:
         name: the file's own.
-        record: of `runtime.predict_files`.
+        record: of `runtime.predict.files`.
         classes: the model's.
     """
     if "error" in record:
@@ -47,7 +47,7 @@ def csv_table(names: Sequence[str], records: Sequence[Mapping[str, Any]], classe
 
     Args:
         names: the files' own, in the order of the records.
-        records: of `runtime.predict_files`.
+        records: of `runtime.predict.files`.
         classes: the model's.
     """
     head = [

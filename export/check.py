@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engine import installed
+from runtime.engines.seam import installed
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError, need
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from runtime.engine import available_threads, installed
+from runtime.engines.seam import available_threads, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits, percent
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text

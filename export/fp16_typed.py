@@ -88,7 +88,7 @@ def check_fp16_range(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> 
 
 
 def run_fp16_typed(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Logits N×K×h×w of a typed graph in onnxruntime, one at a time; `runtime.engine` does not do for it.
+    """Logits N×K×h×w of a typed graph in onnxruntime, one at a time; `runtime.engines.seam` does not do for it.
 
     onnxruntime (1.31) rounds biases to int32 when it opens Q/DQ graphs; with scales of 16 bits it multiplies them in 16
     bits, which gives 0: the logits of our students were off by 10 %, those of the teacher by all. Without that pass

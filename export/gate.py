@@ -11,7 +11,7 @@ from torch import nn
 
 from export.job import Job
 from export.judge import POINT, case_dice
-from runtime.engine import Engine
+from runtime.engines.seam import Engine
 from runtime.parity import check_parity
 from segcore.bundle.golden import GOLDEN_FILE, save_golden
 from segcore.dataset.case import Case

@@ -9,7 +9,7 @@ from export.data import ExportData
 from export.guard import Bounds
 from export.model_file import MODEL_FILES
 from export.qat import Finetuning
-from runtime.engine import OPENED_BY, Engine, installed, open_engine
+from runtime.engines.seam import OPENED_BY, Engine, installed, open_engine
 from runtime.parity import ParityLimits
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine import Engine
+from runtime.engines.seam import Engine
 from segcore.bundle.guard_record import DiceScore
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case

@@ -6,8 +6,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from runtime.device_speed import check_baseline
-from runtime.engine import BUILDS_FROM, engines_for
+from runtime.device.speed import check_baseline
+from runtime.engines.seam import BUILDS_FROM, engines_for
 from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, log, print_result, run_command

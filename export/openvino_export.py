@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from export.quiet import quiet
-from runtime.openvino_engine import import_openvino
+from runtime.engines.openvino_engine import import_openvino
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
 

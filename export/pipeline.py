@@ -11,7 +11,7 @@ from export.job import Job
 from export.model_file import write_model
 from export.source import open_graph
 from export.variants import write_variants
-from runtime.engine import EXTRAS, OPENED_BY, Engine
+from runtime.engines.seam import EXTRAS, OPENED_BY, Engine
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.bundle.golden import golden_inputs

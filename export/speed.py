@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from export.job import Job
-from runtime.engine import Engine
-from runtime.interleaved import ModelCalls, speedups, time_interleaved
+from runtime.engines.seam import Engine
+from runtime.timing.interleaved import ModelCalls, speedups, time_interleaved
 from segcore.bundle.guard_record import SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-from runtime.engine import Engine
+from runtime.engines.seam import Engine
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError

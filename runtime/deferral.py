@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine import choose_engine
+from runtime.engines.seam import choose_engine
 from runtime.predictor import Prediction, Predictor, Timings
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.errors import InputError

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from runtime.buckets import FileEngines, Size
-from runtime.stream import in_order
+from runtime.engines.stream import in_order
 from segcore.errors import InputError
 
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
-from runtime.engine import Engine, available_threads, choose_engine, open_engine
+from runtime.engines.seam import Engine, available_threads, choose_engine, open_engine
 from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
@@ -73,7 +73,7 @@ class Predictor:
 
     Attributes:
         bundle: the opened bundle.
-        engine_name: a key of `runtime.engine.ENGINES`.
+        engine_name: a key of `runtime.engines.seam.ENGINES`.
         engine_version: of its library.
         threads: CPU threads of the engine.
         streams: batches that the engine works on at once.
@@ -107,7 +107,7 @@ class Predictor:
 
         Args:
             bundle: its folder, or what `open_bundle` gave.
-            engine: a key of `runtime.engine.ENGINES`; by default openvino where it is installed and can open
+            engine: a key of `runtime.engines.seam.ENGINES`; by default openvino where it is installed and can open
                 the bundle, else onnxruntime.
             threads: CPU threads of the engine; by default all that this process may use.
             streams: batches that the engine works on at once in `map`, sharing the threads. More than one gives more

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.tensor_session import TensorSession, open_session
+from runtime.engines.tensor_session import TensorSession, open_session
 
 FEATURES = ("image", "middle", "fine")
 """What the encoder gives and the decoder takes, at strides 16, 8 and 4."""

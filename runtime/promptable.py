@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
-from runtime.engine import available_threads, choose_engine
+from runtime.engines.seam import available_threads, choose_engine
 from runtime.prompt_model import PromptModel, open_prompt_model
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest

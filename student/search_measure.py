@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from export.model_file import MODEL_FILES, write_int8
 from export.model_file import write_model as write_model_file
-from runtime.engine import OPENED_BY, open_engine
-from runtime.interleaved import ModelCalls, time_interleaved
-from runtime.load import others_share, read_processor_times
+from runtime.engines.seam import OPENED_BY, open_engine
+from runtime.timing.interleaved import ModelCalls, time_interleaved
+from runtime.timing.load import others_share, read_processor_times
 from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES

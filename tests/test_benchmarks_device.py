@@ -12,7 +12,7 @@ from benchmarks.__main__ import _join_numbers, _repeat_records
 from benchmarks.devices import device_remarks, device_tables, read_reports
 from benchmarks.report import render_html, render_markdown
 from benchmarks.settings import BenchmarkSettings
-from runtime.device_report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
+from runtime.device.report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
 from segcore.command import parse_settings
 from segcore.errors import InputError
 
@@ -199,7 +199,7 @@ def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
     """The whole way: a report measured here is merged as a device's would be."""
     pytest.importorskip("matplotlib")
     from benchmarks.run import main
-    from runtime.device import DeviceSettings, measure_device
+    from runtime.device.__main__ import DeviceSettings, measure_device
     from segcore.bundle.folder import open_bundle
 
     bundle, report = exported("onnx", "fp32"), tmp_path / "device-report.json"

@@ -11,7 +11,7 @@ from benchmarks.layers import CONVOLUTION, INPUT, JOIN, KINDS, POOLING, TRANSPOS
 from benchmarks.profile import ProfileSettings, main
 from benchmarks.profile_plot import draw_profiles
 from benchmarks.profile_text import Profiled, describe, kind_table, sentences, write_layers
-from runtime.roofline import Roofline
+from runtime.timing.roofline import Roofline
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 
@@ -150,7 +150,7 @@ def test_a_torch_bundle_has_to_be_exported_first(torch_bundle, tmp_path):
 @needs_openvino
 def test_what_comes_before_the_first_convolution_is_the_inputs(exported):
     from benchmarks.layers import executed_layers
-    from runtime.openvino_engine import cpu_settings, import_openvino
+    from runtime.engines.openvino_engine import cpu_settings, import_openvino
 
     path = str(open_bundle(exported("openvino", "fp32")).model_path)
     compiled = import_openvino().Core().compile_model(path, "CPU", cpu_settings(1))

@@ -138,7 +138,7 @@ def calibrated(torch_bundle, tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(calibrated):
     from export.judge import Judge
-    from runtime.engine import open_engine
+    from runtime.engines.seam import open_engine
 
     manifest, cases, folder, _ = calibrated
     opener = partial(open_engine, "openvino", precision="int8", threads=1)
@@ -175,7 +175,7 @@ def test_judge_measures_what_metrics_measure(calibrated, judge):
     from segcore.picture.preprocess import mask_of_logits
 
     manifest, cases, folder, _ = calibrated
-    from runtime.engine import open_engine
+    from runtime.engines.seam import open_engine
 
     engine = open_engine("openvino", folder / "fp32.xml", precision="fp32", threads=1)
     dice = []

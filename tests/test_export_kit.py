@@ -17,7 +17,7 @@ from export.kit import KitSettings, kit_engines, make_kit
 from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, resolve
 from export.kit_text import readme, trtexec_lines
 from export.kit_wheel import edge_modules, heavy_import, imports_at_top
-from runtime.device_report import read_report
+from runtime.device.report import read_report
 from segcore.bundle.folder import open_bundle
 from segcore.bundle.manifest import Variant
 from segcore.errors import InputError
@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_edge_part_only(kit):
     (wheel,) = kit.glob("sam2edge_edge-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        "runtime/device.py",
+        "runtime/device/__main__.py",
         "runtime/trt/build.py",
         "segcore/phantom/cxr.py",
         "export/command.py",

@@ -28,7 +28,7 @@ from export.qdq_ranges import Magnitudes  # noqa: E402
 from export.rules.check import VERSIONS, check_versions  # noqa: E402
 from export.transposed import rewrite_transposed  # noqa: E402
 from export.uint8_activations import to_uint8  # noqa: E402
-from runtime.engine import open_engine  # noqa: E402
+from runtime.engines.seam import open_engine  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.5,), std=(0.25,))
 CASES = [Case(id=str(i), patient=str(i), source=PhantomSource("cxr", i, 0), split="train") for i in range(4)]
@@ -372,7 +372,7 @@ def test_openvino_still_computes_the_signed_graph_wrongly(calibrated, pictures, 
 def need_openvino():
     if find_spec("openvino") is None:  # not imported here: its telemetry must be off
         pytest.skip("openvino is not installed")
-    from runtime.openvino_engine import import_openvino
+    from runtime.engines.openvino_engine import import_openvino
 
     return import_openvino()
 

@@ -10,7 +10,7 @@ pytest.importorskip("nncf")
 
 from export.model_file import calibrate, write_model  # noqa: E402
 from export.rules.check import check_graph  # noqa: E402
-from runtime.engine import open_engine  # noqa: E402
+from runtime.engines.seam import open_engine  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec, prepare  # noqa: E402

@@ -3,7 +3,7 @@
 import pytest
 
 from export.command import ExportSettings, export_bundle, make_job
-from runtime.engine import open_engine
+from runtime.engines.seam import open_engine
 from runtime.parity import PARITY_LIMITS, check_parity
 from segcore.bundle.folder import open_bundle
 from segcore.bundle.golden import load_golden

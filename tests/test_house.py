@@ -18,7 +18,7 @@ EXPORTERS = {"onnx", "onnxscript", "nncf", "modelopt"}
 MEDICAL = {"pydicom", "highdicom", "nibabel", "ray"}
 MAX_BYTES = 1_000_000
 BY_NAME = {
-    "runtime/engine.py": "import_module",  # the engine that was chosen
+    "runtime/engines/seam.py": "import_module",  # the engine that was chosen
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/sam2_package.py": "import_module",  # the classes that sam2's own configurations name
     "segcore/dataset/dataset.py": "importlib.import_module",  # its check
@@ -62,7 +62,8 @@ NOT_AT_TOP = {
 
 
 def package_of(module: str) -> str:
-    """ "segcore.learn.loop" → "segcore.learn", "student.search_plan" → "student.search", "runtime.engine" → "runtime"."""
+    """ "segcore.learn.loop" → "segcore.learn", "student.search_plan" → "student.search",
+    "runtime.engines.seam" → "runtime"."""
     # Rooms within a package, with lines of their own in the tables.
     rooms = ("segcore.learn", "student.search", "teacher.systems.unet")
     return next((room for room in rooms if module.startswith(room)), module.split(".")[0])

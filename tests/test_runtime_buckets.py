@@ -10,7 +10,7 @@ from PIL import Image
 
 import runtime.predictor
 from runtime.buckets import choose_size
-from runtime.predict import PredictSettings, main
+from runtime.predict.__main__ import PredictSettings, main
 from runtime.predictor import Predictor
 from runtime.verify import VerifySettings, verify_bundle
 from runtime.verify import main as verify

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from runtime.deferral import DeferringPredictor
-from runtime.predict import PredictSettings, main
+from runtime.predict.__main__ import PredictSettings, main
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.errors import InputError

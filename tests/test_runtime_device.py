@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime import device_sensors as sensors
-from runtime.device import DeviceSettings, engine_folder, main
-from runtime.device_measure import device_pictures
-from runtime.device_report import (
+from runtime.device import sensors as sensors
+from runtime.device.__main__ import DeviceSettings, engine_folder, main
+from runtime.device.measure import device_pictures
+from runtime.device.plan_facts import engine_facts
+from runtime.device.report import (
     Board,
     BundleFacts,
     ClockReading,
@@ -23,10 +24,9 @@ from runtime.device_report import (
     percentiles,
     read_report,
 )
-from runtime.device_speed import check_baseline, check_comparing, gate_speed
-from runtime.device_tensorrt import engine_facts
-from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
-from runtime.interleaved import LatencySamples, speedups
+from runtime.device.speed import check_baseline, check_comparing, gate_speed
+from runtime.device.watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.timing.interleaved import LatencySamples, speedups
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import GOLDEN_FILE, load_golden, save_golden
 from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from runtime.engine import OPENED_BY, engines_for, installed, open_engine
+from runtime.engines.seam import OPENED_BY, engines_for, installed, open_engine
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
@@ -16,7 +16,7 @@ from segcore.picture.preprocess import InputSpec, mask_of_logits, output_spec, p
 
 def test_runtime_imports_neither_torch_nor_an_engine():
     code = (
-        "import runtime.predictor, runtime.verify, runtime.predict, runtime.openvino_engine, sys; "
+        "import runtime.predictor, runtime.verify, runtime.predict, runtime.engines.openvino_engine, sys; "
         "heavy = {'torch', 'openvino', 'onnxruntime', 'onnx'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -173,7 +173,7 @@ def test_engines_of_each_format(exported):
 
 def test_openvino_is_imported_without_telemetry():
     code = (
-        "from runtime.openvino_engine import import_openvino; import sys; import_openvino(); "
+        "from runtime.engines.openvino_engine import import_openvino; import sys; import_openvino(); "
         "assert sys.modules['openvino_telemetry'] is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.predict import PredictSettings, main
+from runtime.predict.__main__ import PredictSettings, main
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.errors import InputError
 from segcore.image import read_image

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.predict import PredictSettings, main
-from runtime.predict_files import PredictorOptions, predict_files, predict_input
-from runtime.predict_inputs import PredictionInput, list_inputs
-from runtime.predict_workers import predict_in_processes
-from runtime.predict_write import Outputs, open_records
+from runtime.predict.__main__ import PredictSettings, main
+from runtime.predict.files import PredictorOptions, predict_files, predict_input
+from runtime.predict.inputs import PredictionInput, list_inputs
+from runtime.predict.workers import predict_in_processes
+from runtime.predict.write import Outputs, open_records
 from runtime.predictor import Predictor
 from segcore.errors import InputError
 from segcore.phantom import phantom_case

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.predict_inputs import PredictionInput, inputs_sha256, list_inputs, name_inputs
+from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs, name_inputs
 from segcore.errors import InputError
 
 

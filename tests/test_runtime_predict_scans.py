@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.predict import PredictSettings, main
+from runtime.predict.__main__ import PredictSettings, main
 from segcore.errors import InputError
 from segcore.medical.mask_files import read_mask_file
 from segcore.medical.read import read_scan

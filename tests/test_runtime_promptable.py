@@ -15,12 +15,12 @@ from PIL import Image
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from runtime.engine import installed
+from runtime.engines.seam import installed
+from runtime.engines.tensor_session import open_session
 from runtime.parity import UNGATED, check_prompt_parity
-from runtime.predict import PredictSettings, main
+from runtime.predict.__main__ import PredictSettings, main
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
-from runtime.tensor_session import open_session
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.bundle.golden import (

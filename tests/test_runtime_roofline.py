@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine import open_engine
-from runtime.roofline import (
+from runtime.engines.seam import open_engine
+from runtime.timing.roofline import (
     Roofline,
     Stack,
     _write_probe,

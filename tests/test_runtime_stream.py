@@ -8,10 +8,10 @@ from itertools import count
 import numpy as np
 import pytest
 
-from runtime.engine import OPENED_BY, open_engine
-from runtime.openvino_engine import cache_folder, cpu_settings, import_openvino
+from runtime.engines.openvino_engine import cache_folder, cpu_settings, import_openvino
+from runtime.engines.seam import OPENED_BY, open_engine
+from runtime.engines.stream import in_order
 from runtime.predictor import Predictor
-from runtime.stream import in_order
 from segcore.bundle.folder import open_bundle
 from segcore.bundle.golden import load_golden
 from segcore.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine import installed
+from runtime.engines.seam import installed
 from runtime.trt.build import build_bundle, plan_files, seal_engine
 from runtime.trt.cuda_runtime import Device
 from runtime.trt.library import (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from runtime.device_tensorrt import prove_int8, read_layers, summarise_layers
+from runtime.device.plan_facts import prove_int8, read_layers, summarise_layers
 from segcore.bundle.guard_record import DiceScore, GuardRecord
 from segcore.errors import InputError
 

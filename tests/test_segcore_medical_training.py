@@ -119,8 +119,8 @@ def test_what_is_made_of_a_student_of_ct_holds_no_header(student, ct, dicom_file
     from benchmarks.settings import BenchmarkSettings
     from export.command import ExportSettings
     from export.command import main as export
-    from runtime.predict import PredictSettings
-    from runtime.predict import main as predict
+    from runtime.predict.__main__ import PredictSettings
+    from runtime.predict.__main__ import main as predict
     from teacher.label import LabelSettings
     from teacher.label import main as label
 

@@ -44,7 +44,7 @@ def lively(design: Design, channels: int, outputs: int) -> Student:
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_gives_the_same_logits_in_onnxruntime(name, tmp_path):
     from export.onnx_export import write_onnx
-    from runtime.engine import open_engine
+    from runtime.engines.seam import open_engine
 
     design = PARTS[name]
     graph = DeployGraph(lively(design, 3, 3), SPEC).eval()

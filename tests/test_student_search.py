@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from runtime.roofline import Roofline
+from runtime.timing.roofline import Roofline
 from segcore.errors import InputError
 from segcore.learn.deploy import count_macs
 from segcore.outfolder import out_folder

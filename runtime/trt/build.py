@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.engine import BUILDS_FROM
+from runtime.engines.seam import BUILDS_FROM
 from runtime.trt.child import build_apart, run_apart
 from runtime.trt.cuda_runtime import open_cuda
 from runtime.trt.library import OLDEST, STRONGLY_TYPED, Release, check_installed, import_tensorrt, release_of

@@ -21,7 +21,7 @@ def open_model(
     target: EngineTarget | None = None,
     cache: Path | None = None,
 ) -> TensorRtEngine:
-    """Opens a plan; see `runtime.engine.open_engine`.
+    """Opens a plan; see `runtime.engines.seam.open_engine`.
 
     Args:
         model_path: the plan.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorrt as trt
 
-from runtime.stream import in_order
+from runtime.engines.stream import in_order
 from runtime.trt.cuda_runtime import Buffers, Cuda, open_cuda, paired
 from runtime.trt.library import load_error, release_of
 from runtime.trt.log import TensorRtLog
@@ -94,7 +94,7 @@ class TensorRtEngine:
         return logits
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
-        """Logits of one batch after another, in order; see `runtime.engine.Engine`.
+        """Logits of one batch after another, in order; see `runtime.engines.seam.Engine`.
 
         At most as many are under way as there are streams. Copies of one overlap with computing of another.
         """
@@ -176,7 +176,7 @@ class TensorRtEngine:
         return {name: total / calls for name, total in profiler.total_ms.items()}
 
     def layer_information(self) -> str:
-        """The inspector's JSON of all layers, for `runtime.device_tensorrt.read_layers`."""
+        """The inspector's JSON of all layers, for `runtime.device.plan_facts.read_layers`."""
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return text

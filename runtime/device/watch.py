@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from runtime import device_sensors as sensors
-from runtime.device_report import ClockReading, Snapshot
+from runtime.device import sensors as sensors
+from runtime.device.report import ClockReading, Snapshot
 
 _FALLEN_SHARE = 0.95
 """Of a clock's earlier value; below it the clock is said to have fallen."""

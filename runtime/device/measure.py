@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.device_report import Percentiles, percentiles
-from runtime.device_watch import SensorWatch
-from runtime.interleaved import ModelCalls, time_interleaved
-from runtime.load import others_share, peak_memory_mib, read_processor_times
+from runtime.device.report import Percentiles, percentiles
+from runtime.device.watch import SensorWatch
 from runtime.predictor import Predictor
+from runtime.timing.interleaved import ModelCalls, time_interleaved
+from runtime.timing.load import others_share, peak_memory_mib, read_processor_times
 from segcore.phantom import phantom_case
 from segcore.picture.preprocess import InputSpec, prepare
 
@@ -23,7 +23,7 @@ THROUGHPUT_S = 3.0
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """Figures of one opened bundle; as in `runtime.device_report.DeviceReport`."""
+    """Figures of one opened bundle; as in `runtime.device.report.DeviceReport`."""
 
     latency_ms: Percentiles
     end_to_end_ms: Percentiles

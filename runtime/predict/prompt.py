@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.predict_files import shown_picture
-from runtime.predict_inputs import PredictionInput
-from runtime.predict_write import Outputs, ScanPrediction, failure_record, write_prediction
+from runtime.predict.files import shown_picture
+from runtime.predict.inputs import PredictionInput
+from runtime.predict.write import Outputs, ScanPrediction, failure_record, write_prediction
 from runtime.predictor import Prediction, Timings
 from runtime.promptable import PromptPredictor, prompt_spec
 from segcore.bundle.folder import Bundle

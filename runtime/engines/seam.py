@@ -19,8 +19,8 @@ from segcore.bundle.manifest import EngineTarget, Manifest
 from segcore.errors import InputError, need
 
 ENGINES = {
-    "openvino": "runtime.openvino_engine",
-    "onnxruntime": "runtime.onnxruntime_engine",
+    "openvino": "runtime.engines.openvino_engine",
+    "onnxruntime": "runtime.engines.onnxruntime_engine",
     "tensorrt": "runtime.trt.engine",
 }
 """Engine's name → the module whose `open_model` opens it."""

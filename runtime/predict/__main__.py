@@ -30,13 +30,13 @@ from pydantic import Field
 from tqdm import tqdm
 
 from runtime.deferral import BELOW
-from runtime.engine import available_threads
-from runtime.predict_files import PredictorOptions, open_predictor, predict_files
-from runtime.predict_inputs import PredictionInput, inputs_sha256, list_inputs
-from runtime.predict_prompt import PromptQuestion, predict_with_prompt, read_question
-from runtime.predict_ray import predict_with_ray
-from runtime.predict_workers import predict_in_processes
-from runtime.predict_write import Outputs, RecordFile, open_records, read_records
+from runtime.engines.seam import available_threads
+from runtime.predict.files import PredictorOptions, open_predictor, predict_files
+from runtime.predict.hosts import predict_with_ray
+from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
+from runtime.predict.prompt import PromptQuestion, predict_with_prompt, read_question
+from runtime.predict.workers import predict_in_processes
+from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, run_command

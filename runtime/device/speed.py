@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.device_measure import PICTURES, device_pictures, warm_up
-from runtime.device_report import DeviceReport
-from runtime.engine import BUILDS_FROM, ENGINES, engines_for
-from runtime.interleaved import ModelCalls, speedups, time_interleaved
+from runtime.device.measure import PICTURES, device_pictures, warm_up
+from runtime.device.report import DeviceReport
+from runtime.engines.seam import BUILDS_FROM, ENGINES, engines_for
 from runtime.predictor import Predictor
+from runtime.timing.interleaved import ModelCalls, speedups, time_interleaved
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import SpeedRatio

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engine import installed, open_engine
-from runtime.load import busy_remark, others_share, read_processor_times
+from runtime.engines.seam import installed, open_engine
+from runtime.timing.load import busy_remark, others_share, read_processor_times
 from segcore.errors import InputError, need
 
 SECONDS = 6.0
@@ -99,7 +99,7 @@ def measure_roofline(engine: str, threads: int, *, seconds: float = SECONDS) -> 
     """Measures the peaks of this machine.
 
     Args:
-        engine: a key of `runtime.engine.ENGINES`; it must open ONNX.
+        engine: a key of `runtime.engines.seam.ENGINES`; it must open ONNX.
         threads: CPU threads of the engine, and of the copy.
         seconds: time for the measurements; opening the engines comes on top (about two seconds).
 

@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.device_report import Percentiles, TensorRTFacts, percentiles
+from runtime.device.report import Percentiles, TensorRTFacts, percentiles
 from runtime.trt.engine import open_model
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import GuardRecord
@@ -35,7 +35,7 @@ _TIMED_CALLS, _PROFILED_CALLS = 500, 50  # a profiled call waits after every lay
 
 @dataclass(frozen=True)
 class EngineInspection:
-    """Figures of one TensorRT engine; as in `runtime.device_report.DeviceReport`."""
+    """Figures of one TensorRT engine; as in `runtime.device.report.DeviceReport`."""
 
     latency_no_copies_ms: Percentiles
     device_memory_mib: float

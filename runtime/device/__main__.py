@@ -15,13 +15,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from runtime.device_measure import PICTURE_PX, DeviceFigures, measure_predictor
-from runtime.device_report import BundleFacts, DeviceReport, Percentiles, VerificationFacts
-from runtime.device_sensors import read_board, read_power_mode
-from runtime.device_speed import check_baseline, check_comparing, compare_speed, gate_speed, speed_text
-from runtime.device_tensorrt import EngineInspection, inspect_engine
-from runtime.device_watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
-from runtime.engine import BUILDS_FROM, choose_engine
+from runtime.device.measure import PICTURE_PX, DeviceFigures, measure_predictor
+from runtime.device.plan_facts import EngineInspection, inspect_engine
+from runtime.device.report import BundleFacts, DeviceReport, Percentiles, VerificationFacts
+from runtime.device.sensors import read_board, read_power_mode
+from runtime.device.speed import check_baseline, check_comparing, compare_speed, gate_speed, speed_text
+from runtime.device.watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.engines.seam import BUILDS_FROM, choose_engine
 from runtime.parity import percent
 from runtime.predictor import Predictor
 from runtime.trt.build import build_bundle

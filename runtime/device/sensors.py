@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.device_report import Board, ClockReading, PowerMode
+from runtime.device.report import Board, ClockReading, PowerMode
 from runtime.trt.target import read_l4t
 
 ROOT = Path("/")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from runtime.deferral import BELOW, DeferringPredictor
-from runtime.predict_inputs import PredictionInput
-from runtime.predict_write import Outputs, ScanPrediction, failure_record, write_prediction
+from runtime.engines.stream import in_order
+from runtime.predict.inputs import PredictionInput
+from runtime.predict.write import Outputs, ScanPrediction, failure_record, write_prediction
 from runtime.predictor import Prediction, Predictor
-from runtime.stream import in_order
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
 from segcore.picture.scan import Scan
@@ -101,7 +101,7 @@ def predict_files(
 
     Args:
         predictor: the opened model, or pair of models, which takes them one by one.
-        inputs: with different cases; `runtime.predict_inputs` makes them.
+        inputs: with different cases; `runtime.predict.inputs` makes them.
         folder: gets masks/ and overlays/, whose files are written anew where they are there.
         outputs: which files are written; by default PNG masks and overlays.
 

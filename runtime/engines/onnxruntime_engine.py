@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.stream import in_order
+from runtime.engines.stream import in_order
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
 
@@ -22,7 +22,7 @@ def open_model(
     target: EngineTarget | None,
     cache: Path | None,
 ) -> OnnxRuntimeEngine:
-    """Opens an inference session; see `runtime.engine.open_engine`.
+    """Opens an inference session; see `runtime.engines.seam.open_engine`.
 
     The graph itself says its precision; it is made for no device, and nothing is kept in a cache.
     """
@@ -65,7 +65,7 @@ class OnnxRuntimeEngine:
         return np.concatenate([self._infer(batch[n : n + self._batch]) for n in steps])
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
-        """Logits of batches in order; see `runtime.engine.Engine`."""
+        """Logits of batches in order; see `runtime.engines.seam.Engine`."""
         # Not run_async: it needs threads of the session's own, of which a stream with one thread has none.
         with ThreadPoolExecutor(self._streams) as pool:
             yield from in_order(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.stream import in_order
+from runtime.engines.stream import in_order
 from segcore.bundle.folder import hash_file
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
@@ -44,7 +44,8 @@ def open_model(
     target: EngineTarget | None,
     cache: Path | None,
 ) -> OpenVinoEngine:
-    """Compiles a model for the CPU; see `runtime.engine.open_engine`. IR and ONNX are made for no one device."""
+    """Compiles a model for the CPU; see `runtime.engines.seam.open_engine`. IR and ONNX are made for no one
+    device."""
     return OpenVinoEngine(model_path, precision=precision, threads=threads, streams=streams, cache=cache)
 
 
@@ -116,7 +117,7 @@ class OpenVinoEngine:
         return logits
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
-        """Logits of batches in order; see `runtime.engine.Engine`.
+        """Logits of batches in order; see `runtime.engines.seam.Engine`.
 
         The infer requests are those of an AsyncInferQueue without its callbacks: waiting for the oldest keeps the
         order, bounds what is under way, and raises an error where it belongs.

@@ -1,6 +1,7 @@
 """Graphs of several named tensors in and out, on the CPU: what a promptable model's encoder and decoder need.
 
-`runtime.engine.Engine` is for one image in and one logits tensor out; this is its plain sibling, with no streams.
+`runtime.engines.seam.Engine` is for one image in and one logits tensor out; this is its plain sibling, with no
+streams.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.engine import EXTRAS, installed
-from runtime.openvino_engine import cpu_settings, import_openvino
+from runtime.engines.openvino_engine import cpu_settings, import_openvino
+from runtime.engines.seam import EXTRAS, installed
 from segcore.errors import InputError, need
 
 Shapes = dict[str, tuple[int, ...]]
@@ -61,7 +62,7 @@ def open_session(engine: str, path: Path, *, threads: int) -> TensorSession:
 
 
 class OpenVinoSession:
-    """A compiled model and its one infer request; computes in f32 as `runtime.openvino_engine` does.
+    """A compiled model and its one infer request; computes in f32 as `runtime.engines.openvino_engine` does.
 
     OpenVINO keeps every name that a tensor had in a graph, where what only passes it on was taken out, and
     `get_any_name` gives any of them. So each of the names is known here.

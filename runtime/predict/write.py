@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from runtime.predict_inputs import PredictionInput
+from runtime.predict.inputs import PredictionInput
 from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
 from segcore.errors import InputError

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engine import available_threads
-from runtime.predict_files import PredictorOptions, open_predictor, predict_input
-from runtime.predict_inputs import PredictionInput
-from runtime.predict_write import Outputs
+from runtime.engines.seam import available_threads
+from runtime.predict.files import PredictorOptions, open_predictor, predict_input
+from runtime.predict.inputs import PredictionInput
+from runtime.predict.write import Outputs
 from segcore.errors import InputError, need
 
 _INPUTS_PER_BLOCK = 8
@@ -36,7 +36,7 @@ def predict_with_ray(
     workers: int | None,
     address: str | None,
 ) -> Generator[dict[str, Any], None, None]:
-    """The records of inputs, in the order in which they are completed; as `runtime.predict_files` otherwise.
+    """The records of inputs, in the order in which they are completed; as `runtime.predict.files` otherwise.
 
     An actor that dies is replaced by Ray; inputs that got no record are tried once more, each alone.
 

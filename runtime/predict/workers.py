@@ -18,9 +18,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from runtime.predict_files import PredictorOptions, open_predictor, predict_input
-from runtime.predict_inputs import PredictionInput
-from runtime.predict_write import Outputs
+from runtime.predict.files import PredictorOptions, open_predictor, predict_input
+from runtime.predict.inputs import PredictionInput
+from runtime.predict.write import Outputs
 from segcore.errors import InputError
 
 _TRIES = 2
@@ -42,7 +42,7 @@ def predict_in_processes(
     *,
     workers: int,
 ) -> Generator[dict[str, Any], None, None]:
-    """The records of inputs, in the order in which they are completed; as `runtime.predict_files` otherwise.
+    """The records of inputs, in the order in which they are completed; as `runtime.predict.files` otherwise.
 
     Args:
         options: of every process's model; its threads are each one's own.

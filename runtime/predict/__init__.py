@@ -1,0 +1,1 @@
+"""`python -m runtime.predict`: an archive of pictures and scans to files of masks."""
