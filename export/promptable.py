@@ -19,7 +19,7 @@ from export.job import Job
 from export.onnx_export import INPUT, Ends, check_ends, halve, traced_model
 from export.typed_files import TYPED_8, TYPED_10
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
-from runtime.prompt_model import FEATURES, open_prompt_model
+from runtime.promptable import FEATURES, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.command import log
 from segcore.errors import GateError

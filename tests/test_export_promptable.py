@@ -25,8 +25,11 @@ from export.openvino_export import write_ir  # noqa: E402
 from export.promptable import write_parts  # noqa: E402
 from runtime.engines.tensor_session import open_session  # noqa: E402
 from runtime.parity import PARITY_LIMITS, check_prompt_parity  # noqa: E402
-from runtime.prompt_model import PromptModel, open_prompt_model  # noqa: E402
-from runtime.promptable import PromptPredictor  # noqa: E402
+from runtime.promptable import (  # noqa: E402
+    PromptModel,
+    PromptPredictor,
+    open_prompt_model,
+)
 from runtime.trt.build import seal_engine  # noqa: E402
 from runtime.verify import verify_bundle  # noqa: E402
 from segcore.bundle.folder import open_bundle, seal_bundle  # noqa: E402

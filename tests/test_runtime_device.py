@@ -10,7 +10,6 @@ import pytest
 
 from runtime.device import sensors as sensors
 from runtime.device.__main__ import DeviceSettings, engine_folder, main
-from runtime.device.measure import device_pictures
 from runtime.device.plan_facts import engine_facts
 from runtime.device.report import (
     Board,
@@ -24,8 +23,8 @@ from runtime.device.report import (
     percentiles,
     read_report,
 )
-from runtime.device.speed import check_baseline, check_comparing, gate_speed
-from runtime.device.watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.device.sensors import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.device.speed import check_baseline, check_comparing, device_pictures, gate_speed
 from runtime.timing.interleaved import LatencySamples, speedups
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import GOLDEN_FILE, load_golden, save_golden

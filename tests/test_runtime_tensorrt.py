@@ -363,7 +363,7 @@ def test_the_child_process_answers_refuses_or_dies(tmp_path):
     script.write_text(
         "import os, sys\n"
         "from segcore.errors import InputError\n"
-        "from runtime.trt.child import run_apart\n"
+        "from runtime.trt.build import run_apart\n"
         "def double(x): return 2 * x\n"
         "def refuse(x): raise InputError(x)\n"
         "def die(x): os.kill(os.getpid(), x)\n"
@@ -396,7 +396,7 @@ def test_interrupting_the_parent_ends_the_child(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         "import os, signal, time\n"
-        "from runtime.trt.child import run_apart\n"
+        "from runtime.trt.build import run_apart\n"
         "def sleep(x):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(x)\n"

@@ -15,12 +15,26 @@ from typing import Literal
 
 from pydantic import Field
 
-from runtime.device.measure import PICTURE_PX, DeviceFigures, measure_predictor
 from runtime.device.plan_facts import EngineInspection, inspect_engine
 from runtime.device.report import BundleFacts, DeviceReport, Percentiles, VerificationFacts
-from runtime.device.sensors import read_board, read_power_mode
-from runtime.device.speed import check_baseline, check_comparing, compare_speed, gate_speed, speed_text
-from runtime.device.watch import SensorWatch, clocks_pinned, find_throttling, unread_sensors
+from runtime.device.sensors import (
+    SensorWatch,
+    clocks_pinned,
+    find_throttling,
+    read_board,
+    read_power_mode,
+    unread_sensors,
+)
+from runtime.device.speed import (
+    PICTURE_PX,
+    DeviceFigures,
+    check_baseline,
+    check_comparing,
+    compare_speed,
+    gate_speed,
+    measure_predictor,
+    speed_text,
+)
 from runtime.engines.seam import BUILDS_FROM, choose_engine
 from runtime.parity import percent
 from runtime.predictor import Predictor

@@ -31,10 +31,16 @@ from tqdm import tqdm
 
 from runtime.deferral import BELOW
 from runtime.engines.seam import available_threads
-from runtime.predict.files import PredictorOptions, open_predictor, predict_files
+from runtime.predict.files import (
+    PredictorOptions,
+    PromptQuestion,
+    open_predictor,
+    predict_files,
+    predict_with_prompt,
+    read_question,
+)
 from runtime.predict.hosts import predict_with_ray
 from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
-from runtime.predict.prompt import PromptQuestion, predict_with_prompt, read_question
 from runtime.predict.workers import predict_in_processes
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor

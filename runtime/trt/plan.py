@@ -1,4 +1,4 @@
-"""Builds one engine plan from one ONNX file, in this process. `runtime.trt.child` runs it in one of its own."""
+"""Builds one engine plan from one ONNX file, in this process. `runtime.trt.build` runs it in one of its own."""
 
 from __future__ import annotations
 
