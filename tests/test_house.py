@@ -62,7 +62,7 @@ NOT_AT_TOP = {
 
 
 def package_of(module: str) -> str:
-    """ "segcore.learn.loop" → "segcore.learn", "student.search_plan" → "student.search",
+    """ "segcore.learn.loop" → "segcore.learn", "student.search.plan" → "student.search",
     "runtime.engines.seam" → "runtime"."""
     # Rooms within a package, with lines of their own in the tables.
     rooms = ("segcore.learn", "student.search", "teacher.systems.unet")

@@ -15,14 +15,14 @@ from segcore.errors import InputError
 from segcore.learn.deploy import count_macs
 from segcore.outfolder import out_folder
 from segcore.picture.preprocess import InputSpec
-from student.candidates import Candidate, cost_of, draw_candidates, name_of
 from student.design import PRESETS, Design, find_design
 from student.distill import DistillSettings
 from student.network import GREY_MEAN_STD, build_student, sealed_form
-from student.search import ROOFLINE, SearchSettings, kept_with, main
-from student.search_measure import MEASURED, Bench, draw_pictures, explore, final_run
-from student.search_output import SearchRow, draw_search, write_table
-from student.search_plan import (
+from student.search.__main__ import ROOFLINE, SearchSettings, kept_with, main
+from student.search.candidates import Candidate, cost_of, draw_candidates, name_of
+from student.search.measure import MEASURED, Bench, draw_pictures, explore, final_run
+from student.search.output import SearchRow, draw_search, write_table
+from student.search.plan import (
     Measurement,
     front_of,
     next_batch,

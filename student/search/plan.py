@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.comparison import pareto_front
-from student.candidates import Candidate
+from student.search.candidates import Candidate
 
 SPREAD, BATCH, FINALISTS = 16, 4, 5
 _WIDE = 3.0

@@ -1,7 +1,7 @@
 """Finds the largest student that keeps a latency budget on the machine that runs the command.
 
 `python -m student.search --budget-ms 2 --out O`. Latency does not depend on what the weights are, so candidates are
-built with random weights, exported, quantised and timed through the runtime; `student.search_plan` says in which
+built with random weights, exported, quantised and timed through the runtime; `student.search.plan` says in which
 order, so that a bounded time is spent near the budget. Every batch is timed in interleaved rounds together with one
 anchor, and the best are timed once more at the end, freshly opened: the latency that is promised is the median of
 that last run.
@@ -41,11 +41,11 @@ from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now
 from segcore.outfolder import out_folder, write_text
 from segcore.picture.preprocess import InputSpec, output_spec
-from student.candidates import Candidate, draw_candidates
 from student.distill import DistillSettings
 from student.distill import main as distill
-from student.search_measure import MEASURED, MODELS, Bench, FinalRun, draw_pictures, explore, final_run
-from student.search_output import (
+from student.search.candidates import Candidate, draw_candidates
+from student.search.measure import MEASURED, MODELS, Bench, FinalRun, draw_pictures, explore, final_run
+from student.search.output import (
     CONFIG,
     PICTURE,
     RECORD,
@@ -55,7 +55,7 @@ from student.search_output import (
     write_config,
     write_table,
 )
-from student.search_plan import front_of, on_one_scale, proxies
+from student.search.plan import front_of, on_one_scale, proxies
 
 
 class SearchSettings(Settings):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from student.candidates import Candidate
+from student.search.candidates import Candidate
 
 TABLE, PICTURE, CONFIG, RECORD = "search.csv", "search.png", "distill.yaml", "record.json"
 _COLOURS = {"none": "#7f7f7f", "strided": "#0072b2", "unshuffle": "#d55e00"}

@@ -27,9 +27,9 @@ from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.picture.preprocess import InputSpec, output_spec, prepare
-from student.candidates import Candidate
 from student.design import PRESETS, Design
-from student.search_plan import (
+from student.search.candidates import Candidate
+from student.search.plan import (
     BATCH,
     FINALISTS,
     REACH,
