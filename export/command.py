@@ -197,9 +197,9 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
         folder: of the bundle to write.
         scratch: folder for what is thrown away.
     """
-    from export.guard import Bounds
+    from export.int8.guard import Bounds
+    from export.int8.qat import Finetuning
     from export.job import GuardPlan, Job, MoreInputs
-    from export.qat import Finetuning
 
     finetuning = None
     if settings.qat:

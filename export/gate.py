@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.int8.judge import POINT, case_dice
 from export.job import Job
-from export.judge import POINT, case_dice
 from runtime.engines.seam import Engine
 from runtime.parity import check_parity
 from segcore.bundle.golden import GOLDEN_FILE, save_golden

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.data import ExportData
-from export.guard import Bounds
+from export.int8.guard import Bounds
+from export.int8.qat import Finetuning
 from export.model_file import MODEL_FILES
-from export.qat import Finetuning
 from runtime.engines.seam import OPENED_BY, Engine, installed, open_engine
 from runtime.parity import ParityLimits
 from segcore.bundle.folder import Bundle

@@ -12,7 +12,7 @@ from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
-    from export.calibrated import CalibratedGraph
+    from export.int8.calibrated import CalibratedGraph
     from segcore.learn.deploy import DeployGraph
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
@@ -40,13 +40,13 @@ def write_model(
         precision: fp32 or fp16.
         batch: pictures a call.
     """
-    from export.onnx_export import halve_weights, write_onnx
+    from export.graph.onnx_export import halve_weights, write_onnx
 
     with TemporaryDirectory(dir=path.parent) as scratch:
         onnx_path = Path(scratch) / "fp32.onnx" if to == "openvino" else path
         write_onnx(graph, spec, output, onnx_path, batch=batch)
         if to == "openvino":
-            from export.openvino_export import write_ir
+            from export.graph.openvino_export import write_ir
 
             write_ir(onnx_path, path, half_weights=precision == "fp16")
         elif to == "onnx" and precision == "fp16":
@@ -56,7 +56,7 @@ def write_model(
 def write_int8(
     graph: DeployGraph, spec: InputSpec, output: OutputSpec, path: Path, *, to: str, cases: Sequence[Case]
 ) -> None:
-    """Writes the file that an engine opens, in INT8 as it comes: `export.int8` guards it.
+    """Writes the file that an engine opens, in INT8 as it comes: `export.int8.guarded` guards it.
 
     Args:
         graph: in eval mode, without attention.
@@ -66,7 +66,7 @@ def write_int8(
         to: a key of `MODEL_FILES`.
         cases: give the ranges.
     """
-    from export.onnx_export import write_onnx
+    from export.graph.onnx_export import write_onnx
 
     with TemporaryDirectory(dir=path.parent) as scratch:
         onnx_path = Path(scratch) / "fp32.onnx"
@@ -94,7 +94,7 @@ def write_float(
     write_model(graph, spec, output, onnx_path, to="onnx", precision="fp32")
     if to != "openvino":
         return onnx_path, onnx_path
-    from export.openvino_export import write_ir
+    from export.graph.openvino_export import write_ir
 
     write_ir(onnx_path, onnx_path.with_suffix(".xml"), half_weights=False)
     return onnx_path, onnx_path.with_suffix(".xml")
@@ -113,10 +113,10 @@ def calibrate(
         transformer: the network has attention.
     """
     if to == "openvino":
-        from export.openvino_export import calibrate_ir
+        from export.graph.openvino_export import calibrate_ir
 
         return calibrate_ir(onnx_path, cases, spec, transformer=transformer)
-    from export.qdq import calibrate_qdq
+    from export.int8.qdq import calibrate_qdq
 
     signed = calibrate_qdq(onnx_path, cases, spec)
     return signed if to == "tensorrt-onnx" else UnsignedOnnx(signed)
@@ -137,7 +137,7 @@ class UnsignedOnnx:
         """Writes `path`."""
         import onnx
 
-        from export.uint8_activations import to_uint8
+        from export.int8.uint8_activations import to_uint8
 
         self.signed.write(path, in_float=in_float)
         onnx.save(to_uint8(onnx.load(path, load_external_data=False)), path)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
-from export.int8 import write_guarded
+from export.int8.guarded import write_guarded
 from export.job import Job
 from export.model_file import write_model
 from export.source import open_graph

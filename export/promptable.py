@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from export.graph.onnx_export import INPUT, Ends, check_ends, halve, traced_model
+from export.graph.typed_files import TYPED_8, TYPED_10
 from export.job import Job
-from export.onnx_export import INPUT, Ends, check_ends, halve, traced_model
-from export.typed_files import TYPED_8, TYPED_10
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
 from runtime.promptable import FEATURES, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
@@ -145,7 +145,7 @@ def _write_part(
         require_clean(model, TYPED_8 + TYPED_10, name=path.name)
     onnx.save(model, onnx_path)
     if job.target == "openvino":
-        from export.openvino_export import write_ir
+        from export.graph.openvino_export import write_ir
 
         write_ir(onnx_path, path, half_weights=half)
 

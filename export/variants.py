@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
-from export.int8 import calibrate_network
+from export.graph.typed_files import type_for_tensorrt
+from export.int8.guarded import calibrate_network
+from export.int8.judge import POINT, Judge, case_dice
 from export.job import Job
-from export.judge import POINT, Judge, case_dice
 from export.model_file import write_float, write_model
 from export.source import as_graph
-from export.typed_files import type_for_tensorrt
 from segcore.bundle.golden import golden_inputs
 from segcore.bundle.guard_record import GuardRecord, points_text
 from segcore.bundle.manifest import Variant
@@ -138,11 +138,11 @@ def _write_batch(job: Job, graph: DeployGraph, path: Path, batch: int) -> None:
     if job.precision != "int8":
         write_model(graph, spec, output, path, to=job.format, precision=job.precision, batch=batch)
     elif job.target == "openvino":
-        from export.openvino_export import rebatch_ir
+        from export.graph.openvino_export import rebatch_ir
 
         rebatch_ir(job.model_path, path, batch)
     else:
-        from export.onnx_export import rebatch_onnx
+        from export.graph.onnx_export import rebatch_onnx
 
         rebatch_onnx(job.model_path, path, batch, spec, output)
 

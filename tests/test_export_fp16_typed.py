@@ -19,9 +19,9 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 import onnx  # noqa: E402
 from onnx import TensorProto, numpy_helper, shape_inference  # noqa: E402
 
-from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed  # noqa: E402
-from export.onnx_export import write_onnx  # noqa: E402
-from export.qdq import calibrate_qdq  # noqa: E402
+from export.graph.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed  # noqa: E402
+from export.graph.onnx_export import write_onnx  # noqa: E402
+from export.int8.qdq import calibrate_qdq  # noqa: E402
 from export.rules.check import check_versions  # noqa: E402
 
 SPEC = InputSpec(height_px=32, width_px=32, channels=1, mean=(0.5,), std=(0.25,))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.guard import MAX_FLOAT_SHARE, Bounds, rank_layers, return_layers, try_layers
-from export.judge import Judgement
+from export.int8.guard import MAX_FLOAT_SHARE, Bounds, rank_layers, return_layers, try_layers
+from export.int8.judge import Judgement
 from segcore.bundle.guard_record import DiceScore
 
 
@@ -137,7 +137,7 @@ def calibrated(torch_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(calibrated):
-    from export.judge import Judge
+    from export.int8.judge import Judge
     from runtime.engines.seam import open_engine
 
     manifest, cases, folder, _ = calibrated

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from export.kit import KitSettings, kit_engines, make_kit
+from export.kit.__main__ import KitSettings, kit_engines, make_kit
+from export.kit.text import readme, trtexec_lines
+from export.kit.wheel import edge_modules, heavy_import, imports_at_top
 from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, resolve
-from export.kit_text import readme, trtexec_lines
-from export.kit_wheel import edge_modules, heavy_import, imports_at_top
 from runtime.device.report import read_report
 from segcore.bundle.folder import open_bundle
 from segcore.bundle.manifest import Variant

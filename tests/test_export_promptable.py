@@ -19,9 +19,9 @@ from export.check import CheckSettings  # noqa: E402
 from export.check import main as check  # noqa: E402
 from export.command import ExportSettings, export_bundle, make_job  # noqa: E402
 from export.data import ExportData  # noqa: E402
-from export.kit import KitSettings, make_kit  # noqa: E402
-from export.onnx_export import halve  # noqa: E402
-from export.openvino_export import write_ir  # noqa: E402
+from export.graph.onnx_export import halve  # noqa: E402
+from export.graph.openvino_export import write_ir  # noqa: E402
+from export.kit.__main__ import KitSettings, make_kit  # noqa: E402
 from export.promptable import write_parts  # noqa: E402
 from runtime.engines.tensor_session import open_session  # noqa: E402
 from runtime.parity import PARITY_LIMITS, check_prompt_parity  # noqa: E402

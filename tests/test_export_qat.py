@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from export.equalise import equalise
-from export.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, round_weight
-from export.qat import Finetuning, finetune
-from export.traced import fold_norms
+from export.int8.equalise import equalise
+from export.int8.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, round_weight
+from export.int8.qat import Finetuning, finetune
+from export.int8.traced import fold_norms
 from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError

@@ -22,12 +22,12 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from export.onnx_export import check_onnx, write_onnx  # noqa: E402
-from export.qdq import calibrate_qdq  # noqa: E402
-from export.qdq_ranges import Magnitudes  # noqa: E402
+from export.graph.onnx_export import check_onnx, write_onnx  # noqa: E402
+from export.int8.qdq import calibrate_qdq  # noqa: E402
+from export.int8.ranges import Magnitudes  # noqa: E402
+from export.int8.transposed import rewrite_transposed  # noqa: E402
+from export.int8.uint8_activations import to_uint8  # noqa: E402
 from export.rules.check import VERSIONS, check_versions  # noqa: E402
-from export.transposed import rewrite_transposed  # noqa: E402
-from export.uint8_activations import to_uint8  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.5,), std=(0.25,))
@@ -365,7 +365,7 @@ def test_openvino_still_computes_the_signed_graph_wrongly(calibrated, pictures, 
     )
     assert error(found, expected) > 0.05, (
         f"openvino {openvino.__version__} computes Concat → int8 Q/DQ → Conv rightly: once the oldest openvino in "
-        "pyproject.toml does, export/uint8_activations.py and its callers can go"
+        "pyproject.toml does, export/int8/uint8_activations.py and its callers can go"
     )
 
 

@@ -7,7 +7,7 @@ pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from export.onnx_export import write_onnx  # noqa: E402
+from export.graph.onnx_export import write_onnx  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
 from segcore.learn.deploy import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402

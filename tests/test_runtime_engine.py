@@ -27,7 +27,7 @@ def graphs(tmp_path_factory):
     """Untrained nets with lively statistics, as ONNX: grey with one class, RGB with three."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from export.onnx_export import write_onnx
+    from export.graph.onnx_export import write_onnx
     from segcore.learn.deploy import DeployGraph
     from student.design import unet
     from student.network import build_student

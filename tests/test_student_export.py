@@ -43,7 +43,7 @@ def lively(design: Design, channels: int, outputs: int) -> Student:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_gives_the_same_logits_in_onnxruntime(name, tmp_path):
-    from export.onnx_export import write_onnx
+    from export.graph.onnx_export import write_onnx
     from runtime.engines.seam import open_engine
 
     design = PARTS[name]
@@ -60,8 +60,8 @@ def test_every_part_gives_the_same_logits_in_onnxruntime(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["nano", "small", "base"])
 def test_every_convolution_of_a_preset_runs_in_8_bits(name, tmp_path):
-    from export.onnx_export import write_onnx
-    from export.openvino_export import import_openvino, quiet
+    from export.graph.onnx_export import write_onnx
+    from export.graph.openvino_export import import_openvino, quiet
 
     openvino = import_openvino()
     design = PRESETS[name]

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("sam2")
 
-from export.onnx_export import write_onnx  # noqa: E402
+from export.graph.onnx_export import write_onnx  # noqa: E402
 from segcore.bundle.folder import open_bundle  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.dataset.soft_labels import open_soft_labels  # noqa: E402

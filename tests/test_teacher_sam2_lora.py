@@ -244,7 +244,7 @@ def test_onnx_keeps_the_contract_and_computes_the_same(weights, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from export.onnx_export import write_onnx
+    from export.graph.onnx_export import write_onnx
 
     built = build(
         weights, "sam2-adapter", classes=("lung",)

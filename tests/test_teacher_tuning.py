@@ -470,7 +470,7 @@ def test_a_teacher_with_odd_maps_exports(hiera, tmp_path):
     """The riskiest adapter: transposed convolutions that are cropped at 3×3, the deepest map of 96 px."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from export.onnx_export import write_onnx
+    from export.graph.onnx_export import write_onnx
     from segcore.learn.deploy import DeployGraph
     from segcore.picture.preprocess import InputSpec, output_spec
     from teacher.decoders.supervised_heads import FinestHead

@@ -8,7 +8,7 @@ import torch
 
 from export.attention import has_attention
 from export.command import ExportSettings, export_bundle
-from export.onnx_export import write_onnx
+from export.graph.onnx_export import write_onnx
 from runtime.engines.seam import open_engine
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.dataset.dataset import open_dataset

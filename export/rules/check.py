@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
+from export.graph.view import view_graph
 from export.rules.finding import Finding, release_of
-from export.rules.graph import view_graph
 from export.rules.table import FILE_RULES, RULES
 from segcore.errors import GateError
 

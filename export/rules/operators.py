@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from onnx import TensorProto
 
+from export.graph.view import QUANTIZE, Graph, type_name
 from export.rules.finding import Breach, Release
-from export.rules.graph import QUANTIZE, Graph, type_name
 
 _MODES = ("nearest", "linear")
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")

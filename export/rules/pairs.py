@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.rules.graph import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, Node
+from export.graph.view import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, Node
 
 COPIES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity"}

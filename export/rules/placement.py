@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import TensorProto
 
+from export.graph.view import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, Node
 from export.rules.finding import Breach, Release
-from export.rules.graph import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, Node
 from export.rules.pairs import (
     ACTIVATIONS,
     COMMUTING,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import TensorProto
 
+from export.graph.view import DEQUANTIZE, QUANTIZE, Graph, Node, type_name
 from export.rules.finding import Breach, Release, Severity
-from export.rules.graph import DEQUANTIZE, QUANTIZE, Graph, Node, type_name
 from export.rules.pairs import axis_of, is_per_channel, scale_of, zero_point_of
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto, defs
 
+from export.graph.view import DEQUANTIZE, QUANTIZE, Graph, default_opset, is_external, node_name, type_name
 from export.rules.finding import Breach, Release
-from export.rules.graph import DEQUANTIZE, QUANTIZE, Graph, default_opset, is_external, node_name, type_name
 
 _IMPLICIT = frozenset(
     {"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "FakeQuantize"}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from export.graph.view import Graph
 from export.rules import operators, placement, quantisation, structure, weights
 from export.rules.finding import Breach, Release
-from export.rules.graph import Graph
 
 
 @dataclass(frozen=True)

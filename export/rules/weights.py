@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from export.graph.view import QUANTIZE, WEIGHTED, Graph, Node
 from export.rules.finding import Breach, Release
-from export.rules.graph import QUANTIZE, WEIGHTED, Graph, Node
 from export.rules.pairs import Weight, axis_of, is_per_channel, quantised_layers, scale_of
 
 FEWEST = 16

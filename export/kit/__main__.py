@@ -115,9 +115,9 @@ def _fill_kit(
     engines: tuple[str, ...],
     compares: tuple[str, ...],
 ) -> None:
+    from export.kit.text import readme, run_script
+    from export.kit.wheel import build_wheel
     from export.kit_requirements import requirements
-    from export.kit_text import readme, run_script
-    from export.kit_wheel import build_wheel
 
     _copy_bundle(bundle, folder / "bundle")
     if baseline:

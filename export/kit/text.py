@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from export.kit_wheel import edge_version
+from export.kit.wheel import edge_version
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import least_speedup
 from segcore.bundle.manifest import Manifest

@@ -10,7 +10,7 @@ from typing import Protocol
 class CalibratedGraph(Protocol):
     """A graph whose ranges are known, so that any choice of its layers can be written in INT8 without new data.
 
-    Two quantisers give one: `export.qdq` for TensorRT, and OpenVINO's for its own format. The guard returns layers
+    Two quantisers give one: `export.int8.qdq` for TensorRT, and OpenVINO's for its own format. The guard returns layers
     to float by their names until the masks are good enough; it knows nothing else of either.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 
-from export.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
+from export.graph.fp16_typed import check_fp16_range, run_fp16_typed, to_fp16_typed
 from export.job import Job
 from export.rules.check import require_clean
 from runtime.parity import PARITY_LIMITS, ParityLimits, check_parity

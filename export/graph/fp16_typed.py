@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from export.onnx_export import INPUT, OUTPUT
-from export.qdq_ranges import session_with_outputs
-from export.rules.graph import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, view_graph
+from export.graph.onnx_export import INPUT, OUTPUT
+from export.graph.view import DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, view_graph
+from export.int8.ranges import session_with_outputs
 from segcore.errors import GateError
 
 OPSET, IR = 19, 9

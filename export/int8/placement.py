@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.rules.graph import WEIGHTED, Graph, Node
+from export.graph.view import WEIGHTED, Graph, Node
 
 # An activation that a kernel applies to what it has summed: Conv → Add → Relu is one.
 _ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Elu"})

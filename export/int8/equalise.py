@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from export.traced import WEIGHTED, fold_norms, is_add, is_concat, layer_of, trace
+from export.int8.traced import WEIGHTED, fold_norms, is_add, is_concat, layer_of, trace
 from student.network import Student
 
 ROUNDS = 40

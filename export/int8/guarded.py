@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.attention import has_attention
-from export.guard import FloatChoice, Trial, rank_layers, return_layers, try_layers
+from export.int8.guard import FloatChoice, Trial, rank_layers, return_layers, try_layers
+from export.int8.judge import Judge
+from export.int8.qat import Finetuning, finetune
+from export.int8.speed import gate_speed
 from export.job import GuardPlan, Job
-from export.judge import Judge
 from export.model_file import calibrate, write_float
-from export.qat import Finetuning, finetune
 from export.source import as_graph, open_network
-from export.speed import gate_speed
 from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
@@ -28,7 +28,7 @@ from segcore.picture.preprocess import InputSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from export.calibrated import CalibratedGraph
+    from export.int8.calibrated import CalibratedGraph
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def write_guarded(job: Job, graph: DeployGraph) -> tuple[GuardRecord, DeployGrap
     speeds: tuple[SpeedRatio, ...] = ()
     nodes: tuple[str, ...] = ()
     if job.target == "tensorrt":
-        from export.qdq import int8_nodes
+        from export.int8.qdq import int8_nodes
 
         nodes = int8_nodes(job.model_path)
         log("guard: speed: unmeasured; TensorRT runs on the device, where export.kit measures it")
@@ -173,7 +173,7 @@ def _untrained_candidates(job: Job, plain: Candidate) -> Iterator[Candidate]:
     yield plain
     if has_attention(job.parent):
         return
-    from export.equalise import equalise
+    from export.int8.equalise import equalise
     from student.network import Student
 
     network = open_network(job.source)

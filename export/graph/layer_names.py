@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from export.rules.graph import WEIGHTED, Graph, Node, view_graph
+from export.graph.view import WEIGHTED, Graph, Node, view_graph
 
 _PREFIX = "network."
 

@@ -1,7 +1,8 @@
 """The accuracy guard: returns layers to float until INT8 keeps its Dice, the most sensitive first, in few steps.
 
-One loop for every engine: it knows a graph with its ranges (`export.calibrated.CalibratedGraph`) and what a model file
-loses in the engine that will run it (`export.judge`).
+One loop for every engine: it knows a graph with its ranges (`export.int8.calibrated.CalibratedGraph`) and what
+a model file
+loses in the engine that will run it (`export.int8.judge`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.calibrated import CalibratedGraph
-from export.judge import Judgement
+from export.int8.calibrated import CalibratedGraph
+from export.int8.judge import Judgement
 from segcore.bundle.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
 
 MAX_FLOAT_SHARE = 0.5

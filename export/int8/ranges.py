@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.onnx_export import INPUT
+from export.graph.onnx_export import INPUT
 
 _BINS = 4096
 _STEPS = 127

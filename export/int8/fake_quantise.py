@@ -22,7 +22,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from export.traced import WEIGHTED, is_add, is_concat, is_copy, layer_of, norms_behind_convolutions, trace
+from export.int8.traced import (
+    WEIGHTED,
+    is_add,
+    is_concat,
+    is_copy,
+    layer_of,
+    norms_behind_convolutions,
+    trace,
+)
 from student.network import Student
 
 _DECAY = 0.99
@@ -104,7 +112,7 @@ def fake_quantise(network: Student) -> fx.GraphModule:
     It shares the network's convolutions: to train it is to train them.
 
     Args:
-        network: from `export.traced.fold_norms`; its batch norms, then identities, are left out.
+        network: from `export.int8.traced.fold_norms`; its batch norms, then identities, are left out.
     """
     graph = trace(network)
     for node, _ in norms_behind_convolutions(graph):

@@ -23,7 +23,7 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
     graph: its parser reads uint8 as int8, and 8.6 takes weights in float only.
 
     Args:
-        model: from `export.qdq`; stays as it is.
+        model: from `export.int8.qdq`; stays as it is.
 
     Raises:
         ValueError: an activation that is not int8 with zero point 0, one for the whole tensor.

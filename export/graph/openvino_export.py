@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.quiet import quiet
+from export.graph.quiet import quiet
 from runtime.engines.openvino_engine import import_openvino
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare

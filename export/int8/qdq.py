@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.qdq_placement import Placement, place
-from export.qdq_ranges import activation_ranges
-from export.rules.graph import DEQUANTIZE, WEIGHTED, Graph, view_graph
-from export.transposed import rewrite_transposed
+from export.graph.view import DEQUANTIZE, WEIGHTED, Graph, view_graph
+from export.int8.placement import Placement, place
+from export.int8.ranges import activation_ranges
+from export.int8.transposed import rewrite_transposed
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
 
@@ -33,7 +33,7 @@ _ZERO = "int8_zero"
 
 @dataclass(frozen=True)
 class QdqModel:
-    """A float graph and its ranges; see `export.calibrated.CalibratedGraph`.
+    """A float graph and its ranges; see `export.int8.calibrated.CalibratedGraph`.
 
     Attributes:
         layers: that can be quantised, in the graph's order.
@@ -48,7 +48,7 @@ class QdqModel:
     ranges: Mapping[str, float] = field(repr=False)
 
     def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes the model as ONNX with the named layers in float; see `export.calibrated.CalibratedGraph`."""
+        """Writes the model as ONNX with the named layers in float; see `export.int8.calibrated.CalibratedGraph`."""
         onnx.save(self.quantised(in_float=in_float), path)
 
     def quantised(self, *, in_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -73,7 +73,7 @@ def calibrate_qdq(fp32: Path, cases: Sequence[Case], spec: InputSpec) -> QdqMode
     entropy rule.
 
     Args:
-        fp32: ONNX file from `export.onnx_export.write_onnx`.
+        fp32: ONNX file from `export.graph.onnx_export.write_onnx`.
         cases: of the train split; read one by one, once, batch 1, prepared as the runtime does.
         spec: the model's input.
 

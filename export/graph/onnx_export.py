@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from export.fold import fold_constants
-from export.layer_names import name_layers
-from export.opset import to_opset_17
-from export.quiet import quiet
+from export.graph.fold import fold_constants
+from export.graph.layer_names import name_layers
+from export.graph.opset import to_opset_17
+from export.graph.quiet import quiet
 from segcore.learn.deploy import DeployGraph
 from segcore.picture.preprocess import InputSpec, OutputSpec
 

@@ -70,7 +70,7 @@ class TunedStudent:
 
     Attributes:
         network: plain, FP32, in eval mode; batch norms folded into the convolutions.
-        levelled: whether its channels' ranges were levelled before training (`export.equalise`).
+        levelled: whether its channels' ranges were levelled before training (`export.int8.equalise`).
         dice_float: of the source, without rounding.
         dice_before: under fake quantisation, before training.
         epochs: of the training; `dice_val` is under fake quantisation.
@@ -107,7 +107,7 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     """
     import torch
 
-    from export.fake_quantise import follow_ranges
+    from export.int8.fake_quantise import follow_ranges
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet
@@ -193,9 +193,9 @@ class _Start:
 def _prepare_start(
     original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool
 ) -> _Start:
-    from export.equalise import equalise
-    from export.fake_quantise import fake_quantise, observe_ranges
-    from export.traced import fold_norms
+    from export.int8.equalise import equalise
+    from export.int8.fake_quantise import fake_quantise, observe_ranges
+    from export.int8.traced import fold_norms
 
     device = next(original.parameters()).device
     network = (equalise if levelled else fold_norms)(original)

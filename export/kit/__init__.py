@@ -1,0 +1,1 @@
+"""`python -m export.kit`: a bundle with all that a device needs to build, verify and measure it."""
