@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class CheckSettings(Settings):
     """Checks an ONNX file, INT8 as Q/DQ or float, against the rules of TensorRT's parser and builder.
 
-    The rules are on one page in export/rules/table.py. Exit status 3: TensorRT would refuse the file or compute
+    The rules are on one page in export/rules/check.py. Exit status 3: TensorRT would refuse the file or compute
     something else; warnings cost speed. What this passes has still to be built and timed on the device.
     """
 

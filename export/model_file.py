@@ -12,7 +12,7 @@ from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
-    from export.int8.calibrated import CalibratedGraph
+    from export.int8.guard import CalibratedGraph
     from segcore.learn.deploy import DeployGraph
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
@@ -137,7 +137,7 @@ class UnsignedOnnx:
         """Writes `path`."""
         import onnx
 
-        from export.int8.uint8_activations import to_uint8
+        from export.int8.qdq import to_uint8
 
         self.signed.write(path, in_float=in_float)
         onnx.save(to_uint8(onnx.load(path, load_external_data=False)), path)

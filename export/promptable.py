@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from export.graph.fp16_typed import TYPED_8, TYPED_10
 from export.graph.onnx_export import INPUT, Ends, check_ends, halve, traced_model
-from export.graph.typed_files import TYPED_8, TYPED_10
 from export.job import Job
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
 from runtime.promptable import FEATURES, open_prompt_model

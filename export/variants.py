@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
-from export.graph.typed_files import type_for_tensorrt
+from export.graph.fp16_typed import type_for_tensorrt
 from export.int8.guarded import calibrate_network
 from export.int8.judge import POINT, Judge, case_dice
 from export.job import Job

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export.kit.__main__ import KitSettings, kit_engines, make_kit
-from export.kit.text import readme, trtexec_lines
+from export.kit.__main__ import KitSettings, kit_engines, make_kit, readme, trtexec_lines
 from export.kit.wheel import edge_modules, heavy_import, imports_at_top
 from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, resolve
 from runtime.device.report import read_report

@@ -65,7 +65,7 @@ def test_fp16_halves_the_weights_and_nothing_else(exported):
 def test_what_no_picture_has_a_part_in_is_computed_at_export():
     from onnx import helper, numpy_helper
 
-    from export.graph.fold import fold_constants
+    from export.graph.onnx_export import fold_constants
 
     constants = {"a": [1.0, 2.0], "b": [10.0, 20.0], "unread": [0.0]}
     nodes = [

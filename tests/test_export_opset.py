@@ -8,7 +8,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from export.graph.opset import to_opset_17  # noqa: E402
+from export.graph.onnx_export import to_opset_17  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(1, 4, 6, 6)).astype(np.float32)
 

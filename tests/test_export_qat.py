@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from export.int8.equalise import equalise
-from export.int8.fake_quantise import FakeQuantiser, fake_quantise, observe_ranges, round_weight
-from export.int8.qat import Finetuning, finetune
+from export.int8.qat import FakeQuantiser, Finetuning, fake_quantise, finetune, observe_ranges, round_weight
 from export.int8.traced import fold_norms
 from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset

@@ -23,10 +23,12 @@ import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from export.graph.onnx_export import check_onnx, write_onnx  # noqa: E402
-from export.int8.qdq import calibrate_qdq  # noqa: E402
+from export.int8.qdq import (  # noqa: E402
+    calibrate_qdq,
+    rewrite_transposed,
+    to_uint8,
+)
 from export.int8.ranges import Magnitudes  # noqa: E402
-from export.int8.transposed import rewrite_transposed  # noqa: E402
-from export.int8.uint8_activations import to_uint8  # noqa: E402
 from export.rules.check import VERSIONS, check_versions  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
 
@@ -365,7 +367,7 @@ def test_openvino_still_computes_the_signed_graph_wrongly(calibrated, pictures, 
     )
     assert error(found, expected) > 0.05, (
         f"openvino {openvino.__version__} computes Concat → int8 Q/DQ → Conv rightly: once the oldest openvino in "
-        "pyproject.toml does, export/int8/uint8_activations.py and its callers can go"
+        "pyproject.toml does, export/int8/qdq.py and its callers can go"
     )
 
 

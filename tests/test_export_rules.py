@@ -13,9 +13,8 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
-from export.rules.check import VERSIONS, check_graph, require_clean  # noqa: E402
+from export.rules.check import FILE_RULES, RULES, VERSIONS, check_graph, require_clean  # noqa: E402  # noqa: E402
 from export.rules.finding import Finding  # noqa: E402
-from export.rules.table import FILE_RULES, RULES  # noqa: E402
 from segcore.errors import GateError, InputError  # noqa: E402
 
 WIDTH, SCALE = 16, 0.05

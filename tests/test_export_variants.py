@@ -96,7 +96,7 @@ def test_each_int8_file_computes_what_the_main_one_does(several, to, engine):
 
 def test_tensorrt_graphs_keep_the_rules_of_their_versions(several):
     onnx = pytest.importorskip("onnx")
-    from export.graph.typed_files import TYPED_8, TYPED_10
+    from export.graph.fp16_typed import TYPED_8, TYPED_10
     from export.rules.check import check_graph
 
     bundle = several("tensorrt", "int8")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, defs, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from export.graph.fold import fold_constants
-from export.graph.layer_names import name_layers
-from export.graph.opset import to_opset_17
 from export.graph.quiet import quiet
+from export.graph.view import WEIGHTED, Graph, Node, view_graph
 from segcore.learn.deploy import DeployGraph
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
@@ -194,3 +194,168 @@ def _strip_notes(model: onnx.ModelProto) -> None:
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
+
+
+# Brings an opset 18 graph down to opset 17.
+#
+# torch's exporter starts at opset 18, and onnx 1.23's own converter has no way down for Pad, Split and Reduce*:
+# the exporter then keeps 18 and only warns. The few operators that changed are rewritten here, by what ONNX's
+# operator changelog (docs/Changelog.md, version 18) lists; an operator that is not known here is an error.
+
+_REDUCTIONS = frozenset(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+)
+# Attributes that opset 18 added, and the value that means what opset 17 does.
+_ADDED: dict[str, dict[str, int | bytes | None]] = {
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "Split": {"num_outputs": None},  # says what the number of outputs says
+    "ScatterElements": {},
+    "ScatterND": {},
+    "Pad": {},
+    **{name: {"noop_with_empty_axes": 0} for name in _REDUCTIONS},
+}
+
+
+def to_opset_17(model: onnx.ModelProto) -> None:
+    """Rewrites the graph in place; run the checker afterwards.
+
+    Raises:
+        RuntimeError: not an opset 18 graph, or an operator that cannot be said in opset 17.
+    """
+    found = {entry.domain: entry.version for entry in model.opset_import}
+    if found != {"": 18} or model.functions:
+        raise RuntimeError(f"ONNX graph: must be of opset 18 alone to be converted, got {found}")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if not _is_unchanged(node.op_type):
+            _rewrite_node(node, constants)
+    model.opset_import[0].version = 17
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def _is_unchanged(op_type: str) -> bool:
+    try:
+        return bool(defs.get_schema(op_type, 17).since_version == defs.get_schema(op_type, 18).since_version)
+    except defs.SchemaError:
+        raise RuntimeError(f"ONNX graph: {op_type} must exist in opset 17, does not") from None
+
+
+def _rewrite_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
+    if node.op_type not in _ADDED:
+        raise RuntimeError(f"ONNX graph: {node.op_type} must be the same in opsets 17 and 18, is not")
+    for name, neutral in _ADDED[node.op_type].items():
+        for attribute in [a for a in node.attribute if a.name == name]:
+            if neutral is not None and helper.get_attribute_value(attribute) != neutral:
+                raise RuntimeError(f"ONNX graph: {node.op_type} with {name} must be of opset 18")
+            node.attribute.remove(attribute)
+    if any(attribute.name == "axes" for attribute in node.attribute) or (
+        node.op_type == "Pad" and len(node.input) > 3
+    ):
+        raise RuntimeError(f"ONNX graph: {node.op_type} with axes must be of opset 18")
+    if node.op_type in _REDUCTIONS and len(node.input) > 1:  # axes were an attribute
+        name = node.input[1]
+        if name not in constants:
+            raise RuntimeError(f"ONNX graph: {node.op_type} must have constant axes, got {name or 'none'}")
+        axes = numpy_helper.to_array(constants[name]).tolist()
+        del node.input[1:]
+        node.attribute.append(helper.make_attribute("axes", axes))
+
+
+# Computes at export what no picture has a part in: SAM 2's positional embeddings, for a static
+# size.
+#
+# torch's exporter leaves such nodes where the result is large.
+
+
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Replaces, in place, every node whose inputs are all constants by its result; constants that nobody reads go."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if any(name not in constants for name in node.input if name):
+            kept.append(node)
+            continue
+        for name, value in zip(node.output, _compute_node(node, constants, model.opset_import), strict=True):
+            constants[name] = numpy_helper.from_array(value, name)
+    used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+
+
+def _compute_node(
+    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], opsets: list[onnx.OperatorSetIdProto]
+) -> list[Any]:
+    inputs = [name for name in dict.fromkeys(node.input) if name]
+    # The evaluator wants types only for inputs that it is given; a graph of initialisers has none.
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+    graph = helper.make_graph([node], "constant", [], outputs, [constants[name] for name in inputs])
+    return list(ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, {}))
+
+
+# Names for the layers of a graph: those that torch's modules have, which a reader of the
+# sensitivity table knows.
+#
+# The exporter numbers its nodes as they come (`node_Conv_83`); weights keep their names (`network.stem.0.weight`).
+
+_PREFIX = "network."
+
+
+def name_layers(model: onnx.ModelProto) -> None:
+    """Renames, in place, operators with weights by their weights, and Adds, Concats and Resizes by who reads them.
+
+    `stem.0`, `encoder.blocks.0.attn.qkv`, `merge.1.0.add`. Other nodes keep the exporter's names. Equal networks give
+    equal names.
+    """
+    graph = view_graph(model)
+    taken: set[str] = set()
+    names = {}
+    for node, name in [*_weighted_names(graph), *_joint_names(graph)]:
+        unique = next(n for n in _numbered_names(name) if n not in taken)
+        taken.add(unique)
+        names[node.name] = unique
+    for i, node in enumerate(model.graph.node):
+        node.name = names.get(node.name, node.name) or f"{node.op_type}_{i}"
+
+
+def _weighted_names(graph: Graph) -> Iterator[tuple[Node, str]]:
+    for node in graph.of(*WEIGHTED):
+        if node.input(1) in graph.fixed:
+            yield node, _module_name(graph, node) or node.name
+
+
+def _module_name(graph: Graph, node: Node) -> str:
+    """The torch module's name, from its weight, or from its bias: a linear layer's transposed weight has none."""
+    adds = [reader for reader in graph.consumers(node.output) if reader.op == "Add"]
+    for name in [*node.inputs[1:], *(one for add in adds for one in add.inputs)]:
+        for suffix in (".weight", ".bias"):
+            if name in graph.fixed and name.endswith(suffix):
+                module = name.removesuffix(suffix)
+                while module.startswith(_PREFIX):
+                    module = module.removeprefix(_PREFIX)
+                return module
+    return ""
+
+
+def _joint_names(graph: Graph) -> Iterator[tuple[Node, str]]:
+    modules = {node.name: name for node, name in _weighted_names(graph)}
+    for node in graph.of("Add", "Concat", "Resize"):
+        if node.op != "Resize" and any(name in graph.fixed for name in node.inputs):
+            continue
+        reader: Node | None = node
+        while reader is not None and reader.name not in modules:
+            reader = next(iter(graph.consumers(reader.output)), None)
+        if reader is not None:
+            yield node, f"{modules[reader.name]}.{node.op.lower()}"
+
+
+def _numbered_names(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}_{number}"
+        number += 1

@@ -1,17 +1,17 @@
 """The accuracy guard: returns layers to float until INT8 keeps its Dice, the most sensitive first, in few steps.
 
-One loop for every engine: it knows a graph with its ranges (`export.int8.calibrated.CalibratedGraph`) and what
+One loop for every engine: it knows a graph with its ranges (`export.int8.guard.CalibratedGraph`) and what
 a model file
 loses in the engine that will run it (`export.int8.judge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from export.int8.calibrated import CalibratedGraph
 from export.int8.judge import Judgement
 from segcore.bundle.guard_record import FloatLayer, GuardStep, LayerSensitivity, points_text
 
@@ -195,3 +195,37 @@ def rank_layers(
     return tuple(
         sorted(found, key=lambda s: (round(max(s.drop_points, s.p05_drop_points), 1), s.error), reverse=True)
     )
+
+
+# One calibration, many models: what the INT8 guard knows of a quantiser.
+
+
+class CalibratedGraph(Protocol):
+    """A graph whose ranges are known, so that any choice of its layers can be written in INT8 without new data.
+
+    Two quantisers give one: `export.int8.qdq` for TensorRT, and OpenVINO's for its own format. The guard returns layers
+    to float by their names until the masks are good enough; it knows nothing else of either.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that can be quantised, in the graph's order; each name once, the same in every run.
+
+        A layer is an operator with weights (convolution, linear), or an Add or Concat with quantised inputs.
+        """
+        ...
+
+    def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
+        """Writes the model.
+
+        The same call writes the same file. No call changes what later ones write.
+
+        Args:
+            path: file to write, in a folder that is there; what belongs to it goes beside it.
+            in_float: names from `layers` that compute in float. Every other layer is quantised, as far as the
+                engine's rules allow: an Add or Concat whose reader is in float needs no quantised inputs.
+
+        Raises:
+            ValueError: a name that is not in `layers`.
+        """
+        ...

@@ -9,18 +9,18 @@ A test holds the scales against onnxruntime's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.view import DEQUANTIZE, WEIGHTED, Graph, view_graph
 from export.int8.placement import Placement, place
 from export.int8.ranges import activation_ranges
-from export.int8.transposed import rewrite_transposed
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
 
@@ -33,7 +33,7 @@ _ZERO = "int8_zero"
 
 @dataclass(frozen=True)
 class QdqModel:
-    """A float graph and its ranges; see `export.int8.calibrated.CalibratedGraph`.
+    """A float graph and its ranges; see `export.int8.guard.CalibratedGraph`.
 
     Attributes:
         layers: that can be quantised, in the graph's order.
@@ -48,7 +48,7 @@ class QdqModel:
     ranges: Mapping[str, float] = field(repr=False)
 
     def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes the model as ONNX with the named layers in float; see `export.int8.calibrated.CalibratedGraph`."""
+        """Writes the model as ONNX with the named layers in float; see `export.int8.guard.CalibratedGraph`."""
         onnx.save(self.quantised(in_float=in_float), path)
 
     def quantised(self, *, in_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -170,3 +170,144 @@ def _weight_scales(weight: np.ndarray, name: str, axis: int | None) -> list[onnx
         numpy_helper.from_array(scale, f"{name}_scale"),
         numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{name}_zero_point"),
     ]
+
+
+# Transposed convolutions as 1×1 convolution and DepthToSpace: equal numbers, and weights that
+# INT8 can say.
+#
+# TensorRT's versions disagree on the axis of per-channel INT8 weights of a ConvTranspose (0 in 8.5 and 8.6, 1 in 10.3
+# and later: NVIDIA/TensorRT, tools/pytorch-quantization, tensor_quant.py of each release); a 1×1 convolution has one.
+
+
+def rewrite_transposed(model: onnx.ModelProto) -> None:
+    """Rewrites, in place, every ConvTranspose whose kernel is its stride; others stay as they are.
+
+    With kernel r and stride r no two inputs meet in one output: each input pixel becomes r×r output pixels by
+    r·r·C channels of a 1×1 convolution, which DepthToSpace in CRD mode (torch's pixel shuffle) puts in place.
+    Weights and biases keep their names.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        own = all(readers[name] == 1 for name in node.input[1:])
+        upscale = _upscale_stride(node, constants) if own else 0
+        nodes += _rewrite_node(node, upscale, constants) if upscale else [node]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # before they are deleted
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    # torch's exporter notes the shapes of weights too, which have changed.
+    notes = [value for value in model.graph.value_info if value.name not in constants]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(notes)
+
+
+def _upscale_stride(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
+    """The stride of a ConvTranspose that can be rewritten, else 0."""
+    if node.op_type != "ConvTranspose" or node.input[1] not in constants:
+        return 0
+    has = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    kernel = list(constants[node.input[1]].dims[2:])
+    strides = list(has.get("strides", [1] * len(kernel)))
+    plain = (
+        has.get("group", 1) == 1
+        and not any([*has.get("pads", []), *has.get("output_padding", [])])
+        and has.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and "output_shape" not in has
+        and all(one == 1 for one in has.get("dilations", []))
+    )
+    square = len(kernel) == 2 and kernel == strides and kernel[0] == kernel[1]
+    return strides[0] if plain and square else 0
+
+
+def _rewrite_node(
+    node: onnx.NodeProto, upscale: int, constants: dict[str, onnx.TensorProto]
+) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    weight = constants[node.input[1]]
+    values = numpy_helper.to_array(weight)  # C_in, C_out, r, r
+    inputs, outputs = values.shape[:2]
+    # DepthToSpace CRD reads channel (c·r + i)·r + j for sub-pixel (i, j) of channel c.
+    point = values.transpose(1, 2, 3, 0).reshape(outputs * upscale**2, inputs, 1, 1)
+    weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(point), weight.name))
+    for name in node.input[2:]:
+        bias = np.repeat(numpy_helper.to_array(constants[name]), upscale**2)
+        constants[name].CopyFrom(numpy_helper.from_array(bias, name))
+    between = f"{node.output[0]}_channels"
+    return (
+        helper.make_node("Conv", node.input, [between], name=node.name, kernel_shape=[1, 1]),
+        helper.make_node(
+            "DepthToSpace",
+            [between],
+            node.output,
+            name=f"{node.name}_shuffle",
+            blocksize=upscale,
+            mode="CRD",
+        ),
+    )
+
+
+# Signed Q/DQ as unsigned: the same steps and the same numbers, for OpenVINO and onnxruntime.
+#
+# OpenVINO (2025.4.1 to 2026.4.1) computes Concat → Q/DQ in int8 → Conv wrongly, by 28 to 36 %: its low-precision passes
+# split the quantisation over the Concat. With uint8 and zero point 128 it computes the same graph right, with the same
+# 8-bit kernels. tests/test_export_qdq.py notices when this is no longer needed.
+
+_UNSIGNED_ZERO = "uint8_zero"
+_ZERO_POINT = 128
+
+
+def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites the activations' pairs from int8, zero point 0, to uint8, zero point 128, and stores weights in int8.
+
+    q + 128 runs over 0…255 where q runs over −128…127, so every dequantised number is the same. Weights keep int8, as
+    every CPU kernel wants them, but rounded once and for all: a quarter of the file. TensorRT must not see such a
+    graph: its parser reads uint8 as int8, and 8.6 takes weights in float only.
+
+    Args:
+        model: from `export.int8.qdq`; stays as it is.
+
+    Raises:
+        ValueError: an activation that is not int8 with zero point 0, one for the whole tensor.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    activations: set[str] = set()
+    nodes, initializers = [], list(made.graph.initializer)
+    for node in made.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in constants:
+            initializers.append(_round_weights(node, constants))
+            continue
+        if node.op_type == "QuantizeLinear" or (
+            node.op_type == "DequantizeLinear" and node.input[0] in activations
+        ):
+            zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+            if (
+                zero is None
+                or zero.data_type != TensorProto.INT8
+                or zero.dims
+                or numpy_helper.to_array(zero).any()
+            ):
+                raise ValueError(f"{node.name}: must be int8 with zero point 0 for the whole tensor, is not")
+            activations.add(node.output[0])
+            node.input[2] = _UNSIGNED_ZERO
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    initializers.append(helper.make_tensor(_UNSIGNED_ZERO, TensorProto.UINT8, [], [_ZERO_POINT]))
+    read = {name for node in nodes for name in node.input}
+    initializers = [
+        onnx.TensorProto.FromString(t.SerializeToString()) for t in initializers if t.name in read
+    ]
+    del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.extend(initializers)
+    return made
+
+
+def _round_weights(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> TensorProto:
+    """The weights that a QuantizeLinear gives, by ONNX's rule: to the nearest, ties to even, cut to int8."""
+    weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    if scale.ndim:
+        scale = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    steps = np.clip(np.rint(weight / scale), -128, 127).astype(np.int8)
+    return numpy_helper.from_array(steps, node.output[0])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import onnx
 
-from export.graph.view import view_graph
-from export.rules.finding import Finding, release_of
-from export.rules.table import FILE_RULES, RULES
+from export.graph.view import Graph, view_graph
+from export.rules import placement, quantisation, structure, weights
+from export.rules import structure as operators
+from export.rules.finding import Breach, Finding, Release, release_of
 from segcore.errors import GateError
 
 VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.4")
@@ -80,3 +82,89 @@ def require_clean(model: onnx.ModelProto, versions: Sequence[str], *, name: str)
             f"{name}: TensorRT {version}, rule {first.rule}, node {first.node}: {first.text}{more}"
         )
     return list(dict.fromkeys(finding for findings in found.values() for finding in findings))
+
+
+# All rules on one page: id, the function that looks, what it asks, where TensorRT says so.
+#
+# E: the parser or builder refuses, or the engine computes something else. W: a fusion or speed is lost. Where a release
+# is named, the rule is for it alone. P12, an engine built without REFIT, shows in no graph: the builder keeps it.
+
+
+@dataclass(frozen=True)
+class FileRule:
+    """A rule about the model as the file holds it."""
+
+    id: str
+    check: Callable[[onnx.ModelProto, Release], Iterator[Breach]]
+    says: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule about the graph."""
+
+    id: str
+    check: Callable[[Graph, Release], Iterator[Breach]]
+    says: str
+    source: str
+
+
+_PARSER, _HEADER, _DOCS = "onnx-tensorrt parser", "NvInfer.h", "docs, Explicit Quantization"
+_MODELOPT = "Model-Optimizer onnx/quantization"
+
+FILE_RULES = (
+    FileRule("G1", structure.opset_is_read, "E: opset ≤ 17 (8.6), 9–20 (10), 9–24 (11)", "operators.md"),
+    FileRule("G3", structure.operators_are_onnx_own, "E: ONNX's own operators only", "operators.md"),
+    FileRule("G4", structure.quantisation_is_explicit, "E: Q/DQ, no integer operators", "operators.md"),
+    FileRule("G5", structure.weights_are_inside, "E: no external data", "ours; CVE-2026-27489"),
+)
+
+RULES = (
+    Rule("G2", structure.opset_has_the_types, "E: opset ≥ 13 with Q/DQ, ≥ 19 if of float16", "ONNX spec"),
+    Rule("G6", structure.sizes_are_static, "E: static shapes, no control flow", "ours"),
+    Rule("Q1", quantisation.scale_is_constant, "E < 10.13, else W: scale is a constant", _HEADER),
+    Rule("Q2", quantisation.scale_is_positive, "E: scales above 0 and finite", _PARSER),
+    Rule("Q3", quantisation.scale_is_float32, "E 8.6: scales are float32", _PARSER),
+    Rule("Q4", quantisation.zero_point_is_given, "E 8.6: three inputs", _PARSER),
+    Rule("Q5", quantisation.zero_point_is_constant, "E: zero point is a constant", _HEADER),
+    Rule("Q6", quantisation.values_are_int8, "E: int8; uint8 is read as int8", _PARSER),
+    Rule("Q7", quantisation.zero_point_is_zero, "E: zero point 0", _PARSER),
+    Rule("Q8", quantisation.zero_points_match_scales, "E: as many zero points as scales", _PARSER),
+    Rule("Q9", quantisation.activations_have_one_scale, "E: activations per tensor", _HEADER),
+    Rule("Q10", quantisation.axis_is_given, "E: axis written where per channel", _PARSER),
+    Rule("Q11", quantisation.scales_fit_the_axis, "E: a scale for each entry of the axis", _PARSER),
+    Rule(
+        "Q12", quantisation.eight_bits_feed_dequantise, "E: int8 feeds DequantizeLinear only", "operators.md"
+    ),
+    Rule("Q13", quantisation.outputs_are_float, "E: no int8 output", "operators.md"),
+    Rule("Q14", quantisation.nothing_is_int32, "E: no int32 Q/DQ", _HEADER),
+    Rule("Q15", quantisation.weights_are_stored_in_float, "E 8.6: weight float32 → Q → DQ", "docs 8.x"),
+    Rule("Q16", quantisation.data_have_axes, "E: no scalar is quantised", _HEADER),
+    Rule("W1", weights.conv_scales_run_over_outputs, "E/W: Conv per channel, axis 0", _HEADER),
+    Rule("W2", weights.matrix_scales_run_over_outputs, "E/W: Gemm transB 0, MatMul 1", _DOCS),
+    Rule(
+        "W3", weights.transposed_conv_has_one_scale, "E/W: ConvTranspose per tensor", "TensorRT#1694, #2380"
+    ),
+    Rule("W4", weights.transposed_conv_has_one_group, "E: ConvTranspose ungrouped", "TensorRT#1934"),
+    Rule("W5", weights.weights_leave_out_the_lowest, "W: weights in −127…127", "docs, quantisation range"),
+    Rule("C1", weights.channels_fill_a_kernel, "W: 16 channels in and out", _MODELOPT),
+    Rule("C2", weights.groups_are_whole_vectors, "E/W: channels a group in fours", _HEADER),
+    Rule("P1", placement.nothing_before_the_activation, "W: Q/DQ behind the activation", _DOCS),
+    Rule("P2", placement.both_inputs_or_none, "E/W: both inputs from DQ, or none", _DOCS),
+    Rule("P3", placement.biases_are_float, "E: no Q/DQ on a bias", _MODELOPT),
+    Rule("P4", placement.skips_are_quantised, "W: Add's skip has Q/DQ", _DOCS),
+    Rule("P5", placement.convolutions_add_in_float, "W: Add's convolution has none", _DOCS),
+    Rule("P6", placement.concat_has_one_scale, "W: one scale around a Concat", _MODELOPT),
+    Rule("P7", placement.no_pair_meets_a_pair, "W: no DQ → Q", _DOCS),
+    Rule("P8", placement.int8_in_int8_out, "W: unweighted operators: int8 in, int8 out", _DOCS),
+    Rule("P9", placement.pooling_has_the_pairs_it_needs, "W: MaxPool one pair, averages two", _DOCS),
+    Rule(
+        "P10", placement.nearest_resize_is_quantised_behind, "W: Q/DQ behind nearest Resize", "TensorRT#2976"
+    ),
+    Rule("P11", placement.one_tensor_one_quantiser, "W: one tensor, one Q", _DOCS),
+    Rule("R1", operators.resize_is_nearest_or_linear, "E: Resize nearest or linear", "operators.md"),
+    Rule("R2", operators.resize_maps_pixels_as_known, "E: Resize's coordinates", "operators.md"),
+    Rule("R3", operators.resize_is_plain, "E: Resize stretches, without antialias", "operators.md"),
+    Rule("U1", operators.picture_is_cast_first, "E: uint8 input is cast first", _HEADER),
+)
