@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.settings import BenchmarkSettings
+from benchmarks.report.settings import BenchmarkSettings
 from segcore.command import run_command
 
 
@@ -34,7 +34,7 @@ def _repeat_records(words: Sequence[str]) -> list[str]:
 
 
 def _main(settings: BenchmarkSettings) -> None:
-    from benchmarks.run import main
+    from benchmarks.report.run import main
 
     main(settings)
 

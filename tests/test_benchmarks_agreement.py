@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.agreement_numbers import agreement_of
+from benchmarks.report.agreement import agreement_of
 
 ONE_EACH = [f"p{i}" for i in range(4)]
 
@@ -66,7 +66,7 @@ def test_one_patient_has_no_interval():
 
 def test_plot_describes_itself_and_takes_the_pages_colour():
     pytest.importorskip("matplotlib")
-    from benchmarks.agreement_plot import bland_altman_svg
+    from benchmarks.report.agreement_plot import bland_altman_svg
 
     a = agreement_of([10.5, 21.5, 30.5, 41.5], [9.5, 18.5, 29.5, 38.5], ONE_EACH, "mm²")
     svg = bland_altman_svg(a, what="area of <lung>", names=("student", "teacher & co"))
@@ -118,7 +118,7 @@ def write_index(folder, rows):
 
 
 def run(capsys, data, bundle, out, **settings) -> dict:
-    from benchmarks.agreement import AgreementSettings, main
+    from benchmarks.checks.agreement import AgreementSettings, main
 
     main(AgreementSettings(data=str(data), bundle=(bundle,), out=out, **settings))
     return json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.deferral import CaseRow, condition_of, curve_of
-from benchmarks.degrade import DEGRADATIONS, Sample
+from benchmarks.checks.deferral import CaseRow, condition_of, curve_of
+from benchmarks.checks.degrade import DEGRADATIONS, Sample
 from segcore.phantom import phantom_case
 from segcore.stats import auroc, pearson, ranks, spearman
 
@@ -94,7 +94,7 @@ def test_a_missing_lung_is_grey_and_the_other_is_left():
 
 def test_the_command_writes_its_folder(exported, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from benchmarks.deferral import DeferralSettings, main
+    from benchmarks.checks.deferral import DeferralSettings, main
     from segcore.bundle.folder import open_bundle, seal_bundle
     from segcore.errors import InputError
     from segcore.picture.quality import QualityModel

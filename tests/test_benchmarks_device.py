@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 
 from benchmarks.__main__ import _join_numbers, _repeat_records
-from benchmarks.devices import device_remarks, device_tables, read_reports
-from benchmarks.report import render_html, render_markdown
-from benchmarks.settings import BenchmarkSettings
+from benchmarks.report.devices import device_remarks, device_tables, read_reports
+from benchmarks.report.page import render_html, render_markdown
+from benchmarks.report.settings import BenchmarkSettings
 from runtime.device.report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
 from segcore.command import parse_settings
 from segcore.errors import InputError
@@ -198,7 +198,7 @@ def test_records_may_be_given_in_one_breath():
 def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
     """The whole way: a report measured here is merged as a device's would be."""
     pytest.importorskip("matplotlib")
-    from benchmarks.run import main
+    from benchmarks.report.run import main
     from runtime.device.__main__ import DeviceSettings, measure_device
     from segcore.bundle.folder import open_bundle
 
@@ -220,7 +220,7 @@ def test_from_bundle_and_device_report_to_page(exported, tmp_path, capsys):
 
 
 def test_a_damaged_report_stops_the_benchmark_before_it_measures(exported, tmp_path):
-    from benchmarks.run import main
+    from benchmarks.report.run import main
 
     bad = tmp_path / "bad.json"
     bad.write_text("{")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.guard_tables import TITLE, guard_html, guard_markdown, guarded_bundles
-from benchmarks.report import render_html, render_markdown
+from benchmarks.report.guard_tables import TITLE, guard_html, guard_markdown, guarded_bundles
+from benchmarks.report.page import render_html, render_markdown
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import (
     DiceScore,

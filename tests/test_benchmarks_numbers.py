@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import (
+from benchmarks.report.accuracy import (
     distance_unit,
     interval,
     paired_difference,
@@ -14,9 +14,9 @@ from benchmarks.accuracy import (
     score_case,
     summarise,
 )
-from benchmarks.comparison import choose_headline, pareto_front
-from benchmarks.latency import KEPT_CALLS, keep_calls, summarise_speed
-from benchmarks.record import CaseRecord, Record, read_lines, write_lines
+from benchmarks.report.comparison import choose_headline, pareto_front
+from benchmarks.report.latency import KEPT_CALLS, keep_calls, summarise_speed
+from benchmarks.report.record import CaseRecord, Record, read_lines, write_lines
 from runtime.timing.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
 from runtime.timing.load import ProcessorTimes, others_share
 from segcore import words

@@ -7,10 +7,20 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from benchmarks.layers import CONVOLUTION, INPUT, JOIN, KINDS, POOLING, TRANSPOSED, Layer, Profile, Work
-from benchmarks.profile import ProfileSettings, main
-from benchmarks.profile_plot import draw_profiles
-from benchmarks.profile_text import Profiled, describe, kind_table, sentences, write_layers
+from benchmarks.checks.layers import (
+    CONVOLUTION,
+    INPUT,
+    JOIN,
+    KINDS,
+    POOLING,
+    TRANSPOSED,
+    Layer,
+    Profile,
+    Work,
+)
+from benchmarks.checks.profile import ProfileSettings, main
+from benchmarks.checks.profile_plot import draw_profiles
+from benchmarks.checks.profile_text import Profiled, describe, kind_table, sentences, write_layers
 from runtime.timing.roofline import Roofline
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
@@ -106,7 +116,7 @@ def test_files_of_a_profile(tmp_path):
 @needs_openvino
 def test_work_is_that_of_the_network(exported):
     """The multiplications of every layer, told from shapes, add up to U-Net's."""
-    from benchmarks.layers import profile_model
+    from benchmarks.checks.layers import profile_model
 
     bundle = open_bundle(exported("openvino", "int8"))
     picture = np.zeros((1, *bundle.manifest.input.size_px, 1), np.uint8)
@@ -149,7 +159,7 @@ def test_a_torch_bundle_has_to_be_exported_first(torch_bundle, tmp_path):
 
 @needs_openvino
 def test_what_comes_before_the_first_convolution_is_the_inputs(exported):
-    from benchmarks.layers import executed_layers
+    from benchmarks.checks.layers import executed_layers
     from runtime.engines.openvino_engine import cpu_settings, import_openvino
 
     path = str(open_bundle(exported("openvino", "fp32")).model_path)

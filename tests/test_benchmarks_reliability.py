@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.record import Reliability
-from benchmarks.reliability import BINS, PixelCounts
+from benchmarks.report.record import Reliability
+from benchmarks.report.reliability import BINS, PixelCounts
 from segcore.picture.preprocess import OutputSpec
 
 ONE = OutputSpec(activation="sigmoid", channels=1, stride=1)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import drawing, plots, tables
-from benchmarks.answer import answer
-from benchmarks.latency import KEPT_CALLS
-from benchmarks.networks import network_tables
-from benchmarks.pictures import choose_cases, draw_example
-from benchmarks.record import Reliability
-from benchmarks.report import Report, render_html, render_markdown
+from benchmarks.report import drawing, plots, tables
+from benchmarks.report.answer import answer
+from benchmarks.report.latency import KEPT_CALLS
+from benchmarks.report.networks import network_tables
+from benchmarks.report.page import Report, render_html, render_markdown
+from benchmarks.report.pictures import choose_cases, draw_example
+from benchmarks.report.record import Reliability
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
 from segcore.dataset.case import Case, PhantomSource

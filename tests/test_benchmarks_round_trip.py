@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("highdicom")
 pytest.importorskip("nibabel")
 
-from benchmarks.dicom_variants import CT_SERIES, VARIANTS, Variant
-from benchmarks.round_trip import RoundTripSettings, VariantRow, main
+from benchmarks.checks.dicom_variants import CT_SERIES, VARIANTS, Variant
+from benchmarks.checks.round_trip import RoundTripSettings, VariantRow, main
 from segcore.errors import GateError, InputError
 from segcore.medical.read import read_scan
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.study import main, repeat_lists
-from benchmarks.study_job import Job
-from benchmarks.study_plan import Arm, Plan, Run, Split, flags_of, make_plan
-from benchmarks.study_plots import draw_plots, floor_of
-from benchmarks.study_record import CaseScore, Failure, Memory, RunRecord, StudyRecord
-from benchmarks.study_report import render_html, render_markdown, terms
-from benchmarks.study_results import Finished, choose_reference, read_finished
-from benchmarks.study_run import last_line, run_jobs, slots_of
-from benchmarks.study_settings import StudySettings, parse_grid, words_of
-from benchmarks.study_summary import choose, summarise
-from benchmarks.study_test import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
-from benchmarks.study_words import is_told_apart
+from benchmarks.study.__main__ import main, repeat_lists
+from benchmarks.study.job import Job
+from benchmarks.study.page import render_html, render_markdown, terms
+from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
+from benchmarks.study.plots import draw_plots, floor_of
+from benchmarks.study.record import CaseScore, Failure, Memory, RunRecord, StudyRecord
+from benchmarks.study.results import Finished, choose_reference, read_finished
+from benchmarks.study.run import last_line, run_jobs, slots_of
+from benchmarks.study.settings import StudySettings, parse_grid, words_of
+from benchmarks.study.summary import choose, summarise
+from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
+from benchmarks.study.words import is_told_apart
 from segcore.bundle.manifest import Manifest
 from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset

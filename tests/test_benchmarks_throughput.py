@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.checks.throughput import ThroughputSettings, main
 from benchmarks.measuring import resident_mib
-from benchmarks.throughput import ThroughputSettings, main
 from segcore.errors import InputError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.stopwatch import Stopwatch
-from benchmarks.training import PARTS, TrainingSettings, main
+from benchmarks.checks.stopwatch import Stopwatch
+from benchmarks.checks.training import PARTS, TrainingSettings, main
 from segcore.errors import InputError
 
 
@@ -63,7 +63,16 @@ def test_every_part_of_a_real_step_is_timed(tmp_path, workers):
         "--steps",
         "2",
     ]
-    command = [sys.executable, "-m", "benchmarks.training", *words, "--workers", str(workers), "--out", "o"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.checks.training",
+        *words,
+        "--workers",
+        str(workers),
+        "--out",
+        "o",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True

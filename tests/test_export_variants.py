@@ -68,7 +68,7 @@ def test_a_bundle_holds_what_was_asked_for(several, to, precision, files):
 
 @pytest.mark.parametrize("to", ["openvino", "tensorrt"])
 def test_the_size_in_a_report_is_that_of_one_model(several, to):
-    from benchmarks.subject import Subject
+    from benchmarks.report.subject import Subject
 
     bundle = several(to, "int8")
     model = ["model.xml", "model.bin"] if to == "openvino" else ["model.onnx"]

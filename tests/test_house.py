@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.house import circles, import_graph, imports_of, module_files
+from benchmarks.checks.house import circles, import_graph, imports_of, module_files
 
 ROOT = Path(__file__).parents[1]
 OURS = ("segcore", "teacher", "student", "export", "runtime", "benchmarks", "demo")
@@ -22,8 +22,8 @@ BY_NAME = {
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/sam2_package.py": "import_module",  # the classes that sam2's own configurations name
     "segcore/dataset/dataset.py": "importlib.import_module",  # its check
-    "benchmarks/study_job.py": "runpy.run_module",  # teacher.train, in a process of its own
-    "benchmarks/demo_load.py": "__import__",  # libraries, to see that they are there
+    "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
+    "benchmarks/checks/demo_load.py": "__import__",  # libraries, to see that they are there
     "benchmarks/measuring.py": "__import__",
     "demo/__main__.py": "__import__",
 }

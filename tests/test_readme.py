@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "segcore.dataset": "segcore.dataset.__main__",
     "export": "export.command",
-    "benchmarks": "benchmarks.settings",
+    "benchmarks": "benchmarks.report.settings",
     "teacher.train": "teacher.settings",
-    "benchmarks.study": "benchmarks.study_settings",
+    "benchmarks.study": "benchmarks.study.settings",
     "demo": "demo.__main__",
 }
 

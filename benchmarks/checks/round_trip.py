@@ -1,0 +1,273 @@
+"""Does a mask come through the formats unchanged? `python -m benchmarks.checks.round_trip --bundle B --data D
+--out O`.
+
+Writes pictures of a data set as DICOM in several photometric and transfer variants, reads and segments each, writes
+the mask as DICOM-SEG, NIfTI and PNG, and reads it back. Compared pixel for pixel: what came back with what was
+predicted, and what was predicted with the mask of the picture before it was DICOM. The DICOM files themselves go
+when the command ends. Exit status 3 if a mask differs.
+
+O/round_trip.md     the table
+O/round_trip.json   the same, with the bundle, host and versions
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from pydantic import Field
+from tqdm import tqdm
+
+from benchmarks.checks.dicom_variants import CT_SERIES, VARIANTS, Spacing, Variant
+from benchmarks.measuring import Part, results_folder
+from runtime.predictor import Predictor
+from segcore.bundle.folder import open_bundle
+from segcore.command import Settings, log, print_result, run_command
+from segcore.dataset.dataset import Dataset, open_dataset
+from segcore.errors import GateError, InputError
+from segcore.host import describe_host, library_versions
+from segcore.medical.mask_files import MaskFormat, read_mask_file, write_masks
+from segcore.medical.read import read_scan
+from segcore.outfolder import write_text
+from segcore.picture.scan import Scan
+from segcore.tables import table_of
+
+_FILES: dict[MaskFormat, str] = {"dicom-seg": "mask.dcm", "nifti": "mask.nii.gz", "png": "mask.png"}
+_MADE_UP_MM = (0.2, 0.3)
+_CT_SPACING_MM = (0.7, 0.8)
+_CLOSE = 1e-5
+"""Of a spacing: DICOM writes it in at most 16 characters, NIfTI as float32."""
+
+
+class RoundTripSettings(Settings):
+    """Write pictures as DICOM, segment them, write and read back the masks."""
+
+    bundle: Path
+    """Folder of an exported bundle for 8-bit pictures."""
+    data: str
+    """The data set whose test pictures are used; where it knows no spacing, 0.2 by 0.3 mm is written."""
+    limit: int = Field(50, ge=1)
+    """Pictures, spread over the test split."""
+    ct_slices: int = Field(12, ge=2)
+    """Slices of the CT series, which is made of phantom:ct."""
+    out: Path
+    """Folder to write."""
+    engine: str | None = None
+    """openvino or onnxruntime; by default openvino where it is installed and can open the bundle."""
+    threads: int | None = None
+    """CPU threads of the engine; by default all that this process may use."""
+    overwrite: bool = False
+    """Replace OUT if it is there."""
+
+
+class VariantRow(Part):
+    """What came through one variant. Counts are of masks, one a slice, out of `masks`.
+
+    Attributes:
+        files: files or series written and read.
+        display_equal: slices whose displayed picture is the one that was written.
+        prediction_equal: masks equal to that of the picture before it was DICOM.
+        seg_equal: masks equal to the prediction after writing and reading a DICOM-SEG; likewise NIfTI and PNG.
+        spacing_kept: files whose spacing is the same in the scan, the DICOM-SEG and the NIfTI.
+        dciodvfy_errors: lines of errors over all DICOM-SEGs; None where dciodvfy is not installed.
+        dciodvfy_warnings: likewise.
+    """
+
+    variant: str
+    lossless: bool
+    files: int = 0
+    masks: int = 0
+    display_equal: int = 0
+    prediction_equal: int = 0
+    seg_equal: int = 0
+    nifti_equal: int = 0
+    png_equal: int = 0
+    spacing_kept: int = 0
+    dciodvfy_errors: int | None = None
+    dciodvfy_warnings: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Every mask came back; where nothing was lost, it is that of the original picture, too."""
+        back = self.seg_equal == self.nifti_equal == self.png_equal == self.masks
+        same = self.display_equal == self.prediction_equal == self.masks or not self.lossless
+        return back and same and self.spacing_kept == self.files and not self.dciodvfy_errors
+
+
+def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) -> None:
+    """Writes OUT and prints the table.
+
+    Raises:
+        GateError: a mask differs, a spacing was lost, or dciodvfy finds an error; the table is in OUT.
+    """
+    bundle = open_bundle(settings.bundle)
+    if bundle.manifest.input.depth != "uint8":
+        raise InputError(
+            f"--bundle {settings.bundle}: must be of 8-bit pictures, is of {bundle.manifest.input.depth}"
+        )
+    dataset = open_dataset(settings.data, need_masks=False)
+    pictures = _pictures(dataset, settings)
+    made_from = {"bundle": bundle.sha256, "data": settings.data, "limit": settings.limit}
+    with (
+        Predictor.open(bundle, engine=settings.engine, threads=settings.threads) as predictor,
+        results_folder(settings, made_from) as folder,
+    ):
+        rows = [
+            _try(variant, pictures, predictor) for variant in tqdm(variants, unit="variant", disable=None)
+        ]
+        rows.append(_try(CT_SERIES, _ct_pictures(settings.ct_slices), predictor))
+        head, cells = _cells(rows)
+        table = table_of("", head, cells, words=[True, *(False for _ in head[1:])])
+        write_text(folder / "round_trip.md", table.markdown() + "\n")
+        record = {
+            "bundle": bundle.manifest.name,
+            "bundle_sha256": bundle.sha256,
+            "data": settings.data,
+            "rows": [row.model_dump() for row in rows],
+            "host": describe_host(),
+            "versions": library_versions(),
+        }
+        write_text(folder / "round_trip.json", json.dumps(record, indent=2, default=str) + "\n")
+    print(table.plain())
+    failed = [row.variant for row in rows if not row.passed]
+    if rows[0].dciodvfy_errors is None:
+        log("dciodvfy is not installed: the DICOM-SEGs were not checked by it (Debian: dicom3tools)")
+    print_result(out=str(settings.out), variants=len(rows), failed=failed)
+    if failed:
+        raise GateError(
+            f"{len(failed)} of {len(rows)} variants differ: {'; '.join(failed)}; see {settings.out}"
+        )
+
+
+def _pictures(dataset: Dataset, settings: RoundTripSettings) -> list[tuple[np.ndarray, Spacing]]:
+    cases = dataset.split("test", limit=settings.limit) or dataset.cases[: settings.limit]
+    found = [(case.image(), case.spacing_mm or _MADE_UP_MM) for case in cases]
+    if any(image.dtype != np.uint8 or image.ndim != 2 for image, _ in found):
+        raise InputError(
+            f"--data {settings.data}: must hold 8-bit grey pictures, holds others; choose another"
+        )
+    return found
+
+
+def _ct_pictures(slices: int) -> list[tuple[np.ndarray, Spacing]]:
+    cases = open_dataset(f"phantom:ct:{max(slices, 6)}", need_masks=False).cases
+    return [(case.image(), _CT_SPACING_MM) for case in cases[:slices]]
+
+
+def _try(
+    variant: Variant, pictures: Sequence[tuple[np.ndarray, Spacing]], predictor: Predictor
+) -> VariantRow:
+    total = VariantRow(variant=variant.name, lossless=variant.lossless)
+    for group in _groups(pictures, variant.pictures):
+        row = _round_trip(variant, [picture for picture, _ in group], group[0][1], predictor)
+        numbers = {
+            key: None if value is None else value + (getattr(total, key) or 0)
+            for key, value in row.model_dump(exclude={"variant", "lossless"}).items()
+        }
+        total = total.model_copy(update=numbers)
+    return total
+
+
+def _groups(
+    pictures: Sequence[tuple[np.ndarray, Spacing]], many: int
+) -> Iterator[list[tuple[np.ndarray, Spacing]]]:
+    """So many neighbours of one size; 0 takes all."""
+    group: list[tuple[np.ndarray, Spacing]] = []
+    for picture in pictures:
+        if group and (len(group) == many or picture[0].shape != group[0][0].shape):
+            yield group
+            group = []
+        group.append(picture)
+    yield group
+
+
+def _round_trip(
+    variant: Variant, pictures: Sequence[np.ndarray], spacing_mm: Spacing, predictor: Predictor
+) -> VariantRow:
+    manifest = predictor.manifest
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "dicom").mkdir()
+        scan = read_scan(variant.write(folder / "dicom", pictures, spacing_mm))
+        shown = [scan.picture(index, "uint8") for index in range(scan.slices)]
+        masks = np.stack([predictor.predict(picture).mask for picture in shown])
+        expected = np.stack([predictor.predict(picture).mask for picture in pictures])
+        write_masks(folder, "mask", scan, masks, manifest, ("png", "nifti", "dicom-seg"))
+        back = {kind: read_mask_file(_made(folder, kind), scan) for kind in _FILES}
+        back["png"] = back["png"] // (255 if len(manifest.classes) == 1 else 1)
+        errors, warnings = _dciodvfy(folder / _FILES["dicom-seg"])
+        return VariantRow(
+            variant=variant.name,
+            lossless=variant.lossless,
+            files=1,
+            masks=scan.slices,
+            display_equal=sum(_same_picture(a, b) for a, b in zip(shown, pictures, strict=True)),
+            prediction_equal=_equal(masks, expected),
+            seg_equal=_equal(back["dicom-seg"], masks),
+            nifti_equal=_equal(back["nifti"], masks),
+            png_equal=_equal(back["png"], masks),
+            spacing_kept=int(_spacing_kept(folder, scan, spacing_mm)),
+            dciodvfy_errors=errors,
+            dciodvfy_warnings=warnings,
+        )
+
+
+def _made(folder: Path, kind: MaskFormat) -> Path:
+    path = folder / _FILES[kind]
+    return path if path.exists() else path.with_suffix("")  # several PNGs are in a folder
+
+
+def _equal(some: np.ndarray, others: np.ndarray) -> int:
+    return int((some == others).all(axis=(1, 2)).sum())
+
+
+def _same_picture(shown: np.ndarray, picture: np.ndarray) -> bool:
+    return bool((shown == (picture[..., None] if shown.ndim == 3 else picture)).all())
+
+
+def _spacing_kept(folder: Path, scan: Scan, spacing_mm: Spacing) -> bool:
+    import nibabel
+    from pydicom import dcmread
+
+    seg = dcmread(folder / _FILES["dicom-seg"], stop_before_pixels=True)
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    nifti = nibabel.Nifti1Image.from_filename(folder / _FILES["nifti"])
+    columns_mm, rows_mm = nifti.header.get_zooms()[:2]
+    found = (
+        scan.spacing_mm or (0.0, 0.0),
+        [float(mm) for mm in measures.PixelSpacing],
+        (rows_mm, columns_mm),
+    )
+    return all(np.allclose(some, spacing_mm, rtol=_CLOSE) for some in found)
+
+
+def _dciodvfy(path: Path) -> tuple[int | None, int | None]:
+    if shutil.which("dciodvfy") is None:
+        return None, None
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False)
+    lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
+    return tuple(sum(line.startswith(kind) for line in lines) for kind in ("Error", "Warning"))  # type: ignore[return-value]
+
+
+def _cells(rows: Sequence[VariantRow]) -> tuple[list[str], list[list[str]]]:
+    head = ["variant", "files", "masks", "display =", "prediction =", "SEG =", "NIfTI =", "PNG =", "spacing kept",
+            "dciodvfy errors", "warnings"]  # fmt: skip
+    cells = [
+        [
+            row.variant,
+            *(str(n) for n in (row.files, row.masks, row.display_equal, row.prediction_equal)),
+            *(str(n) for n in (row.seg_equal, row.nifti_equal, row.png_equal, row.spacing_kept)),
+            *("–" if n is None else str(n) for n in (row.dciodvfy_errors, row.dciodvfy_warnings)),
+        ]
+        for row in rows
+    ]
+    return head, cells
+
+
+if __name__ == "__main__":
+    run_command(main, RoundTripSettings, "python -m benchmarks.checks.round_trip")

@@ -1,0 +1,240 @@
+"""The answer in plain words: how much smaller, how much faster, how much accuracy is kept, on what, how sure.
+
+A difference is called one only where the paired interval leaves 0 out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.report.comparison import ALLOWED_LOSS, choose_headline, keeps_accuracy
+from benchmarks.report.record import Record, for_threads
+from runtime.timing.load import BUSY_SHARE
+from segcore import words
+from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import has_random_start, is_procedural
+
+FEW_PATIENTS = 20
+_SAME = 0.05
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large number of the first screen."""
+
+    value: str
+    label: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen.
+
+    Attributes:
+        headline: one sentence.
+        tiles: the numbers in it.
+        sentences: what they were measured on and how sure they are.
+        limits: what a reader must know before using them.
+        chosen: name of the model that the headline is about, None if only the reference was measured.
+    """
+
+    headline: str
+    tiles: tuple[Tile, ...]
+    sentences: tuple[str, ...]
+    limits: tuple[str, ...]
+    chosen: str | None = None
+
+
+def answer(records: Sequence[Record], manifests: Sequence[Manifest], data_sha256: str) -> Answer:
+    """Puts the measurements into words.
+
+    Args:
+        records: all of one run.
+        manifests: of the bundles in it, for their limits.
+        data_sha256: of the dataset they were scored on.
+    """
+    shown = for_threads(records)
+    reference = next(record for record in shown if record.is_reference)
+    chosen = choose_headline(shown)
+    notes = limits(records, manifests, data_sha256)
+    if chosen is None:
+        return Answer(_alone(reference), _alone_tiles(reference), (_data(reference),), notes)
+    return Answer(
+        headline=f"{chosen.name} {_size(chosen)}{_speed(chosen)}, and {_accuracy(chosen)}.",
+        tiles=_tiles(chosen, reference),
+        sentences=tuple(
+            filter(None, (_data(chosen), _sure(chosen), _timing(chosen, reference), _choice(chosen, shown)))
+        ),
+        limits=notes,
+        chosen=chosen.name,
+    )
+
+
+def _alone(record: Record) -> str:
+    return f"{record.name} reaches a Dice of {record.dice_mean:.3f}; nothing was measured to compare it with."
+
+
+def _alone_tiles(record: Record) -> tuple[Tile, ...]:
+    tiles = [
+        Tile(f"{record.dice_mean:.3f}", "Dice", _range(record)),
+        Tile(words.count(record.parameters), "parameters", ""),
+    ]
+    if record.end_to_end_ms_p50 is not None:
+        tiles.insert(1, Tile(f"{words.figures(record.end_to_end_ms_p50)} ms", "picture to mask", "median"))
+    return tuple(tiles)
+
+
+def _range(record: Record) -> str:
+    if record.dice_low is None or record.dice_high is None:
+        return "no interval: one patient"
+    return f"95 % interval {record.dice_low:.3f} to {record.dice_high:.3f}"
+
+
+def _size(record: Record) -> str:
+    ratio = record.times_fewer_parameters
+    if abs(ratio - 1) < _SAME:
+        smaller = record.times_smaller_file
+        file = f", in a file {words.times(smaller)} smaller" if smaller >= 1 + _SAME else ""
+        return f"has as many parameters as {record.reference}{file}"
+    if ratio < 1:
+        return f"has {words.times(1 / ratio)} the parameters of {record.reference}"
+    return f"has {words.times(ratio)} fewer parameters than {record.reference}"
+
+
+def _speed(record: Record) -> str:
+    if record.times_faster is None or record.times_faster_low is None or record.times_faster_high is None:
+        return ""
+    if record.times_faster_low <= 1 <= record.times_faster_high:
+        return ", is about as fast"
+    if record.times_faster < 1:
+        return f", is {words.times(1 / record.times_faster)} slower"
+    return f", is {words.times(record.times_faster)} faster"
+
+
+def _accuracy(record: Record) -> str:
+    if record.dice_share_kept is None:
+        return f"reaches a Dice of {record.dice_mean:.3f} where the reference's is 0"
+    share = f"{100 * record.dice_share_kept:.1f} % of its Dice"
+    return f"keeps {share}" if record.dice_share_kept <= 1 else f"reaches {share}"
+
+
+def _tiles(record: Record, reference: Record) -> tuple[Tile, ...]:
+    size = f"{words.count(record.parameters)} for {words.count(reference.parameters)}; "
+    size += f"files {words.megabytes(record.size_bytes)} for {words.megabytes(reference.size_bytes)}"
+    tiles = [Tile(words.times(record.times_fewer_parameters), "fewer parameters", size)]
+    if record.times_fewer_parameters < 1:
+        tiles = [Tile(words.times(1 / record.times_fewer_parameters), "the parameters", size)]
+    if record.times_faster is not None and record.end_to_end_ms_p50 and reference.end_to_end_ms_p50:
+        detail = (
+            f"{words.figures(record.end_to_end_ms_p50)} ms for "
+            f"{words.figures(reference.end_to_end_ms_p50)} ms, "
+            f"picture to mask, {words.plural(record.threads or 1, 'thread')}"
+        )
+        fast = record.times_faster >= 1
+        tiles.append(
+            Tile(
+                words.times(record.times_faster if fast else 1 / record.times_faster),
+                "faster" if fast else "slower",
+                detail,
+            )
+        )
+    if record.dice_share_kept is not None:
+        difference = words.difference(
+            record.dice_difference, record.dice_difference_low, record.dice_difference_high
+        )
+        detail = f"{record.dice_mean:.3f} for {reference.dice_mean:.3f}; difference {difference}"
+        tiles.append(Tile(f"{100 * record.dice_share_kept:.1f} %", "of the Dice", detail))
+    return tuple(tiles)
+
+
+def _data(record: Record) -> str:
+    return (
+        f"Scored on {words.plural(record.cases, 'case')} of {words.plural(record.patients, 'patient')}: "
+        f"the {record.split} split of {record.data}, at the pictures' own size."
+    )
+
+
+def _sure(record: Record) -> str:
+    difference = record.difference
+    if difference is None:
+        return ""
+    mean = words.signed(difference.mean)
+    if difference.low is None or difference.high is None:
+        return f"The Dice differs by {mean}; one patient gives no interval, so nothing follows from it."
+    span = f"95 % interval over patients {words.signed(difference.low)} to {words.signed(difference.high)}"
+    text = f"Case by case its Dice differs by {mean} ({span}), and the interval "
+    if difference.includes_zero:
+        return text + "includes 0: these cases show no difference, which does not prove that there is none."
+    return text + f"leaves 0 out: on these data it is {'lower' if difference.mean < 0 else 'higher'}."
+
+
+def _timing(record: Record, reference: Record) -> str:
+    if record.times_faster_low is None or record.times_faster_high is None:
+        return ""
+    low, high = words.times(record.times_faster_low), words.times(record.times_faster_high)
+    text = (
+        "Speed is the ratio of median times of one interleaved run "
+        f"({record.engine} against {reference.engine}); "
+        f"over {words.plural(record.rounds or 0, 'round')} it lay between {low} and {high}."
+    )
+    if record.engine != reference.engine:
+        text += " The engines differ, so part of it is the engine's."
+    return text
+
+
+def _choice(chosen: Record, shown: Sequence[Record]) -> str:
+    if len(shown) < 3:
+        return ""
+    rule = (
+        f"loses at most {100 * ALLOWED_LOSS:g} points of Dice (0.01 each; by the lower end of its interval)"
+    )
+    if not keeps_accuracy(chosen):
+        return (
+            f"No model here {rule}, so the headline is about the most accurate one; the table has them all."
+        )
+    speed = "fastest" if chosen.times_faster is not None else "smallest"
+    return f"The headline is about the {speed} model that {rule}; the table has them all."
+
+
+def limits(records: Sequence[Record], manifests: Sequence[Manifest], data_sha256: str) -> tuple[str, ...]:
+    """What the numbers do not say, most important first."""
+    record = records[0]
+    found = []
+    # Students always start from random weights, by design: the limit is a teacher that did, or that is not here.
+    judged = [m for m in manifests if m.kind == "teacher"] or manifests
+    scratch = [m.name for m in judged if has_random_start(m)]
+    if scratch:
+        found.append(
+            f"No pretrained weights: {_names(scratch, len(manifests))} started from random weights. Networks "
+            "that start from pretrained weights may do quite differently, and the comparison may come out otherwise."
+        )
+    if is_procedural(record.data):
+        found.append(
+            "The pictures are procedural phantoms, not patients: Dice here says nothing about a clinic."
+        )
+    busy = max((r.other_load_share or 0.0 for r in records), default=0.0)
+    if busy > BUSY_SHARE:
+        found.append(
+            f"The machine was busy: other programs took {100 * busy:.0f} % of its processor time while times "
+            "were taken. Times with several threads suffer most; measure again on a quiet machine."
+        )
+    if record.split != "test":
+        found.append(f"Scored on the {record.split} split, which training saw or was steered by.")
+    other = [m.name for m in manifests if m.data.sha256 != data_sha256]
+    if other:
+        found.append(
+            f"{_names(other, len(manifests))}: made with other data than {record.data}, or with another version "
+            "of it. If both hold the same patients, test cases may have been trained on; the hashes cannot tell."
+        )
+    if record.patients < FEW_PATIENTS:
+        found.append(
+            f"{words.plural(record.patients, 'patient')} only: below about {FEW_PATIENTS} "
+            "a bootstrap interval tends to be too narrow."
+        )
+    return tuple(found)
+
+
+def _names(found: Sequence[str], among: int) -> str:
+    return "all models here" if len(found) == among and among > 1 else ", ".join(found)

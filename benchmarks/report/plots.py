@@ -1,0 +1,155 @@
+"""Accuracy against latency, and case against case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
+
+from benchmarks.report.comparison import pareto_front
+from benchmarks.report.drawing import INK, colour, mark_log_axis, marker, new_axes, shortened, styled, to_svg
+from benchmarks.report.record import CaseRecord, Record
+
+NEAR_PT = 14
+"""A text farther than this from its point is joined to it by a line."""
+
+
+@styled()
+def plot_pareto(records: Sequence[Record], names: Sequence[str]) -> str:
+    """Accuracy against end-to-end latency (log), one point a record, with the Pareto front.
+
+    Args:
+        records: of one thread count, all timed.
+        names: of all models in the report's order, which gives their colours.
+    """
+    figure, axes = new_axes("pareto", 9.2, 4.4)
+    x = [record.end_to_end_ms_p50 or float("nan") for record in records]
+    y = [record.dice_mean for record in records]
+    front = pareto_front(x, y)
+    axes.plot([x[i] for i in front], [y[i] for i in front], "--", color=INK, linewidth=1, alpha=0.6, zorder=1)
+    for i, record in enumerate(records):
+        k = names.index(record.name)
+        if record.dice_low is not None and record.dice_high is not None:
+            axes.plot(
+                [x[i]] * 2,
+                [record.dice_low, record.dice_high],
+                color=colour(k),
+                linewidth=1.6,
+                alpha=0.55,
+                zorder=2,
+            )
+        axes.plot(x[i], y[i], marker(k), color=colour(k), markersize=8, zorder=3)
+    axes.set_xscale("log")
+    mark_log_axis(axes, min(x) / 1.6, max(x) * 1.6)
+    spans = [v for r in records for v in (r.dice_low, r.dice_high) if v is not None] + y
+    pad = max(0.15 * (max(spans) - min(spans)), 0.002)
+    axes.set_ylim(min(spans) - pad, max(spans) + pad)
+    axes.set_xlabel("picture to mask, median milliseconds (log scale; left is faster)")
+    axes.set_ylabel("Dice (up is better)")
+    lines = [
+        (a, r.dice_low or r.dice_mean, r.dice_high or r.dice_mean) for a, r in zip(x, records, strict=True)
+    ]
+    place_labels(figure, axes, list(zip(x, y, strict=True)), [record.name for record in records], lines)
+    return to_svg(
+        figure,
+        "pareto",
+        "Accuracy against latency; the dashed line joins the models that no other one beats.",
+    )
+
+
+def place_labels(
+    figure: Any,
+    axes: Any,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    lines: Sequence[tuple[float, float, float]] = (),
+) -> list[Any]:
+    """Writes a text beside each point where it covers no point, no other text and no edge.
+
+    Tries places ever farther from the point, and joins text and point by a line where they are apart.
+
+    Args:
+        figure: drawn as it will be saved.
+        axes: with its limits set.
+        points: in data units.
+        texts: one a point.
+        lines: upright lines (x, low, high) in data units that texts should rather not cross.
+
+    Returns:
+        The boxes of the texts in pixels, in the order of the points.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    inside = axes.get_window_extent(renderer)
+    centres = [axes.transData.transform(point) for point in points]
+    taken = [Bbox.from_bounds(cx - 7, cy - 7, 14, 14) for cx, cy in centres]
+    drawn = [Bbox([axes.transData.transform((x, a)), axes.transData.transform((x, b))]) for x, a, b in lines]
+    for i, text in enumerate(texts):
+        trials: list[tuple[float, int, tuple[float, float, str], Any]] = []
+        for dx, dy, side in _places():
+            note = axes.annotate(
+                text, points[i], (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9
+            )
+            box = note.get_window_extent(renderer).padded(1)
+            note.remove()
+            out = not (
+                inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            )
+            cost = 2 * box.count_overlaps(taken) + box.count_overlaps(drawn) + 4 * out
+            trials.append((cost, len(trials), (dx, dy, side), box))
+            if cost == 0:
+                break
+        _, _, (dx, dy, side), box = min(trials, key=lambda trial: trial[:2])
+        taken.append(box)
+        axes.annotate(text, points[i], (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9)
+        if abs(dy) > NEAR_PT:
+            leader = {"arrowstyle": "-", "color": INK, "alpha": 0.45, "linewidth": 0.7}
+            end = (dx, dy - 6 if dy > 0 else dy + 6)
+            axes.annotate("", points[i], end, textcoords="offset points", arrowprops=leader)
+    return taken[len(points) :]
+
+
+def _places() -> list[tuple[float, float, str]]:
+    near = [(10, 0, "left"), (-10, 0, "right"), (0, 13, "center"), (0, -13, "center")]
+    near += [(9, 11, "left"), (9, -11, "left"), (-9, 11, "right"), (-9, -11, "right")]
+    far = [
+        (dx, dy, side)
+        for d in (26, 40, 56, 74, 94)
+        for dy in (d, -d)
+        for dx, side in ((6, "left"), (-6, "right"))
+    ]
+    return [*near, *far]
+
+
+@styled()
+def plot_paired(
+    reference: Sequence[CaseRecord], others: Sequence[Sequence[CaseRecord]], names: Sequence[str]
+) -> str:
+    """Dice of each case: the reference's across, each other model's up; under the line accuracy was lost."""
+    figure, axes = new_axes("paired", 4.5, 4.3)
+    across = [score.dice_mean for score in reference]
+    lowest = min(across)
+    for scores in others:
+        k = names.index(scores[0].name)
+        up = [score.dice_mean for score in scores]
+        lowest = min(lowest, *up)
+        axes.plot(
+            across,
+            up,
+            marker(k),
+            color=colour(k),
+            markersize=5,
+            alpha=0.75,
+            label=scores[0].name,
+        )
+    floor = max(0.0, lowest - 0.03)
+    axes.plot([floor, 1], [floor, 1], color=INK, linewidth=1, alpha=0.6)
+    axes.set_xlim(floor, 1.005)
+    axes.set_ylim(floor, 1.005)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"Dice of {shortened(reference[0].name)}")
+    axes.set_ylabel("Dice of the same case")
+    axes.legend(loc="upper left", frameon=False, fontsize=8, handletextpad=0.1, borderaxespad=0)
+    return to_svg(figure, "paired", "Dice of every case under the reference and under the other models.")

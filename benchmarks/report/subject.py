@@ -1,0 +1,196 @@
+"""What is measured: a bundle on an engine. Chooses them and checks that comparing them is fair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.engines.seam import engines_for
+from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.manifest import Manifest
+from segcore.dataset.case import Case
+from segcore.dataset.dataset import Dataset, is_resplit
+from segcore.errors import InputError
+
+TORCH = "torch"
+
+
+class Opened(Protocol):
+    """What is used of an opened predictor, whichever engine runs it."""
+
+    @property
+    def engine_version(self) -> str: ...
+
+    def run(self, batch: np.ndarray) -> np.ndarray: ...
+
+    def predict(self, image: np.ndarray, *, name: str = "image") -> Any: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle on an engine.
+
+    Attributes:
+        name: what tables and plots call it; unique.
+        bundle: opened and checked.
+        engine: its name, `torch` for the PyTorch baseline.
+    """
+
+    name: str
+    bundle: Bundle
+    engine: str
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files of the model that is measured, see `Manifest.model_bytes`."""
+        return self.manifest.model_bytes
+
+
+def open_subject(bundle: Bundle, engine: str, threads: int | None) -> Opened:
+    """Opens a bundle with an engine.
+
+    Raises:
+        InputError: the engine is not installed or does not open this bundle.
+    """
+    if engine == TORCH:
+        from benchmarks.report.torch_baseline import TorchPredictor
+
+        return TorchPredictor(bundle, threads=threads)
+    from runtime.predictor import Predictor
+
+    # One size, that of the manifest, which the record names; not each picture's own.
+    size_px = bundle.manifest.input.size_px
+    return Predictor.open(bundle, engine=engine, threads=threads, size_px=size_px)
+
+
+def open_bundles(folders: Sequence[Path]) -> list[Bundle]:
+    """Opens every bundle.
+
+    Raises:
+        InputError: none, one twice, or one that is not whole.
+    """
+    if not folders:
+        raise InputError("--bundle: must be given at least once, got none; add --bundle FOLDER")
+    bundles: dict[str, Bundle] = {}
+    for folder in folders:
+        bundle = open_bundle(folder)
+        if bundle.sha256 in bundles:
+            first = bundles[bundle.sha256].folder
+            raise InputError(
+                f"--bundle {folder}: must be given once, is the same bundle as {first}; remove one"
+            )
+        bundles[bundle.sha256] = bundle
+    return list(bundles.values())
+
+
+def choose_reference(
+    bundles: Sequence[Bundle], reference: str | None, *, flag: str = "--reference"
+) -> Bundle:
+    """The bundle that the others are compared with: the named one, else the first teacher, else the first.
+
+    Raises:
+        InputError: no bundle, or several, answer to `reference`.
+    """
+    if reference is None:
+        return next((b for b in bundles if b.manifest.kind == "teacher"), bundles[0])
+    if reference.isdigit() and 1 <= int(reference) <= len(bundles):
+        return bundles[int(reference) - 1]
+    found = [b for b in bundles if reference in (b.manifest.name, b.folder.name, str(b.folder))]
+    if len(found) != 1:
+        names = ", ".join(b.manifest.name for b in bundles)
+        raise InputError(
+            f"{flag} {reference}: must name one bundle or be 1 to {len(bundles)}, "
+            f"got {len(found)} of that name; the bundles are {names}"
+        )
+    return found[0]
+
+
+def engines_of(bundles: Sequence[Bundle], wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which engines to measure each bundle (by sha256) on; torch bundles run on PyTorch only.
+
+    Raises:
+        InputError: a wanted engine opens no bundle, or a bundle is opened by none of the wanted engines.
+    """
+    able = {
+        b.sha256: (TORCH,) if b.manifest.format == "torch" else tuple(engines_for(b.manifest))
+        for b in bundles
+    }
+    for engine in wanted:
+        if not any(engine in engines for engines in able.values()):
+            known = ", ".join(sorted({e for engines in able.values() for e in engines}))
+            raise InputError(
+                f"--engine {engine}: must open one of the bundles, opens none; "
+                f"these bundles open with {known}"
+            )
+    if not wanted:
+        return able
+    chosen = {}
+    for bundle in bundles:
+        mine = able[bundle.sha256]
+        chosen[bundle.sha256] = mine if mine == (TORCH,) else tuple(e for e in mine if e in wanted)
+        if not chosen[bundle.sha256]:
+            raise InputError(
+                f"--bundle {bundle.folder}: must open with {' or '.join(wanted)}, is "
+                f"{bundle.manifest.format}; "
+                f"add --engine {mine[0]}, or leave the bundle out"
+            )
+    return chosen
+
+
+def name_subjects(pairs: Sequence[tuple[Bundle, str]]) -> list[Subject]:
+    """Names each pair by the manifest's name, adding the folder or the engine where names would be equal."""
+    folders = {bundle.sha256: bundle for bundle, _ in pairs}
+    names = Counter(bundle.manifest.name for bundle in folders.values())
+    engines = Counter(bundle.sha256 for bundle, _ in pairs)
+    subjects = []
+    for bundle, engine in pairs:
+        name = bundle.manifest.name
+        if names[name] > 1:
+            same = [b for b in folders.values() if b.manifest.name == name]
+            unique = len({b.folder.name for b in same}) == len(same)
+            name += f" ({bundle.folder.name if unique else bundle.folder})"
+        subjects.append(Subject(f"{name} · {engine}" if engines[bundle.sha256] > 1 else name, bundle, engine))
+    return subjects
+
+
+def check_fair(bundles: Sequence[Bundle], dataset: Dataset, cases: Sequence[Case], split: str) -> None:
+    """Checks that every bundle segments these classes, and saw none of the cases that it is scored on.
+
+    Raises:
+        InputError: other classes, another split of the same data, calibration on a scored case, or no case.
+    """
+    if not cases:
+        raise InputError(
+            f"--split {split}: must have a labelled case, got none in {dataset.name}; choose another split"
+        )
+    for bundle in bundles:
+        manifest, data = bundle.manifest, bundle.manifest.data
+        if manifest.classes != dataset.classes:
+            raise InputError(
+                f"--bundle {bundle.folder}: must segment {', '.join(dataset.classes)} as {dataset.name} "
+                f"does, got {', '.join(manifest.classes)}; use the data it was made for, "
+                "or name the classes alike in classes.txt"
+            )
+        if is_resplit(dataset, data.sha256, data.split_sha256):
+            raise InputError(
+                f"--bundle {bundle.folder}: must be made with the split of {dataset.name}, got "
+                "another split of the same data, so test images may have been trained on; "
+                "use the split it was made with, or train it again"
+            )
+        ours = {case.id for case in cases} if data.sha256 == dataset.sha256 else set()
+        if split == "test" and (seen := sorted(ours & set(data.calibration_cases))):
+            raise InputError(
+                f"--bundle {bundle.folder}: must be calibrated on other cases than it is scored on, "
+                f"got {len(seen)} of both ({seen[0]}); export it again"
+            )

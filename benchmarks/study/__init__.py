@@ -1,0 +1,1 @@
+"""`python -m benchmarks.study`: teachers compared on equal terms."""

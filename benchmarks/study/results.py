@@ -1,0 +1,283 @@
+"""From the files of finished runs to the rows of the report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from benchmarks.study.plan import Arm, Run, Split
+from benchmarks.study.record import CaseScore, Drop, Memory, RankRange, Row, RunRecord, Spread, Versus
+from benchmarks.study.teachers import AUTOMATIC, CONTROLS
+from segcore.bundle.folder import MANIFEST
+from segcore.bundle.manifest import Manifest
+from segcore.stats import (
+    corrected_t_p,
+    differences,
+    drop_between,
+    holm,
+    interval,
+    mean_by_case,
+    mean_sd,
+    places,
+    sd_within,
+    sign_flip_test,
+)
+
+K = TypeVar("K")
+Kind = Literal["main", "tune", "rank", "share"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was trained and tested.
+
+    Attributes:
+        run: of the plan.
+        record: its figures.
+        scores: every case, protocol and data set.
+    """
+
+    run: Run
+    record: RunRecord
+    scores: Sequence[CaseScore]
+
+    def scores_of(self, protocol: str, data: str, what: str = "dice") -> dict[str, float]:
+        """A score by case."""
+        chosen = (s for s in self.scores if s.protocol == protocol and s.data == data)
+        return {s.case: getattr(s, what) for s in chosen}
+
+
+def read_finished(run: Run, bundle: Path, memory: Path, scores: Path) -> Finished:
+    """Reads what a run left behind."""
+    manifest = Manifest.model_validate_json((bundle / MANIFEST).read_text())
+    lines = [CaseScore.model_validate_json(line) for line in scores.read_text().splitlines()]
+    epochs = _read_history(bundle / "history.csv")
+    own = [s for s in lines if s.data == manifest.data.name]
+    by_protocol = {p: [s.dice for s in own if s.protocol == p] for p in _unique(s.protocol for s in own)}
+    record = RunRecord(
+        name=run.name,
+        arm=run.arm.label,
+        fold=run.split.fold,
+        split_seed=run.split.seed,
+        seed=run.seed,
+        values=dict(run.values),
+        title=manifest.name,
+        trained_parameters=manifest.trained_parameters,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        dice_val=manifest.metric("dice_mean", "val") or 0.0,
+        seconds_epoch=float(np.median([float(e["seconds"]) for e in epochs])) if epochs else None,
+        images_s=float(np.median([float(e["images_per_second"]) for e in epochs])) if epochs else None,
+        memory=Memory.model_validate_json(memory.read_text()) if memory.exists() else None,
+        train_cases=_train_cases(manifest),
+        test_cases=len({s.case for s in own}),
+        dice_by_protocol={p: float(np.mean(values)) for p, values in by_protocol.items()},
+        commit=manifest.made.commit,
+    )
+    return Finished(run, record, lines)
+
+
+def _train_cases(manifest: Manifest) -> int:
+    given, settings = manifest.data.counts["train"], manifest.settings
+    return max(1, round(min(given, settings["limit"] or given) * settings["labelled_share"]))
+
+
+def _read_history(path: Path) -> list[dict[str, str]]:
+    """The epochs; the first one, which also warms up, only where it is alone."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows[1:] or rows
+
+
+def make_rows(finished: Sequence[Finished], planned: Sequence[Run], kinds: Mapping[Arm, Kind]) -> list[Row]:
+    """A row for each arm, protocol and data set, without comparisons."""
+    rows = []
+    for arm, kind in kinds.items():
+        runs = [f for f in finished if f.run.arm == arm]
+        if not runs:
+            continue
+        missing = sum(run.arm == arm for run in planned) - len(runs)
+        pairs = _unique((s.protocol, s.data) for f in runs for s in f.scores)
+        rows += [_row(arm, kind, runs, missing, protocol, data) for protocol, data in pairs]
+    return rows
+
+
+def _row(arm: Arm, kind: Kind, runs: Sequence[Finished], missing: int, protocol: str, data: str) -> Row:
+    scores = [s for f in runs for s in f.scores if s.protocol == protocol and s.data == data]
+    patients = {s.case: s.patient for s in scores}
+    first = runs[0].record
+    classes = list(scores[0].dice_by_class)
+    memories = [f.record.memory for f in runs if f.record.memory]
+
+    def spread(what: str) -> Spread:
+        scored = [(f.run.split, by_case) for f in runs if (by_case := f.scores_of(protocol, data, what))]
+        by_run = [by_case for _, by_case in scored]
+        means = [float(np.mean(list(one.values()))) for one in by_run]
+        mean, sd = mean_sd(means)
+        by_case = mean_by_case(by_run)
+        low, high = interval(list(by_case.values()), [patients[case] for case in by_case])
+        sd_seeds = sd_within(means, [split for split, _ in scored])
+        return Spread(mean=mean, sd=sd, sd_seeds=sd_seeds, low=low, high=high, by_run=tuple(means))
+
+    return Row(
+        label=arm.label,
+        system=arm.system,
+        tune=arm.resolved.tune,
+        rank=arm.rank or arm.resolved.rank,
+        share=arm.share,
+        kind=kind,
+        protocol=protocol,
+        told=protocol != AUTOMATIC,
+        own_tuning=arm.tune is None and arm.rank is None,
+        data=data,
+        title=first.title,
+        runs=len(runs),
+        missing_runs=missing,
+        cases=len(patients),
+        patients=len(set(patients.values())),
+        dice=spread("dice"),
+        iou=spread("iou"),
+        hd95=spread("hd95"),
+        hd95_unit=scores[0].hd95_unit,
+        dice_by_class={k: float(np.mean([s.dice_by_class[k] for s in scores])) for k in classes},
+        trained_parameters=first.trained_parameters,
+        parameters=first.parameters,
+        macs=first.macs,
+        peak_memory_mib=_median(m.peak_memory_mib for m in memories),
+        peak_gpu_memory_mib=_median(m.peak_gpu_memory_mib for m in memories),
+        seconds_epoch=_median(f.record.seconds_epoch for f in runs),
+        images_s=_median(f.record.images_s for f in runs),
+    )
+
+
+def choose_reference(main: Sequence[Row], wanted: str | None) -> Row:
+    """The row that others are compared with: the one asked for, else the best control, else the first."""
+    if wanted is not None and (found := [row for row in main if row.system == wanted]):
+        return found[0]
+    controls = [row for row in main if row.system in CONTROLS]
+    return max(controls, key=lambda row: row.dice.mean, default=main[0])
+
+
+def compare(rows: Sequence[Row], finished: Sequence[Finished], data: str, reference: Row) -> list[Row]:
+    """Adds the differences: main rows to the reference, with corrected p values; tunings and ranks to their own arm."""
+    by_arm: dict[str, list[Finished]] = {}
+    for one in finished:
+        by_arm.setdefault(one.run.arm.label, []).append(one)
+    own_arm = {(r.system, r.share): r.label for r in rows if r.own_tuning}
+    compared = []
+    for row in rows:
+        base = reference.label if row.kind == "main" else own_arm.get((row.system, row.share))
+        if row.told or row.data != data or base in (None, row.label) or base not in by_arm:
+            compared.append(row)
+            continue
+        versus = _versus(by_arm[row.label], by_arm[base], data, base)
+        compared.append(row.model_copy(update={"versus": versus}))
+    tested = [r for r in compared if r.kind == "main" and r.versus and r.versus.p is not None]
+    corrected = holm([r.versus.p for r in tested])  # type: ignore[union-attr, misc]
+    for row, p in zip(tested, corrected, strict=True):
+        versus = row.versus.model_copy(update={"p_holm": p})  # type: ignore[union-attr]
+        compared[compared.index(row)] = row.model_copy(update={"versus": versus})
+    return compared
+
+
+def _versus(runs: Sequence[Finished], base: Sequence[Finished], data: str, reference: str) -> Versus | None:
+    pairs = [(f, other) for f, other in product(runs, base) if _is_pair(f, other)]
+    scores = [(a.scores_of(AUTOMATIC, data), b.scores_of(AUTOMATIC, data)) for a, b in pairs]
+    if not all(mine.keys() & theirs.keys() for mine, theirs in scores) or not pairs:
+        return None
+    patient = _patients(runs, data)
+    by_case = differences(scores)
+    values, patients = list(by_case.values()), [patient[case] for case in by_case]
+    low, high = interval(values, patients)
+    several = len(set(patients)) > 1
+    test = sign_flip_test(values, patients) if several else None
+    by_split: dict[Split, list[float]] = {}
+    for (one, _), (mine, theirs) in zip(pairs, scores, strict=True):
+        mean = float(np.mean([mine[case] - theirs[case] for case in mine.keys() & theirs.keys()]))
+        by_split.setdefault(one.run.split, []).append(mean)
+    counts = pairs[0][0].record
+    return Versus(
+        reference=reference,
+        mean=float(np.mean(values)),
+        low=low,
+        high=high,
+        p=test.p if test else None,
+        p_splits=corrected_t_p(
+            [float(np.mean(v)) for v in by_split.values()], counts.test_cases / counts.train_cases
+        ),
+        flips=test.flips if test else 0,
+        patients=len(set(patients)),
+        runs=len(pairs),
+        above=sum(mean > 0 for means in by_split.values() for mean in means),
+    )
+
+
+def _is_pair(one: Finished, other: Finished) -> bool:
+    """Same split and seed; what is not trained has no seed and goes with every one."""
+    untrained = not (one.record.trained_parameters and other.record.trained_parameters)
+    return one.run.split == other.run.split and (untrained or one.run.seed == other.run.seed)
+
+
+def add_places(rows: Sequence[Row], finished: Sequence[Finished], data: str) -> list[Row]:
+    """Adds each main row's place among the automatic ones, over the cases that all of them were tested on."""
+    main = [row for row in rows if row.kind == "main" and not row.told and row.data == data]
+    if len(main) < 2:
+        return list(rows)
+    means = {
+        row.label: mean_by_case(
+            [f.scores_of(AUTOMATIC, data) for f in finished if f.run.arm.label == row.label]
+        )
+        for row in main
+    }
+    cases = sorted(set.intersection(*(set(m) for m in means.values())))
+    patient = _patients(finished, data)
+    if len({patient[case] for case in cases}) < 2:  # nobody to draw again
+        return list(rows)
+    values = np.array([[means[row.label][case] for case in cases] for row in main])
+    found = dict(zip((r.label for r in main), places(values, [patient[c] for c in cases]), strict=True))
+    return [
+        row.model_copy(update={"place": RankRange(place=p[0], low=p[1], high=p[2])})
+        if row in main and (p := found[row.label])
+        else row
+        for row in rows
+    ]
+
+
+def make_drops(finished: Sequence[Finished], main: Iterable[Row], data: str, other: str) -> list[Drop]:
+    """What each system loses on data that it was not trained on."""
+    drops = []
+    for row in main:
+        runs = [f for f in finished if f.run.arm.label == row.label]
+        own, far = (mean_by_case([f.scores_of(AUTOMATIC, d) for f in runs]) for d in (data, other))
+        patients = [_patients(runs, d) for d in (data, other)]
+        drops.append(
+            Drop(
+                label=row.label,
+                own=float(np.mean(list(own.values()))),
+                other=float(np.mean(list(far.values()))),
+                drop=drop_between(own, patients[0], far, patients[1]),
+            )
+        )
+    return drops
+
+
+def _patients(runs: Sequence[Finished], data: str) -> dict[str, str]:
+    """Patient by case of one data set: another one may use the same names."""
+    return {s.case: s.patient for f in runs for s in f.scores if s.data == data}
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _unique(values: Iterable[K]) -> list[K]:
+    return list(dict.fromkeys(values))
