@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.report.settings import BenchmarkSettings
+from benchmarks.report.run import BenchmarkSettings
 from segcore.command import run_command
 
 

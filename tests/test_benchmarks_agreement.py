@@ -66,7 +66,7 @@ def test_one_patient_has_no_interval():
 
 def test_plot_describes_itself_and_takes_the_pages_colour():
     pytest.importorskip("matplotlib")
-    from benchmarks.report.agreement_plot import bland_altman_svg
+    from benchmarks.report.agreement import bland_altman_svg
 
     a = agreement_of([10.5, 21.5, 30.5, 41.5], [9.5, 18.5, 29.5, 38.5], ONE_EACH, "mm²")
     svg = bland_altman_svg(a, what="area of <lung>", names=("student", "teacher & co"))

@@ -10,7 +10,7 @@ from segcore.command import Settings, parse_settings
 SOURCES = {
     "teacher.train": "teacher.settings",
     "export": "export.command",
-    "benchmarks": "benchmarks.report.settings",
+    "benchmarks": "benchmarks.report.run",
 }
 
 

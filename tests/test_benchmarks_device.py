@@ -11,7 +11,7 @@ import pytest
 from benchmarks.__main__ import _join_numbers, _repeat_records
 from benchmarks.report.devices import device_remarks, device_tables, read_reports
 from benchmarks.report.page import render_html, render_markdown
-from benchmarks.report.settings import BenchmarkSettings
+from benchmarks.report.run import BenchmarkSettings
 from runtime.device.report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
 from segcore.command import parse_settings
 from segcore.errors import InputError

@@ -15,7 +15,7 @@ from benchmarks.report.accuracy import (
     summarise,
 )
 from benchmarks.report.comparison import choose_headline, pareto_front
-from benchmarks.report.latency import KEPT_CALLS, keep_calls, summarise_speed
+from benchmarks.report.measure import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.report.record import CaseRecord, Record, read_lines, write_lines
 from runtime.timing.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
 from runtime.timing.load import ProcessorTimes, others_share

@@ -18,9 +18,16 @@ from benchmarks.checks.layers import (
     Profile,
     Work,
 )
-from benchmarks.checks.profile import ProfileSettings, main
+from benchmarks.checks.profile import (
+    Profiled,
+    ProfileSettings,
+    describe,
+    kind_table,
+    main,
+    sentences,
+    write_layers,
+)
 from benchmarks.checks.profile_plot import draw_profiles
-from benchmarks.checks.profile_text import Profiled, describe, kind_table, sentences, write_layers
 from runtime.timing.roofline import Roofline
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError

@@ -15,11 +15,11 @@ from PIL import Image
 
 from benchmarks.report import drawing, plots, tables
 from benchmarks.report.answer import answer
-from benchmarks.report.latency import KEPT_CALLS
-from benchmarks.report.networks import network_tables
+from benchmarks.report.measure import KEPT_CALLS
 from benchmarks.report.page import Report, render_html, render_markdown
 from benchmarks.report.pictures import choose_cases, draw_example
 from benchmarks.report.record import Reliability
+from benchmarks.report.tables import network_tables
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import DataRecord, FileEntry, Manifest
 from segcore.dataset.case import Case, PhantomSource

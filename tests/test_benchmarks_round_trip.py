@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("highdicom")
 pytest.importorskip("nibabel")
 
-from benchmarks.checks.dicom_variants import CT_SERIES, VARIANTS, Variant
-from benchmarks.checks.round_trip import RoundTripSettings, VariantRow, main
+from benchmarks.checks.round_trip import CT_SERIES, VARIANTS, RoundTripSettings, Variant, VariantRow, main
 from segcore.errors import GateError, InputError
 from segcore.medical.read import read_scan
 

@@ -12,8 +12,10 @@ from safetensors.torch import save_file  # noqa: E402
 
 from benchmarks.__main__ import _join_numbers  # noqa: E402
 from benchmarks.report.record import CaseRecord, Record, read_lines  # noqa: E402
-from benchmarks.report.run import main  # noqa: E402
-from benchmarks.report.settings import BenchmarkSettings  # noqa: E402
+from benchmarks.report.run import (  # noqa: E402
+    BenchmarkSettings,
+    main,
+)
 from benchmarks.report.subject import choose_reference, engines_of, name_subjects, open_bundles  # noqa: E402
 from segcore.bundle.folder import seal_bundle  # noqa: E402
 from segcore.bundle.manifest import DataRecord  # noqa: E402

@@ -19,10 +19,9 @@ from benchmarks.study.page import render_html, render_markdown, terms
 from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
 from benchmarks.study.plots import draw_plots, floor_of
 from benchmarks.study.record import CaseScore, Failure, Memory, RunRecord, StudyRecord
-from benchmarks.study.results import Finished, choose_reference, read_finished
+from benchmarks.study.results import Finished, choose, choose_reference, read_finished, summarise
 from benchmarks.study.run import last_line, run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, parse_grid, words_of
-from benchmarks.study.summary import choose, summarise
 from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
 from benchmarks.study.words import is_told_apart
 from segcore.bundle.manifest import Manifest

@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from benchmarks.checks.throughput_batch import BatchSettings, main
-from benchmarks.checks.throughput_resume import kill_and_resume
+from benchmarks.checks.throughput_batch import BatchSettings, kill_and_resume, main
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
 

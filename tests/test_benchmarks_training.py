@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.checks.stopwatch import Stopwatch
-from benchmarks.checks.training import PARTS, TrainingSettings, main
+from benchmarks.checks.training import PARTS, Stopwatch, TrainingSettings, main
 from segcore.errors import InputError
 
 

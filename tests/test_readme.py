@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "segcore.dataset": "segcore.dataset.__main__",
     "export": "export.command",
-    "benchmarks": "benchmarks.report.settings",
+    "benchmarks": "benchmarks.report.run",
     "teacher.train": "teacher.settings",
     "benchmarks.study": "benchmarks.study.settings",
     "demo": "demo.__main__",

@@ -205,7 +205,7 @@ def test_it_says_that_it_is_for_research_and_invents_no_licence():
 
 SOURCES = {
     "export": "export.command", "export.kit": "export.kit", "runtime.verify": "runtime.verify",
-    "runtime.predict": "runtime.predict", "benchmarks": "benchmarks.report.settings",
+    "runtime.predict": "runtime.predict", "benchmarks": "benchmarks.report.run",
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def main(settings: AgreementSettings) -> None:
         InputError: data without the truth or a spacing, or bundles that do not fit the data.
     """
     check_libraries("matplotlib")
-    from benchmarks.report.agreement_plot import write_panels
+    from benchmarks.report.agreement import write_panels
 
     with results_folder(settings) as folder:
         record, rows = compare(settings)

@@ -6,12 +6,20 @@ layers, and compares the convolutions with the peak that `runtime.timing.rooflin
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from benchmarks.checks.layers import Layer, Profile
 from benchmarks.measuring import check_libraries, results_folder
+from runtime.timing.roofline import Roofline, describe_roofline
+from segcore import words
 from segcore.command import Settings, log, print_result, run_command
+from segcore.tables import Table, table_of
 
 
 class ProfileSettings(Settings):
@@ -35,7 +43,8 @@ class ProfileSettings(Settings):
 def main(settings: ProfileSettings) -> None:
     """Measures, writes the folder, prints a table a bundle and one JSON line."""
     from benchmarks.checks.layers import profile_model
-    from benchmarks.checks.profile_text import Profiled, describe, kind_table, sentences, write_layers
+
+    pass
     from benchmarks.report.subject import name_subjects, open_bundles
     from runtime.engines.seam import choose_engine
     from runtime.timing.roofline import measure_roofline
@@ -82,3 +91,204 @@ def main(settings: ProfileSettings) -> None:
 
 if __name__ == "__main__":
     run_command(main, ProfileSettings, "python -m benchmarks.checks.profile")
+
+
+# A profile in words, tables and lines: shares of time, rates against the peak, and why a goal is
+# missed.
+
+SHARE_GOAL, RATE_GOAL = 0.80, 0.40
+"""Of the time in convolutions; of the measured peak that these reach."""
+_NAMED = 3
+"""Layers or kinds that a sentence names."""
+_LANES, _QUAD = 16, 4
+"""A 512-bit vector holds 16 results of 32 bits; an 8-bit product adds four inputs into each (AVX-512 VNNI)."""
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A bundle's profile beside the peak of its precision.
+
+    Attributes:
+        name: unique among those shown together.
+        precision: of the bundle; int8 is held against the INT8 peak, all others against FP32's.
+    """
+
+    name: str
+    precision: str
+    profile: Profile
+    roofline: Roofline
+
+    @property
+    def peak_gmac_s(self) -> float:
+        int8 = self.roofline.int8_gmac_s if self.precision == "int8" else None
+        return int8 or self.roofline.fp32_gmac_s
+
+    @property
+    def convolutions(self) -> tuple[Layer, ...]:
+        """Transposed ones and matrix products among them: all that multiplies and accumulates."""
+        return tuple(layer for layer in self.profile.layers if layer.work)
+
+    @property
+    def convolution_share(self) -> float:
+        return sum(layer.share for layer in self.convolutions)
+
+    @property
+    def share_of_peak(self) -> float:
+        """What the convolutions reach of the peak while they run, 0–1."""
+        return self.profile.rate_gmac_s(*self.convolutions) / self.peak_gmac_s
+
+    def layer_share_of_peak(self, layer: Layer) -> float:
+        return self.profile.rate_gmac_s(layer) / self.peak_gmac_s
+
+
+_HEAD = ("layers", "number", "share of time", "ms", "MACs", "GMAC/s", "of the peak", "computed in")
+_WORDS = (True, False, False, False, False, False, False, True)
+_LAYER_HEAD = ("layer", "kind", "share of time", "ms", "MACs", "GMAC/s", "of the peak", "kernel")
+_LAYER_WORDS = (True, True, False, False, False, False, False, True)
+
+
+def title(one: Profiled) -> str:
+    """`nano INT8: 0.6 ms, 1 thread, OpenVINO 2026.4.1`."""
+    where = f"{words.plural(one.roofline.threads, 'thread')}, OpenVINO {one.roofline.engine_version}"
+    return f"{one.name}: {words.figures(one.profile.latency_ms)} ms, {where}"
+
+
+def kind_table(one: Profiled) -> Table:
+    """One row a kind of layer that occurs, the longest first."""
+    profile = one.profile
+    kinds = sorted({layer.kind for layer in profile.layers}, key=lambda kind: -profile.share(kind))
+    rows = []
+    for kind in kinds:
+        layers = [layer for layer in profile.layers if layer.kind == kind]
+        numbers = _numbers(one, layers)
+        rows.append([kind, str(len(layers)), *numbers, ", ".join(sorted({x.precision for x in layers}))])
+    return table_of(title(one), _HEAD, rows, words=_WORDS)
+
+
+def _numbers(one: Profiled, layers: Sequence[Layer]) -> list[str]:
+    share, macs = sum(layer.share for layer in layers), sum(layer.macs for layer in layers)
+    texts = [f"{100 * share:.1f} %", f"{share * one.profile.latency_ms:.3f}"]
+    if not macs or not share:
+        return [*texts, "–", "–", "–"]
+    rate = one.profile.rate_gmac_s(*layers)
+    return [*texts, words.count(macs), f"{rate:.0f}", f"{100 * rate / one.peak_gmac_s:.0f} %"]
+
+
+def sentences(one: Profiled) -> list[str]:
+    """What the profile says, with the reason where a goal is missed."""
+    profile, peak = one.profile, one.peak_gmac_s
+    share, rate = one.convolution_share, one.share_of_peak
+    kind = "INT8" if one.precision == "int8" else "FP32"
+    said = [
+        f"{100 * share:.0f} % of the time is in convolutions (goal {100 * SHARE_GOAL:.0f} %), which reach "
+        f"{100 * rate:.0f} % of the measured {kind} peak of {peak:.0f} GMAC/s (goal {100 * RATE_GOAL:.0f} %); "
+        f"all of the latency counted, it is {100 * share * rate:.0f} %."
+    ]
+    if rate > 1:
+        said.append(
+            "More than the peak: this machine was busy while it was measured; measure again when it is quiet."
+        )
+    if share < SHARE_GOAL:
+        rest = [layer for layer in profile.layers if not layer.work]
+        kinds = sorted({layer.kind for layer in rest}, key=lambda kind: -profile.share(kind))[:_NAMED]
+        parts = []
+        for name in kinds:
+            worst = max((layer for layer in rest if layer.kind == name), key=lambda layer: layer.share)
+            parts.append(
+                f"{name} {100 * profile.share(name):.1f} % (most: {worst.name}, {100 * worst.share:.1f} %)"
+            )
+        said.append(f"Missed, time in convolutions: the rest is {'; '.join(parts)}.")
+    if rate < RATE_GOAL:
+        said.append(f"Missed, rate of the convolutions: what costs most is {_slowest(one)}.")
+    if one.precision == "int8" and (wide := [x for x in one.convolutions if x.precision != "i8"]):
+        said.append(f"Not computed in 8 bits: {', '.join(_label(layer) for layer in wide)}.")
+    said.append(
+        f"Counters changed the latency by {words.signed(100 * (profile.slowdown - 1), 1)} %; the times here are "
+        f"shares by the counters of the latency without them ({profile.inferences} inferences)."
+    )
+    return said
+
+
+def _slowest(one: Profiled) -> str:
+    """The convolutions that lose most time against the goal, and why."""
+
+    def lost(layer: Layer) -> float:
+        return one.profile.ms(layer) - layer.macs / 1e6 / (RATE_GOAL * one.peak_gmac_s)
+
+    worst = sorted(one.convolutions, key=lost, reverse=True)[:_NAMED]
+    return "; ".join(
+        f"{_label(layer)}, {100 * layer.share:.0f} % of the time at "
+        f"{100 * one.layer_share_of_peak(layer):.0f} % of the peak{_why(one, layer)}"
+        for layer in worst
+        if lost(layer) > 0
+    )
+
+
+def _why(one: Profiled, layer: Layer) -> str:
+    work = layer.work
+    assert work is not None
+    if one.precision == "int8" and layer.precision != "i8":
+        return f" (computed in {layer.precision})"
+    reasons = []
+    if work.outputs < _LANES:
+        reasons.append(f"{work.outputs} of {_LANES} lanes filled by channels out")
+    if one.precision == "int8" and work.inputs < _QUAD:
+        reasons.append(f"{work.inputs} of {_QUAD} products of a lane filled by channels in")
+    return f" ({', '.join(reasons)})" if reasons else ""
+
+
+def _label(layer: Layer) -> str:
+    return layer.work.label if layer.work else layer.name
+
+
+def describe(found: Sequence[Profiled], *, host: str) -> str:
+    """The whole in Markdown: what it says, by kind, layer by layer."""
+    roofline = found[0].roofline
+    lines = [
+        "# Where the time goes",
+        "",
+        f"{host}. {describe_roofline(roofline)} MACs count what a border pads, which kernels skip: "
+        "a layer on a small picture may pass 100 %.",
+        "",
+        "![share of time by kind of layer](profile.png)",
+    ]
+    for one in found:
+        rows = [
+            [
+                _label(layer),
+                layer.kind,
+                *_numbers(one, [layer]),
+                layer.executed_as,
+            ]
+            for layer in one.profile.layers
+        ]
+        lines += ["", f"## {title(one)}", "", *(f"* {sentence}" for sentence in sentences(one))]
+        lines += ["", kind_table(one).markdown()]
+        lines += ["", table_of("", _LAYER_HEAD, rows, words=_LAYER_WORDS).markdown()]
+    return "\n".join(lines) + "\n"
+
+
+def write_layers(path: Path, found: Sequence[Profiled]) -> None:
+    """One line a layer and model, in the order of execution."""
+    with path.open("w", newline="") as file:
+        writer: Any = None
+        for one in found:
+            for layer in one.profile.layers:
+                line = {
+                    "model": one.name,
+                    "layer": layer.name,
+                    "operations": " ".join(layer.operations),
+                    "kind": layer.kind,
+                    "kernel": layer.executed_as,
+                    "computed_in": layer.precision,
+                    "work": layer.work.label if layer.work else "",
+                    "macs": layer.macs,
+                    "share": round(layer.share, 6),
+                    "ms": round(one.profile.ms(layer), 6),
+                    "counted_us": round(layer.counted_us, 3),
+                    "share_of_peak": round(one.layer_share_of_peak(layer), 4) if layer.work else "",
+                }
+                if writer is None:
+                    writer = csv.DictWriter(file, line)
+                    writer.writeheader()
+                writer.writerow(line)

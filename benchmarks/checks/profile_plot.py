@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.checks.layers import KINDS
-from benchmarks.checks.profile_text import SHARE_GOAL, Profiled
+from benchmarks.checks.profile import SHARE_GOAL, Profiled
 from segcore import words
 
 _COLOURS = ("#0072b2", "#56b4e9", "#004c7a", "#999999", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#cccccc")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.columns import P99_SAMPLES
 from benchmarks.report.record import Record
+from benchmarks.report.tables import P99_SAMPLES
 from runtime.device.report import DeviceReport, Percentiles, read_report
 from runtime.timing.load import BUSY_SHARE
 from segcore import words

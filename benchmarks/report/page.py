@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import plots, spread_plots, tables
+from benchmarks.report import plots, tables
+from benchmarks.report import plots as spread_plots
+from benchmarks.report.agreement import AreaPlot, plot_areas
 from benchmarks.report.answer import Answer, answer
-from benchmarks.report.areas import AreaPlot, plot_areas
-from benchmarks.report.columns import P99_SAMPLES
 from benchmarks.report.devices import device_remarks, device_tables
 from benchmarks.report.guard_tables import guard_html, guard_markdown
-from benchmarks.report.latency import KEPT_CALLS
+from benchmarks.report.measure import KEPT_CALLS
 from benchmarks.report.pictures import Example
 from benchmarks.report.record import CaseRecord, Record, for_threads
-from benchmarks.report.reliability import ECE_IN_WORDS, plot_reliability
-from benchmarks.report.threshold_plot import calibrated, plot_thresholds
+from benchmarks.report.reliability import ECE_IN_WORDS, calibrated, plot_reliability, plot_thresholds
+from benchmarks.report.tables import P99_SAMPLES
 from runtime.device.report import DeviceReport
 from runtime.timing.roofline import Roofline, describe_roofline
 from segcore.bundle.folder import Bundle

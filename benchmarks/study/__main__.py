@@ -28,10 +28,9 @@ from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
 from benchmarks.study.plan import Plan, Run, flags_of, make_plan
 from benchmarks.study.record import Failure, StudyRecord
-from benchmarks.study.results import Finished, read_finished
+from benchmarks.study.results import Finished, choose, read_finished, summarise
 from benchmarks.study.run import run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, words_of
-from benchmarks.study.summary import choose, summarise
 from benchmarks.study.teachers import check_other
 from segcore.bundle.folder import hash_file
 from segcore.command import log, print_result, run_command
