@@ -59,10 +59,10 @@ def main(settings: DemoSettings) -> None:
                 __import__(package)
             except ModuleNotFoundError:
                 raise need(package, extra) from None
-        from demo.examples import make_examples
-        from demo.models import Models
-        from demo.open_sessions import OpenSessions
-        from demo.page import build_page, launch_options
+        from demo.page.layout import build_page, launch_options
+        from demo.session.examples import make_examples
+        from demo.session.models import Models
+        from demo.session.open_sessions import OpenSessions
         from segcore.bundle.folder import open_bundle
 
         _check_port(settings.port)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demo.answers import (
+from demo.page.html_pieces import problem_line
+from demo.session.answers import (
     ModelAnswer,
     Times,
     apart_words,
@@ -19,8 +20,7 @@ from demo.answers import (
     speed_words,
     title,
 )
-from demo.html_pieces import problem_line
-from demo.traffic_light import light_card, light_of
+from demo.session.traffic_light import light_card, light_of
 from segcore.bundle.manifest import Manifest
 from segcore.picture.quality import QualityModel
 

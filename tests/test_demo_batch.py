@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.batch import run_batch
-from demo.batch_table import csv_table, page_row, safe_cell
+from demo.session.batch import run_batch
+from demo.session.batch_table import csv_table, page_row, safe_cell
 from segcore.errors import InputError
 from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case
@@ -72,7 +72,7 @@ def test_masks_are_the_predictors_own_and_a_bad_file_is_a_row(predictor, tmp_pat
 @pytest.fixture
 def every_file(monkeypatch):
     """Progress after every file, however quick it is."""
-    monkeypatch.setattr("demo.batch._EVERY_S", -1.0)
+    monkeypatch.setattr("demo.session.batch._EVERY_S", -1.0)
 
 
 def test_progress_after_every_file_and_once_with_the_zip(predictor, tmp_path, every_file):
@@ -86,7 +86,7 @@ def test_progress_after_every_file_and_once_with_the_zip(predictor, tmp_path, ev
 
 
 def test_only_the_newest_rows_are_shown_while_it_runs(predictor, tmp_path, every_file, monkeypatch):
-    monkeypatch.setattr("demo.batch.SHOWN_ROWS", 2)
+    monkeypatch.setattr("demo.session.batch.SHOWN_ROWS", 2)
     files = [png(tmp_path / f"{n}.png", n) for n in range(4)]
     *_, before, last = run_batch(predictor, files, tmp_path / "made")
     assert [row[0] for row in before.table[1:]] == ["2.png", "3.png"]

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from demo.answers import ModelAnswer, Times
-from demo.case_fonts import best_face
-from demo.case_page import case_html
-from demo.case_pdf import case_pdf
-from demo.case_pictures import outlined
-from demo.case_text import case_text
-from demo.case_view import CaseView
-from demo.scores import HINT
+from demo.case.fonts import best_face
+from demo.case.page import case_html
+from demo.case.pdf import case_pdf
+from demo.case.pictures import outlined
+from demo.case.text import case_text
+from demo.case.view import CaseView
+from demo.session.answers import ModelAnswer, Times
+from demo.session.scores import HINT
 from segcore.bundle.manifest import Manifest
 from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.downloads import PAGE, formats_for, write_mask_files
+from demo.case.downloads import PAGE, formats_for, write_mask_files
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
 from segcore.medical.mask_files import read_mask_file

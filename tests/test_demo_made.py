@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from demo.made import how_made
-from demo.model_story import (
+from demo.page.made import how_made
+from demo.session.model_story import (
     data_name,
     guard_words,
     input_words,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.answers import MAX_RUNS
-from demo.models import Models
-from demo.open_sessions import MAX_SESSIONS, OpenSessions
-from demo.uploads import receive
+from demo.session.answers import MAX_RUNS
+from demo.session.models import Models
+from demo.session.open_sessions import MAX_SESSIONS, OpenSessions
+from demo.session.uploads import receive
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.case_files import write_case_files
-from demo.case_text import case_text
-from demo.html_pieces import measurement_card, speed_card, trust_card
-from demo.made import how_made
-from demo.models import Models
-from demo.prompt_dialogue import PromptStep, prompt_json
-from demo.prompt_summary import prompt_words
-from demo.reader_session import ReaderSession
-from demo.segment import read_prompt, segment_file
-from demo.views import case_view, viewer_value
+from demo.case.files import write_case_files
+from demo.case.segment import read_prompt, segment_file
+from demo.case.text import case_text
+from demo.case.views import case_view, viewer_value
+from demo.page.html_pieces import measurement_card, speed_card, trust_card
+from demo.page.made import how_made
+from demo.session.models import Models
+from demo.session.prompt_dialogue import PromptStep, prompt_json
+from demo.session.prompt_summary import prompt_words
+from demo.session.reader_session import ReaderSession
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
@@ -398,9 +398,9 @@ def test_programs_are_told_in_one_line(models, tmp_path, prompt, message):
 def address(models, tmp_path_factory):
     """The real page with the three models."""
     pytest.importorskip("gradio", reason="gradio is not installed: the page is not driven")
-    from demo.examples import make_examples
-    from demo.open_sessions import OpenSessions
-    from demo.page import build_page, launch_options
+    from demo.page.layout import build_page, launch_options
+    from demo.session.examples import make_examples
+    from demo.session.open_sessions import OpenSessions
 
     folder = tmp_path_factory.mktemp("page")
     for name in ("examples", "readers", "web"):

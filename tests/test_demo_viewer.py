@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from demo.viewer import (
+from demo.viewer.scene import (
     LEVELS,
     SHOWN_SIDE_PX,
     VIEWER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from demo.answers import fit
+from demo.session.answers import fit
 from segcore.picture.overlay import COLOURS
 from segcore.picture.preprocess import resize_mask
 from segcore.picture.prompts import Prompt

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.case_fonts import Face
-from demo.case_text import CaseFigure, CaseTable
+from demo.case.fonts import Face
+from demo.case.text import CaseFigure, CaseTable
 from segcore.picture.overlay import COLOURS
 
 WIDTH_MM, BETWEEN_MM = 186.0, 7.0

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from threading import Event, RLock, Thread
 
-from demo.models import Models
-from demo.reader_session import ReaderSession
-from demo.web_folder import new_folder, sweep
+from demo.session.models import Models
+from demo.session.reader_session import ReaderSession
+from demo.session.web_folder import new_folder, sweep
 
 IDLE_S = 1800.0
 """A reader who did nothing for so long is taken to have left."""

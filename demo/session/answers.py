@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from demo.prompt_summary import PromptSummary
+from demo.session.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle.manifest import Manifest
 from segcore.measure.metrics import dice_per_class, disagreement

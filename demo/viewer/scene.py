@@ -6,7 +6,8 @@ to drop what came too late:
 
     viewer.input(fn, ...)    evt.slice: int, counted from 0
     viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again
-    viewer.select(fn, ...)   evt.step: what the reader did, the fields of `demo.prompt_dialogue.PromptStep`; evt.slice
+    viewer.select(fn, ...)   evt.step: what the reader did, the fields of
+    `demo.session.prompt_dialogue.PromptStep`; evt.slice
 
 It sends the next step when the last one's answer is there: a value whose `prompt.handled` has changed.
 
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.traffic_light import light_of
+from demo.session.traffic_light import light_of
 from segcore.picture.overlay import COLOURS
 from segcore.picture.preprocess import Activation, resize_mask
 from segcore.picture.windows import CT_WINDOWS, Window
@@ -90,7 +91,7 @@ class ViewerScene:
         models: one or more; the first is what the others are compared with.
         truth: reference mask of class indices, H×W; None where there is none.
         unit: of the values, "HU" in CT.
-        prompt: `demo.prompt_dialogue.prompt_json`; None where no model takes a click.
+        prompt: `demo.session.prompt_dialogue.prompt_json`; None where no model takes a click.
     """
 
     key: str

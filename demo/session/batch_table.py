@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demo.traffic_light import light_of
+from demo.session.traffic_light import light_of
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

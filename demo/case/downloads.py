@@ -67,8 +67,8 @@ def write_mask_files(
         threshold: that the reader chose, for the JSON; None: the model's own.
         bundle_sha256: of the model's bundle, for the JSON and the segmentation.
         reference: the class that the JSON gives the others' areas as a share of.
-        prompt: `demo.prompt_summary.prompt_record`, where a reader's prompt made a class of the masks: for the JSON,
-            and so that a segmentation calls the class semi-automatic.
+        prompt: `demo.session.prompt_summary.prompt_record`, where a reader's prompt made a class of the masks: for the
+            JSON, and so that a segmentation calls the class semi-automatic.
 
     Raises:
         InputError: an unknown format, or a segmentation that cannot refer to its source.

@@ -1,4 +1,4 @@
-"""The case page as PDF: the text and pictures of `demo.case_text`, set by reportlab."""
+"""The case page as PDF: the text and pictures of `demo.case.text`, set by reportlab."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from demo.case_fonts import Face, best_face
-from demo.case_pdf_parts import BETWEEN_MM, SOFT, WIDTH_MM, set_banner, set_figures, set_table, set_words
-from demo.case_text import CaseText, case_text
-from demo.case_view import CaseView
+from demo.case.fonts import Face, best_face
+from demo.case.pdf_parts import BETWEEN_MM, SOFT, WIDTH_MM, set_banner, set_figures, set_table, set_words
+from demo.case.text import CaseText, case_text
+from demo.case.view import CaseView
 from segcore.errors import need
 
 _LEFT_MM, _BOTTOM_MM, _TOP_MM = 12.0, 13.0, 286.0
 
 
 def case_pdf(case: CaseView) -> bytes:
-    """The page as PDF, A4: the words and pictures of `demo.case_page.case_html`.
+    """The page as PDF, A4: the words and pictures of `demo.case.page.case_html`.
 
     Letters that the font lacks become "?". DejaVu Sans, which matplotlib or the system brings, writes Latin, Greek,
     Cyrillic and Arabic letters (unshaped), no Chinese or Japanese; reportlab's own Vera writes Western Europe's.

@@ -13,13 +13,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from gradio import route_utils
 
-from demo import html_pieces, made
-from demo.examples import Example
-from demo.models import Models
-from demo.open_sessions import OpenSessions
-from demo.page_api import add_endpoints
-from demo.page_batch import build_batch_tab
-from demo.page_case import build_case_tab
+from demo.page import html_pieces, made
+from demo.page.api import add_endpoints
+from demo.page.batch import build_batch_tab
+from demo.page.case import build_case_tab
+from demo.session.examples import Example
+from demo.session.models import Models
+from demo.session.open_sessions import OpenSessions
 
 CSS = Path(__file__).with_name("page.css")
 SYSTEM_FONTS = ("system-ui", "Segoe UI", "Roboto", "sans-serif")

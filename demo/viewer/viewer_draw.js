@@ -1,6 +1,6 @@
 // The viewer's pure parts: decoding, deciding, colouring, outlining. Nothing here touches the page.
 
-const LEVELS = 65536; // demo/viewer.py's
+const LEVELS = 65536; // demo/viewer/scene.py's
 
 /** Base64 of zlib-deflated bytes to a Uint8Array. Exact: no image decoder, no colour management. */
 async function inflate(text) {
@@ -132,7 +132,7 @@ function follow(edges, corner, wide, path) {
   path.closePath();
 }
 
-/** Black, orange, yellow, white, as demo.answers.heat_map: brightness alone carries the order. */
+/** Black, orange, yellow, white, as demo.session.answers.heat_map: brightness alone carries the order. */
 const HEAT = [[0, 0, 0, 0], [0.35, 213, 94, 0], [0.75, 240, 228, 66], [1, 255, 255, 255]];
 
 function heatColour(apart) {

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from demo.answers import ModelAnswer
-from demo.downloads import write_mask_files
-from demo.models import Models
-from demo.prompt_dialogue import PromptDialogue
-from demo.prompt_summary import prompt_record
-from demo.uploads import receive, without_paths
+from demo.case.downloads import write_mask_files
+from demo.session.answers import ModelAnswer
+from demo.session.models import Models
+from demo.session.prompt_dialogue import PromptDialogue
+from demo.session.prompt_summary import prompt_record
+from demo.session.uploads import receive, without_paths
 from segcore.errors import InputError
 from segcore.measure.masks import measure_scan
 from segcore.medical.read import read_scan
@@ -78,7 +78,7 @@ def segment_file(
         folder: empty, for the upload of this call alone.
         made: empty, for the files.
         model: one of the models' names.
-        formats: keys of `demo.downloads`.
+        formats: keys of `demo.case.downloads`.
         threshold: 0–1; None for the model's own.
         prompt: a click or a box for a promptable model; its answer takes the place of that class on that slice.
 

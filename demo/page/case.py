@@ -8,16 +8,16 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from demo import html_pieces
-from demo.case_files import write_case_files
-from demo.downloads import PAGE, formats_for
-from demo.examples import Example
-from demo.models import Models
-from demo.open_sessions import OpenSessions
-from demo.prompt_dialogue import PromptStep
-from demo.reader_session import ReaderSession
-from demo.viewer import VIEWER
-from demo.views import viewer_value
+from demo.case.downloads import PAGE, formats_for
+from demo.case.files import write_case_files
+from demo.case.views import viewer_value
+from demo.page import html_pieces
+from demo.session.examples import Example
+from demo.session.models import Models
+from demo.session.open_sessions import OpenSessions
+from demo.session.prompt_dialogue import PromptStep
+from demo.session.reader_session import ReaderSession
+from demo.viewer.scene import VIEWER
 from segcore.errors import InputError
 
 OWN_ENGINE = "each model's own"

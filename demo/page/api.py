@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from demo.models import Models
-from demo.open_sessions import OpenSessions
-from demo.segment import read_prompt, segment_file
-from demo.web_folder import new_folder
+from demo.case.segment import read_prompt, segment_file
+from demo.session.models import Models
+from demo.session.open_sessions import OpenSessions
+from demo.session.web_folder import new_folder
 from segcore.errors import InputError
 
 
@@ -26,7 +26,8 @@ def add_endpoints(models: Models, sessions: OpenSessions) -> None:
     def segment(
         file: str | None, model: str, formats: list[str], threshold: float | None, prompt: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """Segments one file: the record, and the mask files asked for; `prompt` is `demo.segment.ProgramPrompt`."""
+        """Segments one file: the record, and the mask files asked for; `prompt` is
+        `demo.case.segment.ProgramPrompt`."""
         work = Path(tempfile.mkdtemp(prefix="segment-", dir=sessions.folder))
         try:
             record, made = segment_file(

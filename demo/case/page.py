@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.case_text import case_text
-from demo.case_view import CaseView
+from demo.case.text import case_text
+from demo.case.view import CaseView
 from segcore.errors import need
 from segcore.picture.overlay import COLOURS
 

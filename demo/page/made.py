@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
-from demo.answers import PRECISION_WORDS, title
-from demo.model_story import (
+from demo.session.answers import PRECISION_WORDS, title
+from demo.session.model_story import (
     FORMATS,
     SPLITS,
     data_name,
@@ -16,7 +16,7 @@ from demo.model_story import (
     short_command,
     story_of,
 )
-from demo.traffic_light import limits as quality_limits
+from demo.session.traffic_light import limits as quality_limits
 from runtime.promptable import is_promptable
 from segcore.bundle.manifest import Manifest
 from segcore.host import Made

@@ -10,13 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from demo import html_pieces
-from demo.batch import BatchProgress, run_batch
-from demo.downloads import FORMATS
-from demo.models import Models
-from demo.open_sessions import OpenSessions
-from demo.page_case import Updates
-from demo.uploads import receive
+from demo.case.downloads import FORMATS
+from demo.page import html_pieces
+from demo.page.case import Updates
+from demo.session.batch import BatchProgress, run_batch
+from demo.session.models import Models
+from demo.session.open_sessions import OpenSessions
+from demo.session.uploads import receive
 from segcore.errors import InputError
 
 

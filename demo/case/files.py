@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.case_page import case_html
-from demo.case_pdf import case_pdf
-from demo.downloads import PAGE, write_mask_files
-from demo.prompt_summary import prompt_record
-from demo.reader_session import ReaderSession
-from demo.views import case_view
+from demo.case.downloads import PAGE, write_mask_files
+from demo.case.page import case_html
+from demo.case.pdf import case_pdf
+from demo.case.views import case_view
+from demo.session.prompt_summary import prompt_record
+from demo.session.reader_session import ReaderSession
 
 
 def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) -> list[Path]:
@@ -20,7 +20,7 @@ def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) 
     Args:
         session: its lock is held.
         model: whose masks.
-        wanted: keys of `demo.downloads`' formats, and of its `PAGE`.
+        wanted: keys of `demo.case.downloads`' formats, and of its `PAGE`.
 
     Raises:
         InputError: nothing was asked for, or a format that the scan cannot give.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from demo.answers import MAX_RUNS, ModelAnswer, ask_model, title
+from demo.session.answers import MAX_RUNS, ModelAnswer, ask_model, title
 from runtime.engines.seam import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from demo.answers import ModelAnswer
-from demo.case_view import CaseView
-from demo.prompt_dialogue import prompt_json
-from demo.reader_session import ReaderSession
-from demo.viewer import ModelView, ViewerScene, offered_windows, scene_json
+from demo.case.view import CaseView
+from demo.session.answers import ModelAnswer
+from demo.session.prompt_dialogue import prompt_json
+from demo.session.reader_session import ReaderSession
+from demo.viewer.scene import ModelView, ViewerScene, offered_windows, scene_json
 from segcore.measure.masks import measure
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from demo.answers import ModelAnswer
+from demo.session.answers import ModelAnswer
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from demo.answers import ModelAnswer
-from demo.models import Models
-from demo.prompt_summary import PromptSummary
+from demo.session.answers import ModelAnswer
+from demo.session.models import Models
+from demo.session.prompt_summary import PromptSummary
 from segcore.errors import InputError
 from segcore.picture.prompts import Prompt
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.answers import (
+from demo.case.pictures import draw_prompt, line_of, outlined
+from demo.case.view import CaseView
+from demo.session.answers import (
     ModelAnswer,
     apart_words,
     comparable,
@@ -18,12 +20,10 @@ from demo.answers import (
     speed_words,
     title,
 )
-from demo.case_pictures import draw_prompt, line_of, outlined
-from demo.case_view import CaseView
-from demo.model_story import short_limits
-from demo.prompt_summary import iou_sentence, prompt_sentence
-from demo.scores import HINT, against_truth
-from demo.traffic_light import Light, light_of, limits
+from demo.session.model_story import short_limits
+from demo.session.prompt_summary import iou_sentence, prompt_sentence
+from demo.session.scores import HINT, against_truth
+from demo.session.traffic_light import Light, light_of, limits
 from segcore import __version__
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
 
@@ -45,7 +45,7 @@ class CaseFigure:
         note: one line below the picture.
         light: of the model's own estimate; None where it gives none.
         estimate: the estimated Dice, 0–1, beside the light.
-        heat: the picture's colours are those of `demo.answers.heat_map`.
+        heat: the picture's colours are those of `demo.session.answers.heat_map`.
     """
 
     heading: str

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import PurePosixPath
 
-from demo.answers import PRECISION_WORDS
+from demo.session.answers import PRECISION_WORDS
 from segcore.bundle.guard_record import GuardRecord, points_text
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from demo.batch_table import csv_table, page_head, page_row
+from demo.session.batch_table import csv_table, page_head, page_row
 from runtime.predict.files import predict_files
 from runtime.predict.inputs import PredictionInput, name_inputs
 from runtime.predict.write import Outputs

@@ -1,0 +1,1 @@
+"""All of gradio: the page's tabs, its cards of HTML, and its HTTP API."""
