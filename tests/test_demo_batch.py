@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.session.batch import run_batch
-from demo.session.batch_table import csv_table, page_row, safe_cell
+from demo.session.batch import csv_table, page_row, run_batch, safe_cell
 from segcore.errors import InputError
 from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case

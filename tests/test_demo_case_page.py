@@ -10,12 +10,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from demo.case.fonts import best_face
-from demo.case.page import case_html
-from demo.case.pdf import case_pdf
+from demo.case.files import case_html
+from demo.case.pdf import best_face, case_pdf
 from demo.case.pictures import outlined
-from demo.case.text import case_text
-from demo.case.view import CaseView
+from demo.case.text import CaseView, case_text
 from demo.session.answers import ModelAnswer, Times
 from demo.session.scores import HINT
 from segcore.bundle.manifest import Manifest

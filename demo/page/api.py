@@ -11,8 +11,7 @@ import gradio as gr
 
 from demo.case.segment import read_prompt, segment_file
 from demo.session.models import Models
-from demo.session.open_sessions import OpenSessions
-from demo.session.web_folder import new_folder
+from demo.session.open_sessions import OpenSessions, new_folder
 from segcore.errors import InputError
 
 
