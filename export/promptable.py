@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from export.graph.fp16_typed import TYPED_8, TYPED_10
 from export.graph.onnx_export import INPUT, Ends, check_ends, halve, traced_model
 from export.job import Job
+from export.typed_files import TYPED_8, TYPED_10
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
 from runtime.promptable import FEATURES, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts

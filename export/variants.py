@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
-from export.graph.fp16_typed import type_for_tensorrt
 from export.int8.guarded import calibrate_network
 from export.int8.judge import POINT, Judge, case_dice
 from export.job import Job
 from export.model_file import write_float, write_model
 from export.source import as_graph
+from export.typed_files import type_for_tensorrt
 from segcore.bundle.golden import golden_inputs
 from segcore.bundle.guard_record import GuardRecord, points_text
 from segcore.bundle.manifest import Variant

@@ -1,5 +1,8 @@
 """Fixtures of the export and runtime tests: a briefly trained student of 64 px, and its exports."""
 
+import ast
+import importlib
+import inspect
 import os
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -11,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from segcore.bundle.manifest import Manifest
+    from segcore.command import Settings
     from student.design import Design
 
 # Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
@@ -102,6 +106,24 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def settings_of() -> "Callable[[str], type[Settings]]":
+    """The settings of a command: `settings_of("runtime.predict")` is what `python -m runtime.predict` parses."""
+
+    def find(module: str) -> "type[Settings]":
+        source = importlib.import_module(module)
+        if hasattr(source, "__path__"):
+            source = importlib.import_module(f"{module}.__main__")
+        calls = (
+            node for node in ast.walk(ast.parse(inspect.getsource(source))) if isinstance(node, ast.Call)
+        )
+        name = next(ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) == "run_command")
+        settings: type[Settings] = getattr(source, name)
+        return settings
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def fragile_student() -> ModuleType:
     """tests/fragile_student.py, which is a script too: students that INT8 breaks."""
     pytest.importorskip("torch")
@@ -176,7 +198,7 @@ def exported(torch_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
         if find_spec(package) is None:  # not imported here: openvino must be imported with its telemetry off
             pytest.skip(f"{package} is not installed")
-    from export.command import ExportSettings, export_bundle
+    from export.__main__ import ExportSettings, export_bundle
 
     folder = tmp_path_factory.mktemp("exported")
 

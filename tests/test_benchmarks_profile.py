@@ -22,12 +22,12 @@ from benchmarks.checks.profile import (
     Profiled,
     ProfileSettings,
     describe,
+    draw_profiles,
     kind_table,
     main,
     sentences,
     write_layers,
 )
-from benchmarks.checks.profile_plot import draw_profiles
 from runtime.timing.roofline import Roofline
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError

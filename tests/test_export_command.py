@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from export.command import ExportSettings, export_bundle
+from export.__main__ import ExportSettings, export_bundle
 from runtime.parity import ParityLimits
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.bundle.golden import golden_inputs, load_golden

@@ -63,7 +63,7 @@ def test_the_wheel_holds_the_edge_part_only(kit):
         "runtime/device/__main__.py",
         "runtime/trt/build.py",
         "segcore/phantom/cxr.py",
-        "export/command.py",
+        "export/__main__.py",
     } <= names
     tops = {name.partition("/")[0] for name in names if not name.startswith("sam2edge_edge")}
     assert tops == {"segcore", "runtime", "export"}
@@ -72,7 +72,7 @@ def test_the_wheel_holds_the_edge_part_only(kit):
 
 def test_what_travels_imports_nothing_that_a_device_lacks():
     modules = edge_modules()
-    assert {"export.__main__", "export.command", "runtime.device", "segcore.phantom.cxr"} <= set(modules)
+    assert {"export.__main__", "runtime.device", "segcore.phantom.cxr"} <= set(modules)
     assert [name for name in modules if heavy_import(name, modules)] == []
     for name in modules:
         assert not {i.partition(".")[0] for i in imports_at_top(modules[name])} & {"torch", "onnx", "nncf"}, (
@@ -438,7 +438,7 @@ def test_the_edge_wheels_export_runs_without_torch(kit, venv, tmp_path):
     (wheel,) = kit.glob("*.whl")
     code = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules.update(torch=None, onnx=None, nncf=None)\n"
-        "from export.command import ExportSettings, main\nfrom segcore.command import run_command\n"
+        "from export.__main__ import ExportSettings, main\nfrom segcore.command import run_command\n"
         "run_command(main, ExportSettings, 'python -m export')"
     )
     words = ["--bundle", str(kit / "bundle"), "--to", "tensorrt", "--out", str(tmp_path / "engine")]

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
+from export.__main__ import ExportSettings, export_bundle, make_job  # noqa: E402
 from export.check import CheckSettings  # noqa: E402
 from export.check import main as check  # noqa: E402
-from export.command import ExportSettings, export_bundle, make_job  # noqa: E402
 from export.data import ExportData  # noqa: E402
 from export.graph.onnx_export import halve  # noqa: E402
 from export.graph.openvino_export import write_ir  # noqa: E402

@@ -23,12 +23,12 @@ import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from export.graph.onnx_export import check_onnx, write_onnx  # noqa: E402
+from export.graph.ranges import Magnitudes  # noqa: E402
 from export.int8.qdq import (  # noqa: E402
     calibrate_qdq,
     rewrite_transposed,
     to_uint8,
 )
-from export.int8.ranges import Magnitudes  # noqa: E402
 from export.rules.check import VERSIONS, check_versions  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
 

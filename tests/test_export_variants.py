@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.command import ExportSettings, export_bundle, make_job
+from export.__main__ import ExportSettings, export_bundle, make_job
 from runtime.engines.seam import open_engine
 from runtime.parity import PARITY_LIMITS, check_parity
 from segcore.bundle.folder import open_bundle
@@ -96,8 +96,8 @@ def test_each_int8_file_computes_what_the_main_one_does(several, to, engine):
 
 def test_tensorrt_graphs_keep_the_rules_of_their_versions(several):
     onnx = pytest.importorskip("onnx")
-    from export.graph.fp16_typed import TYPED_8, TYPED_10
     from export.rules.check import check_graph
+    from export.typed_files import TYPED_8, TYPED_10
 
     bundle = several("tensorrt", "int8")
     files = {v.file: TYPED_10 if v.typing == "fp16" else TYPED_8 for v in bundle.manifest.variants}
@@ -115,7 +115,7 @@ def onnx_nodes(bundle):
 
 
 def test_a_tensorrt_bundle_says_that_its_speed_is_unmeasured(several, capsys):
-    from export.command import print_guard
+    from export.__main__ import print_guard
 
     guard = several("tensorrt", "int8").manifest.guard
     assert guard.speeds == ()

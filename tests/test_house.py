@@ -21,7 +21,6 @@ BY_NAME = {
     "runtime/engines/seam.py": "import_module",  # the engine that was chosen
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/sam2_package.py": "import_module",  # the classes that sam2's own configurations name
-    "segcore/dataset/dataset.py": "importlib.import_module",  # its check
     "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
     "benchmarks/checks/demo_load.py": "__import__",  # libraries, to see that they are there
     "benchmarks/measuring.py": "__import__",
@@ -108,27 +107,45 @@ def test_heavy_imports_stay_behind_the_command_that_needs_them(package):
             package in ("runtime", "benchmarks", "export")
             and module.split(".")[0] in ENGINES
             and own_engine.get(path.name) is None
-            and path.parent.name != "trt"  # TensorRT's own room
+            and not named(path).startswith("runtime/trt/")  # TensorRT's own room
         )
     ]
     assert wrong == []
 
 
 def test_benchmarks_touch_the_trainers_in_three_files_only():
+    trainers = (
+        "benchmarks/report/torch_baseline.py",
+        "benchmarks/checks/training.py",
+        "benchmarks/study/teachers.py",
+    )
     wrong = [
         f"{named(path)} imports {module}"
         for path in modules()
-        if path.parent.name == "benchmarks"
-        and path.name not in ("torch_baseline.py", "training.py", "study_test.py")
+        if named(path).startswith("benchmarks/") and named(path) not in trainers
         for module in imports(path, top_level=False)
         if package_of(module) in ("teacher", "student", "segcore.learn")
     ]
     assert wrong == []
 
 
+def test_folders_of_a_package_import_each_other_one_way():
+    """Each folder beside another is above it or below it; the package's own modules may use all of them."""
+    graph = import_graph(module_files(ROOT))
+    folders: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        for target in targets:
+            here, there = (".".join(name.split(".")[:2]) for name in (module, target))
+            nested = [(ROOT / name.replace(".", "/")).is_dir() for name in (here, there)]
+            if here.split(".")[0] == there.split(".")[0] and all(nested):
+                folders.setdefault(here, set()).add(there)
+                folders.setdefault(there, set())
+    assert circles({name: targets - {name} for name, targets in folders.items()}) == []
+
+
 def test_gradio_is_in_the_modules_of_the_page_only():
     users = {named(p) for p in modules() for m in imports(p, top_level=True) if m.split(".")[0] == "gradio"}
-    assert all(name.startswith("demo/page") for name in users), users
+    assert all(name.startswith("demo/page/") for name in users), users
 
 
 @pytest.mark.parametrize("library", ["sam2", "peft"])

@@ -1,23 +1,14 @@
 """Every command that the README and the pages in docs tell a user to type is one that we take."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from segcore.command import Settings, parse_settings
+from segcore.command import parse_settings
 
 ROOT = Path(__file__).parents[1]
-MODULES = {
-    "segcore.dataset": "segcore.dataset.__main__",
-    "export": "export.command",
-    "benchmarks": "benchmarks.report.run",
-    "teacher.train": "teacher.settings",
-    "benchmarks.study": "benchmarks.study.settings",
-    "demo": "demo.__main__",
-}
 
 
 def commands() -> list[str]:
@@ -36,18 +27,12 @@ def commands() -> list[str]:
     return found
 
 
-def settings_of(module: str) -> type[Settings]:
-    source = importlib.import_module(MODULES.get(module, module))
-    own = [v for v in vars(source).values() if isinstance(v, type) and issubclass(v, Settings)]
-    return next(v for v in own if v.__module__ == source.__name__)
-
-
 def test_there_are_commands():
     assert len(commands()) >= 12
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_documented_command_is_taken(command):
+def test_a_documented_command_is_taken(command, settings_of):
     without_files = re.sub(r"--config \S+", "", command)  # which an earlier command writes
     _, _, module, *words = shlex.split(without_files)
     parse_settings(settings_of(module), f"python -m {module}", words)

@@ -117,8 +117,8 @@ def test_what_is_made_of_a_student_of_ct_holds_no_header(student, ct, dicom_file
         pytest.importorskip(package)
     from benchmarks.report.run import BenchmarkSettings
     from benchmarks.report.run import main as benchmark
-    from export.command import ExportSettings
-    from export.command import main as export
+    from export.__main__ import ExportSettings
+    from export.__main__ import main as export
     from runtime.predict.__main__ import PredictSettings
     from runtime.predict.__main__ import main as predict
     from teacher.label import LabelSettings

@@ -1,6 +1,5 @@
 """The model card: what it says follows from the manifest, and it travels with the bundle that it is about."""
 
-import importlib
 import json
 import re
 import shlex
@@ -11,7 +10,7 @@ from segcore.bundle.folder import MANIFEST, open_bundle, seal_bundle
 from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import MODEL_CARD, limits, model_card
-from segcore.command import Settings, parse_settings
+from segcore.command import parse_settings
 from segcore.picture.quality import QualityModel
 
 MADE = {
@@ -203,24 +202,15 @@ def test_it_says_that_it_is_for_research_and_invents_no_licence():
     ]  # fmt: skip
 
 
-SOURCES = {
-    "export": "export.command", "export.kit": "export.kit", "runtime.verify": "runtime.verify",
-    "runtime.predict": "runtime.predict", "benchmarks": "benchmarks.report.run",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("form", ["torch", "onnx", "openvino", "tensorrt-onnx", "tensorrt"])
-def test_its_commands_are_taken(form):
+def test_its_commands_are_taken(form, settings_of):
     commands = section(model_card(manifest(format=form)), "How to use it").strip().splitlines()[1:-1]
     assert commands
     for command in commands:
         _, _, module, *words = shlex.split(command)
         if module == "demo":
             continue  # tested with its own page
-        source = importlib.import_module(SOURCES[module])
-        taken = [v for v in vars(source).values() if isinstance(v, type) and issubclass(v, Settings)]
-        own = next(v for v in taken if v.__module__ == source.__name__)
-        assert "THIS_FOLDER" in str(parse_settings(own, command, words))
+        assert "THIS_FOLDER" in str(parse_settings(settings_of(module), command, words))
 
 
 def test_few_cases_are_those_that_training_took():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from export.__main__ import ExportSettings, export_bundle
 from export.attention import has_attention
-from export.command import ExportSettings, export_bundle
 from export.graph.onnx_export import write_onnx
 from runtime.engines.seam import open_engine
 from segcore.bundle.folder import open_bundle, seal_bundle

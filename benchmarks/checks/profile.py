@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.checks.layers import Layer, Profile
+from benchmarks.checks.layers import KINDS, Layer, Profile
 from benchmarks.measuring import check_libraries, results_folder
 from runtime.timing.roofline import Roofline, describe_roofline
 from segcore import words
@@ -43,8 +43,6 @@ class ProfileSettings(Settings):
 def main(settings: ProfileSettings) -> None:
     """Measures, writes the folder, prints a table a bundle and one JSON line."""
     from benchmarks.checks.layers import profile_model
-
-    pass
     from benchmarks.report.subject import name_subjects, open_bundles
     from runtime.engines.seam import choose_engine
     from runtime.timing.roofline import measure_roofline
@@ -52,8 +50,6 @@ def main(settings: ProfileSettings) -> None:
     from segcore.host import describe_host
 
     check_libraries("matplotlib")
-    from benchmarks.checks.profile_plot import draw_profiles
-
     bundles = open_bundles(settings.bundle)
     engines = [choose_engine(b.manifest, "openvino", name=str(b.folder)) for b in bundles]
     subjects = name_subjects(list(zip(bundles, engines, strict=True)))
@@ -87,10 +83,6 @@ def main(settings: ProfileSettings) -> None:
             for one in found
         ],
     )
-
-
-if __name__ == "__main__":
-    run_command(main, ProfileSettings, "python -m benchmarks.checks.profile")
 
 
 # A profile in words, tables and lines: shares of time, rates against the peak, and why a goal is
@@ -292,3 +284,58 @@ def write_layers(path: Path, found: Sequence[Profiled]) -> None:
                     writer = csv.DictWriter(file, line)
                     writer.writeheader()
                 writer.writerow(line)
+
+
+_COLOURS = ("#0072b2", "#56b4e9", "#004c7a", "#999999", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#cccccc")
+"""One a kind, blues for what multiplies. Source: Okabe and Ito, Color universal design, 2008."""
+_WRITTEN = 0.045
+"""Shares below are too narrow for their number."""
+
+
+def draw_profiles(found: Sequence[Profiled], path: Path) -> None:
+    """Writes a PNG with the share of time by kind of layer, the first model on top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 1.7 + 0.62 * len(found)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = [kind for kind in KINDS if any(one.profile.share(kind) > 0 for one in found)]
+    left = [0.0] * len(found)
+    for kind in shown:
+        colour = _COLOURS[KINDS.index(kind)]
+        shares = [one.profile.share(kind) for one in found]
+        axes.barh(range(len(found)), shares, left=left, height=0.62, color=colour, label=kind, zorder=2)
+        for row, (start, share) in enumerate(zip(left, shares, strict=True)):
+            if share >= _WRITTEN:
+                dark = KINDS.index(kind) in (0, 2, 5, 6)
+                axes.text(
+                    start + share / 2,
+                    row,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if dark else "black",
+                )
+        left = [start + share for start, share in zip(left, shares, strict=True)]
+    axes.axvline(SHARE_GOAL, color="black", linewidth=1, linestyle="--", zorder=3)
+    axes.set_yticks(range(len(found)), [_bar_label(one) for one in found])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0], ["0", "20", "40", "60", "80", "100"])
+    axes.set_xlabel("% of the model's time by kind of layer; dashed: the goal for convolutions")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=min(5, len(shown)), frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _bar_label(one: Profiled) -> str:
+    reached = f"convolutions at {100 * one.share_of_peak:.0f} % of peak"
+    return f"{one.name}\n{words.figures(one.profile.latency_ms)} ms, {reached}"
+
+
+if __name__ == "__main__":
+    run_command(main, ProfileSettings, "python -m benchmarks.checks.profile")

@@ -252,10 +252,6 @@ def _table(record: BatchRecord) -> Iterator[str]:
         log(remark.strip())
 
 
-if __name__ == "__main__":
-    run_command(main, BatchSettings, "python -m benchmarks.checks.throughput_batch")
-
-
 # Runs `runtime.predict` as a user does, and kills it at half: does it go on with nothing twice
 # and nothing missing?
 
@@ -347,3 +343,7 @@ def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out
 
 def _command(words: Sequence[object], out: Path) -> list[str]:
     return [sys.executable, "-m", "runtime.predict", *map(str, words), "--out", str(out)]
+
+
+if __name__ == "__main__":
+    run_command(main, BatchSettings, "python -m benchmarks.checks.throughput_batch")

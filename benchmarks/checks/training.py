@@ -242,10 +242,6 @@ def draw_cost(cost: TrainingCost, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-if __name__ == "__main__":
-    run_command(main, TrainingSettings, "python -m benchmarks.checks.training")
-
-
 # Time by part, also of parts that call each other.
 
 
@@ -296,3 +292,7 @@ class Stopwatch:
             part = self._open[-1]
             self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
+
+
+if __name__ == "__main__":
+    run_command(main, TrainingSettings, "python -m benchmarks.checks.training")

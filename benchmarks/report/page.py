@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import plots, tables
-from benchmarks.report import plots as spread_plots
 from benchmarks.report.agreement import AreaPlot, plot_areas
 from benchmarks.report.answer import Answer, answer
 from benchmarks.report.devices import device_remarks, device_tables
@@ -118,11 +117,11 @@ def render_html(report: Report) -> str:
 def draw_plots(report: Report, shown: Sequence[Record]) -> dict[str, str]:
     """The plots that these records allow, by name."""
     names = [record.name for record in shown]
-    charts = {"spread": spread_plots.plot_distribution(report.scores, names)}
+    charts = {"spread": plots.plot_distribution(report.scores, names)}
     if all(record.end_to_end_ms_p50 is not None for record in shown):
         charts["pareto"] = plots.plot_pareto(shown, names)
     if all(record.end_to_end_ms_sorted for record in shown):
-        charts["latency"] = spread_plots.plot_latency(shown, names)
+        charts["latency"] = plots.plot_latency(shown, names)
     if all(record.reliability for record in shown):
         charts["reliability"] = plot_reliability(shown, names)
     manifests = {bundle.sha256: bundle.manifest for bundle in report.bundles}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.drawing import to_svg
+from benchmarks.report.page import TEMPLATES
 from benchmarks.report.pictures import Example, Tile, data_uri
 from benchmarks.study.record import Row, Spread, StudyRecord, Versus
 from segcore.dataset.case import Case
@@ -51,7 +52,7 @@ def render_html(record: StudyRecord, charts: Sequence[Mapping[str, str]], exampl
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -122,7 +122,6 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     """
     import torch
 
-    pass
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet
@@ -209,8 +208,6 @@ def _prepare_start(
     original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool
 ) -> _Start:
     from export.int8.equalise import equalise
-
-    pass
     from export.int8.traced import fold_norms
 
     device = next(original.parameters()).device

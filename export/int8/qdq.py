@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graph.ranges import activation_ranges
 from export.graph.view import DEQUANTIZE, WEIGHTED, Graph, view_graph
 from export.int8.placement import Placement, place
-from export.int8.ranges import activation_ranges
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
 

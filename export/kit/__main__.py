@@ -118,7 +118,6 @@ def _fill_kit(
     engines: tuple[str, ...],
     compares: tuple[str, ...],
 ) -> None:
-    pass
     from export.kit.wheel import build_wheel
     from export.kit_requirements import requirements
 
@@ -160,10 +159,6 @@ def _pack_archive(folder: Path, tar: Path, name: str) -> None:
         partial.replace(tar)
     finally:
         partial.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    run_command(main, KitSettings, "python -m export.kit")
 
 
 # The kit's README.txt and run_on_device.sh, filled in for one bundle.
@@ -261,3 +256,7 @@ def _fill_template(name: str, **values: str) -> str:
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     return text
+
+
+if __name__ == "__main__":
+    run_command(main, KitSettings, "python -m export.kit")

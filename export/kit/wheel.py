@@ -21,7 +21,7 @@ from segcore.errors import need
 from segcore.host import made_now
 
 NAME = "sam2edge-edge"
-PACKAGES = ("segcore", "segcore.phantom", "runtime", "export")
+PACKAGES = ("segcore", "runtime", "export")
 # What a module may import when it is imported itself: Python's own, the base requirements, and an engine, whose
 # module is imported only where that engine was chosen.
 _BASE_MODULES = {"numpy", "PIL", "pydantic", "pydantic_settings", "yaml", "tqdm"}
@@ -39,7 +39,7 @@ def edge_modules() -> dict[str, Path]:
     """
     sources = {name: path for package in PACKAGES for name, path in _package_modules(package)}
     heavy = {name: why for name in sources if (why := heavy_import(name, sources))}
-    must = [name for name in sources if not name.startswith("export.") or name == "export.command"]
+    must = [name for name in sources if not name.startswith("export.") or name == "export.__main__"]
     if stuck := [f"{name} imports {heavy[name]}" for name in must if name in heavy]:
         raise RuntimeError(f"the edge wheel's modules must be light at module level: {'; '.join(stuck)}")
     return {n: p for n, p in sources.items() if n not in heavy and not n.startswith("export.kit")}
@@ -110,7 +110,7 @@ def _package_modules(package: str) -> Iterator[tuple[str, Path]]:
         if path.stem != "__init__":
             yield f"{package}.{path.stem}", path
     for inner in sorted(folder.glob("*/__init__.py")):
-        if f"{package}.{inner.parent.name}" not in (*PACKAGES, "segcore.learn"):
+        if f"{package}.{inner.parent.name}" != "segcore.learn":
             yield from _package_modules(f"{package}.{inner.parent.name}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -56,11 +56,6 @@ class CaseFacts:
     kind: str
     pixel_sha256: str | None
     pixels_per_class: tuple[int, ...]
-
-
-def command() -> NoReturn:
-    """The command behind `python -m segcore.dataset`."""
-    run_command(check, CheckSettings, "python -m segcore.dataset")
 
 
 def check(settings: CheckSettings) -> None:
@@ -297,3 +292,7 @@ def _counted(items: Iterable[str], most: int = 6) -> str:
     counts = Counter(items).most_common()
     shown = ", ".join(f"{n} of {item}" for item, n in counts[:most])
     return shown + (f" and {len(counts) - most} other kinds" if len(counts) > most else "")
+
+
+if __name__ == "__main__":
+    run_command(check, CheckSettings, "python -m segcore.dataset")

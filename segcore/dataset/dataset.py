@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -244,12 +243,6 @@ def split_counts(dataset: Dataset) -> dict[str, int]:
     """Labelled cases of each split, and the unlabelled ones."""
     counts = {name: len(dataset.split(name)) for name in SPLITS}
     return {**counts, "unlabelled": len(dataset.unlabelled)} if dataset.unlabelled else counts
-
-
-if __name__ == "__main__":
-    # By its name, for the check reads data sets with this module and an import would close a circle. It ends when the
-    # check is the `__main__` of a package.
-    importlib.import_module("segcore.dataset.__main__").command()
 
 
 # Hides the masks of all but a share of the training patients: what few labels and a teacher
