@@ -13,7 +13,7 @@ from segcore.picture.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     from export.int8.guard import CalibratedGraph
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
 """Format → name of the file that an engine opens."""

@@ -20,7 +20,7 @@ from segcore.bundle.manifest import Manifest
 from segcore.command import log
 from segcore.errors import GateError, need
 from segcore.host import made_now
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 
 
 def write_bundle(job: Job) -> Manifest:

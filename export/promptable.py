@@ -23,7 +23,7 @@ from runtime.promptable import FEATURES, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 from segcore.picture.prompts import PromptSpec
 from teacher.image_model import Embedding, Promptable

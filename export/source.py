@@ -6,7 +6,7 @@ from torch import nn
 
 from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 
 

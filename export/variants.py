@@ -20,7 +20,7 @@ from segcore.bundle.guard_record import GuardRecord, points_text
 from segcore.bundle.manifest import Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 
 

@@ -177,8 +177,8 @@ def loss_function(
     """
     import torch.nn.functional as F
 
-    from segcore.learn.deploy import normaliser
     from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
+    from segcore.learn.network import normaliser
 
     normalised = normaliser(spec, device)
 

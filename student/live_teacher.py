@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segcore.bundle.folder import Bundle
-from segcore.learn.deploy import normaliser
+from segcore.learn.network import normaliser
 from student.network import load_student
 from teacher.system import load_teacher
 

@@ -112,7 +112,7 @@ def _open_teacher(bundle: Bundle, device: str) -> Ask:
         return lambda pictures, _: predictor.run(pictures)
     import torch
 
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from teacher.memory.volume_model import VolumeSam2
     from teacher.memory.volumes import label_volume
     from teacher.system import load_teacher

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from teacher.sam2_package import build_sam2
+from teacher.sam2_model import build_sam2
 from teacher.settings import EncoderSize
 
 STRIDE = 4  # of the masks' logits

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.learn.deploy import normaliser
 from segcore.learn.loader import check_classes
+from segcore.learn.network import normaliser
 from segcore.picture.prompts import PADDING, PromptSpec
 from teacher.image_model import MASKS, Answers, Embedding, Sam2ImageModel
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks

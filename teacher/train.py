@@ -134,7 +134,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
 def _loss_on_batch(
     system: System, spec: InputSpec, device: torch.device
 ) -> Callable[[nn.Module, Sample], Tensor]:
-    from segcore.learn.deploy import normaliser
+    from segcore.learn.network import normaliser
 
     normalised = normaliser(spec, device)
     return lambda network, sample: system.loss(network, normalised(sample["image"]), sample)

@@ -53,7 +53,7 @@ def train_briefly(design: "Design", name: str, folder: Path) -> Path:
     from segcore.bundle.manifest import DataRecord
     from segcore.dataset.dataset import open_dataset, split_counts
     from segcore.host import made_now
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from segcore.picture.preprocess import InputSpec, output_spec, prepare, resize_mask
     from student.network import GREY_MEAN_STD, build_student
 

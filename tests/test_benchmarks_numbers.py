@@ -17,7 +17,7 @@ from benchmarks.report.accuracy import (
 from benchmarks.report.comparison import choose_headline, pareto_front
 from benchmarks.report.measure import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.report.record import CaseRecord, Record, read_lines, write_lines
-from runtime.timing.interleaved import LatencySamples, ModelCalls, rotations, time_interleaved
+from runtime.timing.latency import LatencySamples, ModelCalls, rotations, time_interleaved
 from runtime.timing.load import ProcessorTimes, others_share
 from segcore import words
 from segcore.dataset.case import Case, PhantomSource

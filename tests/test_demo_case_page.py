@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from demo.case.content import CaseView, case_text
 from demo.case.files import case_html
 from demo.case.pdf import best_face, case_pdf
 from demo.case.pictures import outlined
-from demo.case.text import CaseView, case_text
 from demo.session.answers import ModelAnswer, Times
-from demo.session.scores import HINT
+from demo.session.trust import HINT
 from segcore.bundle.manifest import Manifest
 from segcore.measure.masks import measure, measure_volume
 from segcore.phantom import phantom_case

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from demo.session.answers import MAX_RUNS
+from demo.session.incoming import receive
 from demo.session.models import Models
 from demo.session.open_sessions import MAX_SESSIONS, OpenSessions
-from demo.session.uploads import receive
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.case.content import case_text
 from demo.case.files import write_case_files
 from demo.case.segment import read_prompt, segment_file
-from demo.case.text import case_text
 from demo.case.views import case_view, viewer_value
 from demo.page.html_pieces import measurement_card, speed_card, trust_card
 from demo.page.made import how_made

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.session.scores import against_truth
+from demo.session.trust import against_truth
 
 SQUARE = np.zeros((8, 10), np.uint8)
 SQUARE[2:6, 2:6] = 1  # 16 pixels

@@ -9,7 +9,7 @@ from torch import nn
 
 from segcore.dataset.case import Case, PhantomSource
 from segcore.errors import GateError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, output_spec, prepare
 
 for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -40,7 +40,7 @@ from segcore.host import made_now  # noqa: E402
 from segcore.learn.weights import save_weights  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from segcore.picture.prompts import Prompt, PromptSpec, prompt_arrays  # noqa: E402
-from teacher import sam2_package  # noqa: E402
+from teacher import sam2_model as sam2_package  # noqa: E402
 from teacher.image_model import Answers, Embedding, Sam2ImageModel  # noqa: E402
 from teacher.promptable import SLOTS, PromptedSam2, prompt_spec  # noqa: E402
 

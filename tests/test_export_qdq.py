@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segcore.dataset.case import Case, PhantomSource
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, output_spec, prepare
 from student.design import PRESETS, Design, unet
 from student.network import build_student, sealed_form

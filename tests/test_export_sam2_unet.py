@@ -9,7 +9,7 @@ pytest.importorskip("sam2")
 
 from export.graph.onnx_export import write_onnx  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
-from segcore.learn.deploy import DeployGraph  # noqa: E402
+from segcore.learn.network import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from teacher.decoders.supervised_heads import STRIDE, FinestHead  # noqa: E402
 from teacher.systems.sam2_unet import MEAN_STD, build_sam2_unet  # noqa: E402

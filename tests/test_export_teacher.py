@@ -12,7 +12,7 @@ from export.model_file import calibrate, write_model  # noqa: E402
 from export.rules.check import check_graph  # noqa: E402
 from runtime.engines.seam import open_engine  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
-from segcore.learn.deploy import DeployGraph  # noqa: E402
+from segcore.learn.network import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec, prepare  # noqa: E402
 from teacher.decoders.supervised_heads import FinestHead  # noqa: E402
 from teacher.systems.s2agscunet import build_s2agscunet  # noqa: E402

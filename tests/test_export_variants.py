@@ -153,7 +153,7 @@ def test_int8_at_another_size_is_guarded_too(torch_bundle, several, fragile_stud
     from export.data import open_export_data
     from export.source import open_graph
     from export.variants import write_variants
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
 
     source = open_bundle(torch_bundle)
     network = open_graph(source).network

@@ -25,7 +25,7 @@ from runtime.device.report import (
 )
 from runtime.device.sensors import SensorWatch, clocks_pinned, find_throttling, unread_sensors
 from runtime.device.speed import check_baseline, check_comparing, device_pictures, gate_speed
-from runtime.timing.interleaved import LatencySamples, speedups
+from runtime.timing.latency import LatencySamples, speedups
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import GOLDEN_FILE, load_golden, save_golden
 from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio

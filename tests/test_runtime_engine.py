@@ -28,7 +28,7 @@ def graphs(tmp_path_factory):
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     from export.graph.onnx_export import write_onnx
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from student.design import unet
     from student.network import build_student
 

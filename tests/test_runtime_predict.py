@@ -130,7 +130,7 @@ def test_out_must_be_apart_from_the_images(exported, images):
 def test_several_classes_are_written_as_indices(exported, images, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     from export.graph.onnx_export import write_onnx
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from segcore.picture.preprocess import output_spec
 
     class Bands(torch.nn.Module):

@@ -17,7 +17,7 @@ from PIL import Image
 from runtime.predict.__main__ import PredictSettings, main
 from runtime.predict.files import PredictorOptions, predict_files, predict_input
 from runtime.predict.inputs import PredictionInput, list_inputs
-from runtime.predict.workers import predict_in_processes
+from runtime.predict.parallel import predict_in_processes
 from runtime.predict.write import Outputs, open_records
 from runtime.predictor import Predictor
 from segcore.errors import InputError

@@ -10,10 +10,10 @@ from torch import nn
 
 from segcore.dataset.dataset import open_dataset
 from segcore.learn.augment import OUTSIDE_LOGIT, Augmentation, sample_seed
-from segcore.learn.deploy import DeployGraph, count_macs
 from segcore.learn.loader import EpochOrder, TrainingSet, training_input
 from segcore.learn.loop import learning_rate
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, iou_loss, segmentation_loss
+from segcore.learn.network import DeployGraph, count_macs
 from segcore.picture.preprocess import InputSpec, prepare
 
 YES = torch.tensor([True])

@@ -5,8 +5,8 @@ import torch
 
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
-from segcore.learn.deploy import normaliser
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
+from segcore.learn.network import normaliser
 from segcore.picture.preprocess import InputSpec
 from student.design import Design, unet
 from student.distill import DistillSettings, loss_function, main

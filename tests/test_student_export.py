@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, output_spec
 from student.design import PRESETS, Design
 from student.network import Student, build_student, sealed_form

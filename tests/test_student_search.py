@@ -12,7 +12,7 @@ import yaml
 
 from runtime.timing.roofline import Roofline
 from segcore.errors import InputError
-from segcore.learn.deploy import count_macs
+from segcore.learn.network import count_macs
 from segcore.outfolder import out_folder
 from segcore.picture.preprocess import InputSpec
 from student.design import PRESETS, Design, find_design

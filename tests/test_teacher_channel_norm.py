@@ -5,11 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from teacher.sam2_package import (  # noqa: E402
-    ChannelNorm,
-    build_sam2,
-    join_channel_norms,
-)
+from teacher.sam2_model import ChannelNorm, build_sam2, join_channel_norms  # noqa: E402
 
 
 class LayerNorm2d(torch.nn.Module):

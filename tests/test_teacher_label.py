@@ -17,7 +17,7 @@ from segcore.dataset.dataset import open_dataset, split_counts
 from segcore.dataset.soft_labels import open_soft_labels
 from segcore.errors import InputError
 from segcore.host import made_now
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.learn.weights import save_weights
 from segcore.picture.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
 from teacher.decoders.supervised_heads import FinestHead

@@ -17,9 +17,9 @@ from segcore.dataset.case import volumes_of  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.augment import sample_seed  # noqa: E402
-from segcore.learn.deploy import normaliser  # noqa: E402
 from segcore.learn.evaluate import Validator  # noqa: E402
 from segcore.learn.loader import build_loader, to_device, training_input  # noqa: E402
+from segcore.learn.network import normaliser  # noqa: E402
 from segcore.picture.preprocess import output_spec  # noqa: E402
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
 from teacher.image_model import Sam2ImageModel  # noqa: E402
@@ -40,7 +40,7 @@ from teacher.memory.volumes import (  # noqa: E402
     volume_prompt,
 )
 from teacher.promptable import PromptedSam2  # noqa: E402
-from teacher.sam2_package import build_sam2  # noqa: E402
+from teacher.sam2_model import build_sam2  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402
 from teacher.system import Task, protocols  # noqa: E402
 from teacher.systems.sam2_memory import MEAN_STD, build_system  # noqa: E402

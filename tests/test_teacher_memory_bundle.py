@@ -11,7 +11,7 @@ from export.graph.onnx_export import write_onnx  # noqa: E402
 from segcore.bundle.folder import open_bundle  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.dataset.soft_labels import open_soft_labels  # noqa: E402
-from segcore.learn.deploy import DeployGraph  # noqa: E402
+from segcore.learn.network import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import prepare, resize_logits  # noqa: E402
 from teacher.label import LabelSettings  # noqa: E402
 from teacher.label import main as label  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("peft")
 
 from segcore.bundle.folder import open_bundle  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
-from segcore.learn.deploy import DeployGraph  # noqa: E402
+from segcore.learn.network import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from teacher.decoders.class_masks import ClassMaskNetwork, class_mask_loss  # noqa: E402
 from teacher.image_model import Sam2ImageModel  # noqa: E402

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
-from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
 from segcore.learn.losses import boundary_loss
+from segcore.learn.network import normaliser
 from segcore.picture.preprocess import InputSpec
-from teacher.sam2_package import build_encoder
+from teacher.sam2_model import build_encoder
 from teacher.settings import TeacherSettings
 from teacher.system import Task, load_teacher, open_plain
 from teacher.systems.sam2_unet import MEAN_STD, ReceptiveField, UpBlock, build_sam2_unet, build_system

@@ -17,9 +17,9 @@ from segcore.bundle.manifest import Manifest  # noqa: E402
 from segcore.dataset.case import Case  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
-from segcore.learn.deploy import normaliser  # noqa: E402
 from segcore.learn.loader import TrainingSet, build_loader, training_input  # noqa: E402
 from segcore.learn.loop import add_gradient, open_accelerator, open_run, update_weights  # noqa: E402
+from segcore.learn.network import normaliser  # noqa: E402
 from segcore.picture.prompts import PromptSpec  # noqa: E402
 from student.distill import DistillSettings  # noqa: E402
 from student.distill import main as distill  # noqa: E402

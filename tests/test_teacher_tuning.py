@@ -13,7 +13,7 @@ peft = pytest.importorskip("peft")
 
 from segcore.command import parse_settings  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
-from teacher.sam2_package import build_encoder  # noqa: E402
+from teacher.sam2_model import build_encoder  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402
 from teacher.tuning.adapter_folder import load_adapters, save_adapters  # noqa: E402
 from teacher.tuning.adapters import (  # noqa: E402
@@ -471,7 +471,7 @@ def test_a_teacher_with_odd_maps_exports(hiera, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from export.graph.onnx_export import write_onnx
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from segcore.picture.preprocess import InputSpec, output_spec
     from teacher.decoders.supervised_heads import FinestHead
     from teacher.systems.s2agscunet import S2AgScUNet

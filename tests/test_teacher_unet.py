@@ -13,9 +13,9 @@ from runtime.engines.seam import open_engine
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
-from segcore.learn.deploy import DeployGraph, normaliser
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
+from segcore.learn.network import DeployGraph, normaliser
 from segcore.learn.weights import save_weights
 from segcore.picture.preprocess import InputSpec, prepare
 from student.distill import DistillSettings, loss_function

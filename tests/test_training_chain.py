@@ -19,7 +19,7 @@ from segcore.command import parse_settings
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import open_soft_labels
 from segcore.errors import InputError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import prepare
 from student.design import unet
 from student.distill import DistillSettings
@@ -73,7 +73,7 @@ def test_a_teacher_bundle_says_what_it_is(teacher):
 
 
 def test_lora_teacher_is_stored_merged_and_opens_without_peft(tmp_path, capsys):
-    from teacher.sam2_package import build_encoder
+    from teacher.sam2_model import build_encoder
 
     weights = tmp_path / "tiny.pt"
     state = build_encoder("tiny").state_dict()

@@ -74,7 +74,7 @@ class TorchPredictor:
 
 def _load_graph(bundle: Bundle) -> Any:
     """The network behind the graph contract, so that it takes what an exported model takes."""
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
 
     if bundle.manifest.kind == "teacher":
         from teacher.system import load_teacher as load

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from demo.case.content import CaseView, case_text
 from demo.case.downloads import PAGE, write_mask_files
 from demo.case.pdf import case_pdf
-from demo.case.text import CaseView, case_text
 from demo.case.views import case_view
 from demo.session.prompt_summary import prompt_record
 from demo.session.reader_session import ReaderSession

@@ -1,4 +1,4 @@
-"""The case page as PDF: the text and pictures of `demo.case.text`, set by reportlab."""
+"""The case page as PDF: the text and pictures of `demo.case.content`, set by reportlab."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.case.text import CaseFigure, CaseTable, CaseText, CaseView, case_text
+from demo.case.content import CaseFigure, CaseTable, CaseText, CaseView, case_text
 from segcore.errors import need
 from segcore.picture.overlay import COLOURS
 

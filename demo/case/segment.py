@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from demo.case.downloads import write_mask_files
 from demo.session.answers import ModelAnswer
+from demo.session.incoming import receive, without_paths
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptDialogue
 from demo.session.prompt_summary import prompt_record
-from demo.session.uploads import receive, without_paths
 from segcore.errors import InputError
 from segcore.measure.masks import measure_scan
 from segcore.medical.read import read_scan

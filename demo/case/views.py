@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from demo.case.text import CaseView
+from demo.case.content import CaseView
 from demo.session.answers import ModelAnswer
 from demo.session.prompt_dialogue import prompt_json
 from demo.session.reader_session import ReaderSession

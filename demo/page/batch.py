@@ -14,9 +14,9 @@ from demo.case.downloads import FORMATS
 from demo.page import html_pieces
 from demo.page.case import Updates
 from demo.session.batch import BatchProgress, run_batch
+from demo.session.incoming import receive
 from demo.session.models import Models
 from demo.session.open_sessions import OpenSessions
-from demo.session.uploads import receive
 from segcore.errors import InputError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from demo.session.answers import ModelAnswer, apart_words, comparable, speed_rows, speed_words
 from demo.session.prompt_summary import iou_sentence, prompt_sentence
 from demo.session.reader_session import ReaderSession
-from demo.session.scores import HINT, against_truth
 from demo.session.traffic_light import light_card
+from demo.session.trust import HINT, against_truth
 from demo.viewer.scene import SHOWN_SIDE_PX
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
 from segcore.picture.scan import Scan

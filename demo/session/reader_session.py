@@ -13,10 +13,10 @@ from threading import RLock
 import numpy as np
 
 from demo.session.answers import MAX_RUNS, ModelAnswer
+from demo.session.incoming import receive, without_paths
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptDialogue, PromptStep
-from demo.session.scores import as_classes
-from demo.session.uploads import receive, without_paths
+from demo.session.trust import as_classes
 from segcore.errors import InputError
 from segcore.measure.masks import VolumeMeasurements, measure_volume
 from segcore.medical.mask_files import read_mask_file

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export.graph.quiet import quiet
 from export.graph.view import WEIGHTED, Graph, Node, view_graph
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
 OPSET, MAX_IR = 17, 10

@@ -21,7 +21,7 @@ from export.source import as_graph, open_network
 from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from runtime.engines.seam import Engine
-from runtime.timing.interleaved import ModelCalls, speedups, time_interleaved
+from runtime.timing.latency import ModelCalls, speedups, time_interleaved
 from segcore.words import bounded_ratio
 
 

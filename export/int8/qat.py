@@ -268,7 +268,7 @@ def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device)
     import numpy as np
     import torch
 
-    from segcore.learn.deploy import normaliser
+    from segcore.learn.network import normaliser
 
     normalised = normaliser(spec, device)
     chosen = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _RANGE_CASES)).astype(int))

@@ -15,7 +15,7 @@ from runtime.device.report import DeviceReport, Percentiles, percentiles
 from runtime.device.sensors import SensorWatch
 from runtime.engines.seam import BUILDS_FROM, ENGINES, engines_for
 from runtime.predictor import Predictor
-from runtime.timing.interleaved import ModelCalls, speedups, time_interleaved
+from runtime.timing.latency import ModelCalls, speedups, time_interleaved
 from runtime.timing.load import others_share, peak_memory_mib, read_processor_times
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import Bundle

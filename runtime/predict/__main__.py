@@ -41,7 +41,7 @@ from runtime.predict.files import (
 )
 from runtime.predict.hosts import predict_with_ray
 from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
-from runtime.predict.workers import predict_in_processes
+from runtime.predict.parallel import predict_in_processes
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from segcore.bundle.folder import Bundle, open_bundle

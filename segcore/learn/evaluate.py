@@ -17,7 +17,7 @@ from torch import nn
 
 from segcore.command import log
 from segcore.dataset.case import Case
-from segcore.learn.deploy import DeployGraph
+from segcore.learn.network import DeployGraph
 from segcore.measure.metrics import dice_per_class
 from segcore.picture.overlay import error_map, overlay, sheet
 from segcore.picture.preprocess import (

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from segcore.command import log
-from segcore.learn.deploy import DeployGraph
 from segcore.learn.evaluate import Validator
+from segcore.learn.network import DeployGraph
 from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import mask_of_logits, sigmoid
 from segcore.picture.quality import QualityModel, estimate, odd_shape, regressors, signs_of

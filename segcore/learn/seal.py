@@ -15,9 +15,9 @@ from segcore.bundle.folder import seal_bundle
 from segcore.bundle.manifest import DataRecord, Manifest, Metric
 from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
-from segcore.learn.deploy import count_macs
 from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases
 from segcore.learn.loop import HISTORY, drop_checkpoint
+from segcore.learn.network import count_macs
 from segcore.learn.quality_fit import fit_quality
 from segcore.learn.settings import TrainSettings
 from segcore.learn.weights import save_weights

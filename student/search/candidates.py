@@ -111,7 +111,7 @@ def cost_of(name: str, design: Design, *, size_px: int, channels: int, outputs: 
     """Counts parameters, MACs, activations and layers of the sealed network.
 
     It runs on the smallest picture that the design takes: all but the parameters grow with the picture's area. The
-    MACs are those of `segcore.learn.deploy.count_macs`, counted a few times faster: there are many candidates.
+    MACs are those of `segcore.learn.network.count_macs`, counted a few times faster: there are many candidates.
     """
     import torch
     from torch import Tensor, nn

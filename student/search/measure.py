@@ -21,7 +21,7 @@ from tqdm import tqdm
 from export.model_file import MODEL_FILES, write_int8
 from export.model_file import write_model as write_model_file
 from runtime.engines.seam import OPENED_BY, open_engine
-from runtime.timing.interleaved import ModelCalls, time_interleaved
+from runtime.timing.latency import ModelCalls, time_interleaved
 from runtime.timing.load import others_share, read_processor_times
 from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
@@ -92,7 +92,7 @@ def write_model(design: Design, bench: Bench, folder: Path) -> None:
     """
     import torch
 
-    from segcore.learn.deploy import DeployGraph
+    from segcore.learn.network import DeployGraph
     from student.network import build_student, sealed_form
 
     torch.manual_seed(bench.seed)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teacher.sam2_package import build_sam2
+from teacher.sam2_model import build_sam2
 
 CAPACITY = 16
 """Memories of a volume. Source: the default of the paper's code."""

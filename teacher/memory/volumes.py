@@ -14,8 +14,8 @@ from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case, volumes_of
 from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
-from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
+from segcore.learn.network import normaliser
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.image_model import Embedding

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.dataset.case import Case
-from segcore.learn.deploy import normaliser
 from segcore.learn.evaluate import Validator
+from segcore.learn.network import normaliser
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
 from teacher.image_model import Embedding

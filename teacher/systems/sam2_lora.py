@@ -25,7 +25,7 @@ from teacher.decoders.class_masks import (
     train_head,
 )
 from teacher.decoders.supervised_heads import with_plain_encoder
-from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 from teacher.tuning.adapter_folder import save_adapters

@@ -24,7 +24,7 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import InteractiveRounds, interactive_loss
-from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters

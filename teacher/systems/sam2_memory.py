@@ -32,7 +32,7 @@ from teacher.promptable import (
     train_decoder,
     train_prompt_encoder,
 )
-from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.sam2_weights import load_sam2_weights
 from teacher.settings import TeacherSettings
 from teacher.system import Predictions, Protocol, System, Task

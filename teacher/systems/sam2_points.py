@@ -31,7 +31,7 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import dice_focal, drawn_prompts
-from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters

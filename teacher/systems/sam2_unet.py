@@ -20,7 +20,7 @@ from teacher.decoders.supervised_heads import (
     supervised_levels,
     supervised_system,
 )
-from teacher.sam2_package import SAM2_MEAN_STD, build_encoder
+from teacher.sam2_model import SAM2_MEAN_STD, build_encoder
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import System, Task
 

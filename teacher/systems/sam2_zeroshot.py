@@ -13,7 +13,7 @@ from segcore.picture.preprocess import output_spec
 from teacher.image_model import STRIDE
 from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec
 from teacher.prompts.protocols import PROMPTED, upper_bound
-from teacher.sam2_package import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task
 

@@ -30,7 +30,7 @@ _NOTE = """\
 
     from teacher.tuning.adapter_folder import load_adapters
 
-    encoder = load_adapters(encoder, Path("adapter"))  # an encoder of `teacher.sam2_package.build_encoder`
+    encoder = load_adapters(encoder, Path("adapter"))  # an encoder of `teacher.sam2_model.build_encoder`
 
 The bundle's own weights have it already.
 """

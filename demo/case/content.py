@@ -22,8 +22,8 @@ from demo.session.answers import (
 )
 from demo.session.model_story import short_limits
 from demo.session.prompt_summary import iou_sentence, prompt_sentence
-from demo.session.scores import HINT, against_truth
 from demo.session.traffic_light import Light, light_of, limits
+from demo.session.trust import HINT, against_truth
 from segcore import __version__
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
 
