@@ -60,7 +60,7 @@ def main(settings: DemoSettings) -> None:
             except ModuleNotFoundError:
                 raise need(package, extra) from None
         from demo.page.layout import build_page, launch_options
-        from demo.session.examples import make_examples
+        from demo.session.incoming import make_examples
         from demo.session.models import Models
         from demo.session.open_sessions import OpenSessions
         from segcore.bundle.folder import open_bundle

@@ -229,9 +229,7 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
 
 
 def _check_settings(settings: ExportSettings, source: Bundle) -> None:
-    from export.attention import (
-        has_attention,  # it knows the teachers, and a device has this command without them
-    )
+    from export.int8.guard import has_attention
 
     teacher = source.manifest.kind == "teacher"
     if settings.precision == "int8" and settings.data is None:

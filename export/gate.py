@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.int8.judge import POINT, case_dice
+from export.int8.guard import POINT, case_dice
 from export.job import Job
 from runtime.engines.seam import Engine
 from runtime.parity import check_parity

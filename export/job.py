@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from export.data import ExportData
 from export.int8.guard import Bounds
 from export.int8.qat import Finetuning
@@ -13,6 +15,9 @@ from runtime.engines.seam import OPENED_BY, Engine, installed, open_engine
 from runtime.parity import ParityLimits
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
+from segcore.errors import InputError
+from segcore.learn.network import DeployGraph
+from segcore.picture.preprocess import InputSpec
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt-onnx"}
 """`--to` → the format of the bundle that is written here."""
@@ -101,3 +106,43 @@ class Job:
     def open_model(self, engine: str, path: Path) -> Engine:
         """Opens a model file of the format as the bundle's user will."""
         return open_engine(engine, path, precision=self.precision, threads=self.threads)
+
+
+# Opens the network that is to be exported.
+
+
+def open_network(bundle: Bundle) -> nn.Module:
+    """The network of a torch bundle, student or teacher: a plain module in eval mode.
+
+    Raises:
+        InputError: the bundle is not in torch format.
+    """
+    if bundle.manifest.format != "torch":
+        raise InputError(
+            f"bundle {bundle.folder}: must be in torch format, got {bundle.manifest.format}; "
+            "export the bundle that it was made from"
+        )
+    if bundle.manifest.kind == "teacher":
+        from teacher.system import load_teacher
+
+        network: nn.Module = load_teacher(bundle)
+        return network
+    from student.network import load_student
+
+    return load_student(bundle)
+
+
+def open_graph(bundle: Bundle) -> DeployGraph:
+    """The network inside the graph contract: 8-bit picture in, logits out; in eval mode.
+
+    Raises:
+        InputError: the bundle is not in torch format.
+    """
+    return as_graph(open_network(bundle), bundle.manifest.input)
+
+
+def as_graph(network: nn.Module, spec: InputSpec) -> DeployGraph:
+    """A network behind the graph contract at some input; in eval mode."""
+    graph = DeployGraph(network, spec)
+    graph.eval()
+    return graph

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.int8.guarded import write_guarded
-from export.job import Job
+from export.job import Job, open_graph
 from export.model_file import write_model
-from export.source import open_graph
 from export.variants import write_variants
 from runtime.engines.seam import EXTRAS, OPENED_BY, Engine
 from runtime.verify import verify_bundle

@@ -26,7 +26,7 @@ from segcore.errors import GateError
 from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 from segcore.picture.prompts import PromptSpec
-from teacher.image_model import Embedding, Promptable
+from teacher.sam2_model import Embedding, Promptable
 
 _DEAF = (
     1e-6  # of the logits' spread over pixels: rounding noise of a network that takes no notice of its prompt
@@ -81,7 +81,7 @@ def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, flo
 
     Args:
         job: of a bundle that takes prompts.
-        network: `teacher.image_model.Promptable`, in eval mode.
+        network: `teacher.sam2_model.Promptable`, in eval mode.
 
     Returns:
         For the manifest: how the bundle can be asked, and the gate's figures.

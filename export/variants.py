@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
+from export.int8.guard import POINT, Judge, case_dice
 from export.int8.guarded import calibrate_network
-from export.int8.judge import POINT, Judge, case_dice
-from export.job import Job
+from export.job import Job, as_graph
 from export.model_file import write_float, write_model
-from export.source import as_graph
 from export.typed_files import type_for_tensorrt
 from segcore.bundle.golden import golden_inputs
 from segcore.bundle.guard_record import GuardRecord, points_text

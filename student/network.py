@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.bundle.folder import Bundle
-from segcore.learn.weights import check_torch_bundle, load_weights
+from segcore.learn.network import check_torch_bundle, load_weights
 from student.design import Design, unet
 
 

@@ -71,7 +71,7 @@ def sam2_state(network: nn.Module, name: str) -> dict[str, Tensor]:
     Raises:
         InputError: the network has no part of SAM 2, or adapters in its encoder, which Meta's format has no place for.
     """
-    from teacher.sam2_weights import TRUNK
+    from teacher.sam2_model import TRUNK
 
     found = dict[str, "Tensor"]()
     for module in network.modules():

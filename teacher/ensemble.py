@@ -113,7 +113,7 @@ def _open_teacher(bundle: Bundle, device: str) -> Ask:
     import torch
 
     from segcore.learn.network import DeployGraph
-    from teacher.memory.volume_model import VolumeSam2
+    from teacher.memory.slice_memory import VolumeSam2
     from teacher.memory.volumes import label_volume
     from teacher.system import load_teacher
 

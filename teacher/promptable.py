@@ -16,9 +16,8 @@ from segcore.bundle.manifest import Manifest
 from segcore.learn.loader import check_classes
 from segcore.learn.network import normaliser
 from segcore.picture.prompts import PADDING, PromptSpec
-from teacher.image_model import MASKS, Answers, Embedding, Sam2ImageModel
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.sam2_weights import load_for_system
+from teacher.sam2_model import MASKS, Answers, Embedding, Sam2ImageModel, load_for_system
 from teacher.settings import AutomaticPrompt, EncoderSize, TeacherSettings
 from teacher.system import Task
 from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of

@@ -28,7 +28,7 @@ from segcore.dataset.case import Case
 from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
-from segcore.learn.weights import check_torch_bundle, load_weights
+from segcore.learn.network import check_torch_bundle, load_weights
 from segcore.picture.preprocess import InputSpec, OutputSpec
 from segcore.picture.prompts import PromptSpec
 from teacher.settings import SystemName
@@ -129,7 +129,7 @@ def load_teacher(bundle: Bundle) -> nn.Module:
     """Builds the network of a torch bundle and loads its weights; in eval mode, without peft.
 
     Called with a picture it gives logits; a promptable one (`Manifest.prompt`) also has `encode` and `decode`, see
-    `teacher.image_model.Promptable`.
+    `teacher.sam2_model.Promptable`.
 
     Raises:
         InputError: not a teacher in torch format.

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.host import made_now
-from segcore.learn.weights import save_weights
+from segcore.learn.network import save_weights
 from student.network import Student, build_student, load_student
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d)

@@ -14,11 +14,17 @@ from benchmarks.report.accuracy import (
     score_case,
     summarise,
 )
-from benchmarks.report.comparison import choose_headline, pareto_front
+from benchmarks.report.answer import choose_headline, pareto_front
 from benchmarks.report.measure import KEPT_CALLS, keep_calls, summarise_speed
 from benchmarks.report.record import CaseRecord, Record, read_lines, write_lines
-from runtime.timing.latency import LatencySamples, ModelCalls, rotations, time_interleaved
-from runtime.timing.load import ProcessorTimes, others_share
+from runtime.timing.latency import (
+    LatencySamples,
+    ModelCalls,
+    ProcessorTimes,
+    others_share,
+    rotations,
+    time_interleaved,
+)
 from segcore import words
 from segcore.dataset.case import Case, PhantomSource
 
@@ -210,7 +216,7 @@ def test_load_of_others_by_hand():
 
 def test_child_does_not_inherit_its_parents_peak_memory():
     big = np.ones(40_000_000)  # 305 MiB in this process
-    code = "from runtime.timing.load import peak_memory_mib; print(peak_memory_mib())"
+    code = "from runtime.timing.latency import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=".")
     assert float(child.stdout) < 250 < big.nbytes / 2**20
 

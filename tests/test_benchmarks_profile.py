@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from benchmarks.checks.layers import (
+from benchmarks.checks.profile import (
     CONVOLUTION,
     INPUT,
     JOIN,
@@ -16,11 +16,9 @@ from benchmarks.checks.layers import (
     TRANSPOSED,
     Layer,
     Profile,
-    Work,
-)
-from benchmarks.checks.profile import (
     Profiled,
     ProfileSettings,
+    Work,
     describe,
     draw_profiles,
     kind_table,
@@ -123,7 +121,7 @@ def test_files_of_a_profile(tmp_path):
 @needs_openvino
 def test_work_is_that_of_the_network(exported):
     """The multiplications of every layer, told from shapes, add up to U-Net's."""
-    from benchmarks.checks.layers import profile_model
+    from benchmarks.checks.profile import profile_model
 
     bundle = open_bundle(exported("openvino", "int8"))
     picture = np.zeros((1, *bundle.manifest.input.size_px, 1), np.uint8)
@@ -166,7 +164,7 @@ def test_a_torch_bundle_has_to_be_exported_first(torch_bundle, tmp_path):
 
 @needs_openvino
 def test_what_comes_before_the_first_convolution_is_the_inputs(exported):
-    from benchmarks.checks.layers import executed_layers
+    from benchmarks.checks.profile import executed_layers
     from runtime.engines.openvino_engine import cpu_settings, import_openvino
 
     path = str(open_bundle(exported("openvino", "fp32")).model_path)

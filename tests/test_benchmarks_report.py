@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report import drawing, plots, tables
+from benchmarks.report import plots, tables
+from benchmarks.report import plots as drawing
 from benchmarks.report.answer import answer
 from benchmarks.report.measure import KEPT_CALLS
 from benchmarks.report.page import Report, render_html, render_markdown

@@ -20,7 +20,7 @@ from demo.session.answers import (
     speed_words,
     title,
 )
-from demo.session.traffic_light import light_card, light_of
+from demo.session.trust import light_card, light_of
 from segcore.bundle.manifest import Manifest
 from segcore.picture.quality import QualityModel
 

@@ -10,10 +10,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from demo.case.content import CaseView, case_text
+from demo.case.content import CaseView, case_text, outlined
 from demo.case.files import case_html
 from demo.case.pdf import best_face, case_pdf
-from demo.case.pictures import outlined
 from demo.session.answers import ModelAnswer, Times
 from demo.session.trust import HINT
 from segcore.bundle.manifest import Manifest

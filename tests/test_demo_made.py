@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from demo.page.made import how_made
+from demo.page.html_pieces import how_made
 from demo.session.model_story import (
     data_name,
     guard_words,

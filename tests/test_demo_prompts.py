@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from demo.case.content import case_text
-from demo.case.files import write_case_files
+from demo.case.files import case_view, viewer_value, write_case_files
 from demo.case.segment import read_prompt, segment_file
-from demo.case.views import case_view, viewer_value
-from demo.page.html_pieces import measurement_card, speed_card, trust_card
-from demo.page.made import how_made
+from demo.page.html_pieces import how_made, measurement_card, speed_card, trust_card
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptStep, prompt_json
 from demo.session.prompt_summary import prompt_words
@@ -399,7 +397,7 @@ def address(models, tmp_path_factory):
     """The real page with the three models."""
     pytest.importorskip("gradio", reason="gradio is not installed: the page is not driven")
     from demo.page.layout import build_page, launch_options
-    from demo.session.examples import make_examples
+    from demo.session.incoming import make_examples
     from demo.session.open_sessions import OpenSessions
 
     folder = tmp_path_factory.mktemp("page")

@@ -21,8 +21,7 @@ from demo.viewer.scene import (
     scene_json,
 )
 from segcore.picture.overlay import COLOURS
-from segcore.picture.preprocess import OutputSpec, decide
-from segcore.picture.windows import CT_WINDOWS, Window
+from segcore.picture.preprocess import CT_WINDOWS, OutputSpec, Window, decide
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 INJECTION = '<img src=x onerror="window.injected = 1">${alert(1)}{{name}}.png'

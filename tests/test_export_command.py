@@ -44,7 +44,7 @@ def test_gate_figures_are_recorded(exported):
 
 def test_golden_logits_are_torchs_for_fp_and_the_engines_own_for_int8(exported, torch_bundle):
     torch = pytest.importorskip("torch")
-    from export.source import open_graph
+    from export.job import open_graph
 
     source = open_bundle(torch_bundle)
     inputs, fp32 = load_golden(exported("onnx", "fp32"))

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.int8.guard import MAX_FLOAT_SHARE, Bounds, rank_layers, return_layers, try_layers
-from export.int8.judge import Judgement
+from export.int8.guard import MAX_FLOAT_SHARE, Bounds, Judgement, rank_layers, return_layers, try_layers
 from segcore.bundle.guard_record import DiceScore
 
 
@@ -121,8 +120,8 @@ DATA = "phantom:cxr:24"
 @pytest.fixture(scope="module")
 def calibrated(torch_bundle, tmp_path_factory):
     pytest.importorskip("nncf")
+    from export.job import open_graph
     from export.model_file import calibrate, write_model
-    from export.source import open_graph
     from segcore.bundle.folder import open_bundle
     from segcore.dataset.dataset import open_dataset
 
@@ -137,7 +136,7 @@ def calibrated(torch_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(calibrated):
-    from export.int8.judge import Judge
+    from export.int8.guard import Judge
     from runtime.engines.seam import open_engine
 
     manifest, cases, folder, _ = calibrated

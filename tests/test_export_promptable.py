@@ -37,12 +37,12 @@ from segcore.bundle.golden import ask, golden_questions, load_golden_prompts  # 
 from segcore.bundle.manifest import DataRecord, EngineTarget  # noqa: E402
 from segcore.errors import GateError  # noqa: E402
 from segcore.host import made_now  # noqa: E402
-from segcore.learn.weights import save_weights  # noqa: E402
+from segcore.learn.network import save_weights  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from segcore.picture.prompts import Prompt, PromptSpec, prompt_arrays  # noqa: E402
 from teacher import sam2_model as sam2_package  # noqa: E402
-from teacher.image_model import Answers, Embedding, Sam2ImageModel  # noqa: E402
 from teacher.promptable import SLOTS, PromptedSam2, prompt_spec  # noqa: E402
+from teacher.sam2_model import Answers, Embedding, Sam2ImageModel  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)
 PROMPT = PromptSpec(kinds=("point", "box", "mask"), slots=3, masks=2, mask_input=True)

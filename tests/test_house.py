@@ -115,7 +115,7 @@ def test_heavy_imports_stay_behind_the_command_that_needs_them(package):
 
 def test_benchmarks_touch_the_trainers_in_three_files_only():
     trainers = (
-        "benchmarks/report/torch_baseline.py",
+        "benchmarks/report/subject.py",
         "benchmarks/checks/training.py",
         "benchmarks/study/teachers.py",
     )

@@ -68,7 +68,7 @@ def test_8_bit_probe_computes_what_the_32_bit_one_does(engine, tmp_path):
 @needs_onnx
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_8_bit_probe_runs_in_8_bits(tmp_path):
-    from benchmarks.checks.layers import profile_model
+    from benchmarks.checks.profile import profile_model
 
     stack = Stack(channels=32, size_px=8, kernel_px=3, layers=3)
     _write_probe(stack, tmp_path / "probe.onnx", int8=True)

@@ -8,7 +8,7 @@ import pytest
 from segcore.errors import InputError
 from segcore.medical.dicom.deidentify import deidentified, pseudonym
 from segcore.medical.read import read_scan
-from segcore.picture.windows import Window
+from segcore.picture.preprocess import Window
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -18,8 +18,8 @@ from segcore.picture.preprocess import (
     resize_mask,
     through_window,
     training_window,
+    window_named,
 )
-from segcore.picture.windows import window_named
 
 
 def spec(size: tuple[int, int] = (8, 8), channels: int = 1, **fields) -> InputSpec:

@@ -153,7 +153,7 @@ def held():
 
 
 def test_fit_beats_the_mean_on_cases_it_left_out(held):
-    from segcore.learn.quality_fit import _observe, fit_quality
+    from segcore.learn.seal import _observe, fit_quality
 
     network = Darkness()
     fitted = fit_quality(network, held)
@@ -171,7 +171,7 @@ def test_fit_beats_the_mean_on_cases_it_left_out(held):
 
 
 def test_too_few_cases_are_said(capsys):
-    from segcore.learn.quality_fit import fit_quality
+    from segcore.learn.seal import fit_quality
 
     assert fit_quality(Darkness(), validator(19)) is None
     assert fit_quality(Darkness(level=-99.0), validator(25)) is None  # nothing is ever marked
@@ -181,7 +181,7 @@ def test_too_few_cases_are_said(capsys):
 
 
 def test_regression_finds_the_weights_that_made_the_data():
-    from segcore.learn.quality_fit import _logistic_ridge
+    from segcore.learn.seal import _logistic_ridge
 
     rng = np.random.default_rng(0)
     x = np.concatenate([np.ones((4000, 1)), rng.normal(size=(4000, 2))], axis=1)
@@ -193,7 +193,7 @@ def test_regression_finds_the_weights_that_made_the_data():
 
 
 def test_empty_masks_are_wrong_unless_they_were_seen_to_be_right():
-    from segcore.learn.quality_fit import _empty_right, _Observations
+    from segcore.learn.seal import _empty_right, _Observations
 
     def share(marked, dice, degraded):
         n = len(marked)
@@ -210,7 +210,7 @@ def test_empty_masks_are_wrong_unless_they_were_seen_to_be_right():
 
 
 def test_degradations_keep_the_picture_s_form_and_follow_the_seed():
-    from segcore.learn.quality_fit import _with_degraded
+    from segcore.learn.seal import _with_degraded
 
     for channels in (1, 3):
         picture = np.random.default_rng(1).integers(0, 256, (40, 50, channels), np.uint8)
@@ -225,7 +225,7 @@ def test_degradations_keep_the_picture_s_form_and_follow_the_seed():
 def test_several_classes_are_fitted_together_and_an_absent_one_apart():
     from segcore.dataset.dataset import open_dataset
     from segcore.learn.evaluate import Validator
-    from segcore.learn.quality_fit import fit_quality
+    from segcore.learn.seal import fit_quality
     from segcore.picture.preprocess import InputSpec, output_spec
 
     class Bands(Darkness):

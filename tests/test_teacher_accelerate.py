@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from segcore.bundle.folder import open_bundle
-from segcore.learn.weights import load_file
-from teacher.image_model import Sam2ImageModel
+from segcore.learn.network import load_file
+from teacher.sam2_model import Sam2ImageModel
 
 REPO = Path(__file__).parents[1]
 

@@ -17,15 +17,14 @@ from segcore.dataset.dataset import open_dataset, split_counts
 from segcore.dataset.soft_labels import open_soft_labels
 from segcore.errors import InputError
 from segcore.host import made_now
-from segcore.learn.network import DeployGraph
-from segcore.learn.weights import save_weights
+from segcore.learn.network import DeployGraph, save_weights
 from segcore.picture.preprocess import InputSpec, output_spec, prepare, probabilities, resize_logits
 from teacher.decoders.supervised_heads import FinestHead
 from teacher.ensemble import mean_logits
-from teacher.image_model import Sam2ImageModel
 from teacher.label import LabelSettings, main, teacher_hash, teacher_name
 from teacher.promptable import SLOTS, PromptedSam2, mask_prompts
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
+from teacher.sam2_model import Sam2ImageModel
 from teacher.system import load_teacher
 from teacher.systems.s2agscunet import build_s2agscunet
 

@@ -22,16 +22,17 @@ from segcore.learn.loader import build_loader, to_device, training_input  # noqa
 from segcore.learn.network import normaliser  # noqa: E402
 from segcore.picture.preprocess import output_spec  # noqa: E402
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
-from teacher.image_model import Sam2ImageModel  # noqa: E402
 from teacher.label import label_parts  # noqa: E402
 from teacher.memory.clips import ClipSet, agreement, pick_object, walk  # noqa: E402
-from teacher.memory.slice_memory import (  # noqa: E402
+from teacher.memory.slice_memory import (  # noqa: E402  # noqa: E402
     Memory,
     SliceMemory,
+    VolumeSam2,
+    outwards,
     remember,
     shown,
+    unstack,
 )
-from teacher.memory.volume_model import VolumeSam2, outwards, unstack  # noqa: E402
 from teacher.memory.volumes import (  # noqa: E402
     inmost,
     label_volume,
@@ -40,7 +41,10 @@ from teacher.memory.volumes import (  # noqa: E402
     volume_prompt,
 )
 from teacher.promptable import PromptedSam2  # noqa: E402
-from teacher.sam2_model import build_sam2  # noqa: E402
+from teacher.sam2_model import (  # noqa: E402
+    Sam2ImageModel,
+    build_sam2,
+)
 from teacher.settings import TeacherSettings  # noqa: E402
 from teacher.system import Task, protocols  # noqa: E402
 from teacher.systems.sam2_memory import MEAN_STD, build_system  # noqa: E402

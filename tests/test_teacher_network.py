@@ -7,9 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 from segcore.errors import InputError
-from teacher.image_model import Sam2ImageModel
-from teacher.sam2_model import build_encoder
-from teacher.sam2_weights import NO_WEIGHTS, load_encoder_weights, load_sam2_weights
+from teacher.sam2_model import (
+    NO_WEIGHTS,
+    Sam2ImageModel,
+    build_encoder,
+    load_encoder_weights,
+    load_sam2_weights,
+)
 from teacher.settings import TeacherSettings, check_settings
 from teacher.systems.s2agscunet import ScConv, build_s2agscunet
 

@@ -11,11 +11,11 @@ from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
 from segcore.picture.preprocess import InputSpec, output_spec
 from segcore.picture.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
-from teacher.image_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.promptable import SLOTS, PromptedSam2, best, compete
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.prompts.protocols import prompted
 from teacher.prompts.training import dice_focal, points_inside
+from teacher.sam2_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.settings import TeacherSettings, check_settings
 from teacher.system import Task, system_module
 

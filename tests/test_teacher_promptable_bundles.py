@@ -14,10 +14,9 @@ from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, output_spec
 from teacher.checkpoint import CheckpointSettings
 from teacher.checkpoint import main as write_checkpoint
-from teacher.image_model import Sam2ImageModel
 from teacher.promptable import SLOTS
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.sam2_weights import load_sam2_weights
+from teacher.sam2_model import Sam2ImageModel, load_sam2_weights
 from teacher.settings import TeacherSettings
 from teacher.system import load_teacher, protocols
 from teacher.train import main

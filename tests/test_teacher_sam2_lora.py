@@ -15,7 +15,7 @@ from segcore.errors import InputError  # noqa: E402
 from segcore.learn.network import DeployGraph  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from teacher.decoders.class_masks import ClassMaskNetwork, class_mask_loss  # noqa: E402
-from teacher.image_model import Sam2ImageModel  # noqa: E402
+from teacher.sam2_model import Sam2ImageModel  # noqa: E402
 from teacher.settings import TeacherSettings  # noqa: E402
 from teacher.system import (  # noqa: E402
     Task,

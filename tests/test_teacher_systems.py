@@ -24,8 +24,8 @@ from segcore.picture.prompts import PromptSpec  # noqa: E402
 from student.distill import DistillSettings  # noqa: E402
 from student.distill import main as distill  # noqa: E402
 from teacher.checkpoint import sam2_state  # noqa: E402
-from teacher.image_model import Promptable, Sam2ImageModel  # noqa: E402
 from teacher.memory.slice_memory import SliceMemory  # noqa: E402
+from teacher.sam2_model import Promptable, Sam2ImageModel  # noqa: E402
 from teacher.settings import CONTROLS, TeacherSettings  # noqa: E402
 from teacher.system import SYSTEMS, Task, open_plain, system_module  # noqa: E402
 from teacher.train import main as train  # noqa: E402

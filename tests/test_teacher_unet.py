@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from export.__main__ import ExportSettings, export_bundle
-from export.attention import has_attention
 from export.graph.onnx_export import write_onnx
+from export.int8.guard import has_attention
 from runtime.engines.seam import open_engine
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet, training_input
-from segcore.learn.network import DeployGraph, normaliser
-from segcore.learn.weights import save_weights
+from segcore.learn.network import DeployGraph, normaliser, save_weights
 from segcore.picture.preprocess import InputSpec, prepare
 from student.distill import DistillSettings, loss_function
 from student.network import GREY_MEAN_STD, RGB_MEAN_STD, load_student

@@ -27,8 +27,7 @@ from benchmarks.measuring import Part, check_libraries, results_folder, write_re
 from benchmarks.report.subject import check_fair
 from runtime.deferral import BELOW, DeferringPredictor
 from runtime.predictor import Predictor
-from runtime.timing.latency import ModelCalls, time_interleaved
-from runtime.timing.load import others_share, read_processor_times
+from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
 from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.case import Case

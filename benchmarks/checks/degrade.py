@@ -94,7 +94,7 @@ DEGRADATIONS: dict[str, Degradation] = {
     "missing lung": missing_lung,
 }
 SEEN = ("noise",)
-"""Kinds that the estimate was also fitted on (`segcore.learn.quality_fit`: contrast, noise, occlusion)."""
+"""Kinds that the estimate was also fitted on (`segcore.learn.seal`: contrast, noise, occlusion)."""
 
 
 def _unit(image: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -21,8 +21,7 @@ from tqdm import tqdm
 from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
 from runtime.engines.seam import available_threads, choose_engine, engines_for, installed
 from runtime.predictor import Predictor
-from runtime.timing.latency import rotations
-from runtime.timing.load import busy_remark, others_share, read_processor_times
+from runtime.timing.latency import busy_remark, others_share, read_processor_times, rotations
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset

@@ -34,8 +34,7 @@ from runtime.engines.seam import available_threads, open_engine
 from runtime.predict.inputs import PredictionInput, list_inputs
 from runtime.predict.write import PREDICTIONS_FILE
 from runtime.predictor import Predictor
-from runtime.timing.latency import rotations
-from runtime.timing.load import ProcessorTimes, busy_remark, others_share, read_processor_times
+from runtime.timing.latency import ProcessorTimes, busy_remark, others_share, read_processor_times, rotations
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import InputError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.measuring import check_libraries, results_folder
-from runtime.timing.load import others_share, read_processor_times
+from runtime.timing.latency import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import open_soft_labels

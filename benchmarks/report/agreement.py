@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.report.drawing import INK, colour, new_axes, new_figure, shortened, styled, to_svg
+from benchmarks.report.plots import INK, colour, new_axes, new_figure, shortened, styled, to_svg
 from benchmarks.report.record import CaseRecord
 from segcore import words
 from segcore.stats import DRAWS, Estimate, percentile_interval, resampled, sums_by_patient

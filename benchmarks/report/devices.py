@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.report.record import Record
 from benchmarks.report.tables import P99_SAMPLES
 from runtime.device.report import DeviceReport, Percentiles, read_report
-from runtime.timing.load import BUSY_SHARE
+from runtime.timing.latency import BUSY_SHARE
 from segcore import words
 from segcore.bundle.guard_record import DiceScore
 from segcore.errors import InputError

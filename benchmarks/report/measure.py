@@ -20,8 +20,13 @@ from benchmarks.report.memory import measure_start
 from benchmarks.report.record import CaseRecord, Record, Reliability, Speed, Start
 from benchmarks.report.reliability import PixelCounts
 from benchmarks.report.subject import TORCH, Opened, Subject, open_subject
-from runtime.timing.latency import LatencySamples, ModelCalls, time_interleaved
-from runtime.timing.load import others_share, read_processor_times
+from runtime.timing.latency import (
+    LatencySamples,
+    ModelCalls,
+    others_share,
+    read_processor_times,
+    time_interleaved,
+)
 from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report.record import Start
-from runtime.timing.load import peak_memory_mib
+from runtime.timing.latency import peak_memory_mib
 from segcore.bundle.folder import Bundle, open_bundle
 
 CHILDREN = 3

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.report.drawing import colour, marker, new_axes, shortened, styled, to_svg
+from benchmarks.report.plots import colour, marker, new_axes, shortened, styled, to_svg
 from benchmarks.report.record import Record, Reliability
 from segcore import words
 from segcore.bundle.manifest import Manifest
@@ -71,7 +71,7 @@ def plot_reliability(records: Sequence[Record], names: Sequence[str]) -> str:
         records: with a reliability.
         names: of all models in the report's order, which gives their colours.
     """
-    from benchmarks.report.drawing import INK, colour, marker, new_figure, shortened, styled, to_svg
+    from benchmarks.report.plots import INK, colour, marker, new_figure, shortened, styled, to_svg
 
     with styled():
         figure = new_figure("reliability", 4.6, 5.0)

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.measuring import check_libraries
-from benchmarks.report.comparison import choose_headline
+from benchmarks.report.answer import choose_headline
 from benchmarks.report.devices import read_reports
 from benchmarks.report.measure import (
     PICTURES,

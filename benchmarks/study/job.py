@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.study.record import Memory
-from runtime.timing.load import peak_memory_mib
+from runtime.timing.latency import peak_memory_mib
 from segcore.command import EXIT_INPUT, EXIT_INTERRUPTED, log
 from segcore.errors import InputError
 from segcore.outfolder import write_text

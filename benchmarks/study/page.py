@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report.drawing import to_svg
 from benchmarks.report.page import TEMPLATES
 from benchmarks.report.pictures import Example, Tile, data_uri
+from benchmarks.report.plots import to_svg
 from benchmarks.study.record import Row, Spread, StudyRecord, Versus
 from segcore.dataset.case import Case
 from segcore.measure.metrics import dice_per_class

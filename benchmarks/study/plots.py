@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.report.drawing import (
+from benchmarks.report.plots import (
     INK,
     colour,
     line_style,
@@ -15,10 +15,10 @@ from benchmarks.report.drawing import (
     marker,
     new_axes,
     new_figure,
+    place_labels,
     shortened,
     styled,
 )
-from benchmarks.report.plots import place_labels
 from benchmarks.study.record import Row, StudyRecord
 
 

@@ -9,10 +9,9 @@ import gradio as gr
 from gradio.blocks import Block
 
 from demo.case.downloads import PAGE, formats_for
-from demo.case.files import write_case_files
-from demo.case.views import viewer_value
+from demo.case.files import viewer_value, write_case_files
 from demo.page import html_pieces
-from demo.session.examples import Example
+from demo.session.incoming import Example
 from demo.session.models import Models
 from demo.session.open_sessions import OpenSessions
 from demo.session.prompt_dialogue import PromptStep

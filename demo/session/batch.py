@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from demo.session.traffic_light import light_of
+from demo.session.trust import light_of
 from runtime.predict.files import predict_files
 from runtime.predict.inputs import PredictionInput, name_inputs
 from runtime.predict.write import Outputs

@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.session.traffic_light import light_of
+from demo.session.trust import light_of
 from segcore.picture.overlay import COLOURS
-from segcore.picture.preprocess import Activation, resize_mask
-from segcore.picture.windows import CT_WINDOWS, Window
+from segcore.picture.preprocess import CT_WINDOWS, Activation, Window, resize_mask
 
 SHOWN_SIDE_PX = 1024
 """Longer pictures are shown reduced: more would be sent than a screen shows."""

@@ -7,7 +7,7 @@ const TOOLS = {
   box: "Drag a box around what you mean. Escape leaves it.",
 };
 const PROMPT_WAIT_MS = 30000; // then what was asked is given up
-const INSIDE = [0, 114, 178]; // as demo/case/pictures.py's
+const INSIDE = [0, 114, 178]; // as demo/case/content.py's
 const BESIDE = [213, 94, 0];
 const prompting = {
   tool: "look",

@@ -11,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.attention import has_attention
-from export.int8.guard import FloatChoice, Trial, rank_layers, return_layers, try_layers
-from export.int8.judge import Judge
+from export.int8.guard import FloatChoice, Judge, Trial, has_attention, rank_layers, return_layers, try_layers
 from export.int8.qat import Finetuning, finetune
-from export.job import GuardPlan, Job
+from export.job import GuardPlan, Job, as_graph, open_network
 from export.model_file import calibrate, write_float
-from export.source import as_graph, open_network
 from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError

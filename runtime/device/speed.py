@@ -15,8 +15,14 @@ from runtime.device.report import DeviceReport, Percentiles, percentiles
 from runtime.device.sensors import SensorWatch
 from runtime.engines.seam import BUILDS_FROM, ENGINES, engines_for
 from runtime.predictor import Predictor
-from runtime.timing.latency import ModelCalls, speedups, time_interleaved
-from runtime.timing.load import others_share, peak_memory_mib, read_processor_times
+from runtime.timing.latency import (
+    ModelCalls,
+    others_share,
+    peak_memory_mib,
+    read_processor_times,
+    speedups,
+    time_interleaved,
+)
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import SpeedRatio

@@ -39,9 +39,8 @@ from runtime.predict.files import (
     predict_with_prompt,
     read_question,
 )
-from runtime.predict.hosts import predict_with_ray
 from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
-from runtime.predict.parallel import predict_in_processes
+from runtime.predict.parallel import predict_in_processes, predict_with_ray
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from segcore.bundle.folder import Bundle, open_bundle

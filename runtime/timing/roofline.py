@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engines.seam import installed, open_engine
-from runtime.timing.load import busy_remark, others_share, read_processor_times
+from runtime.timing.latency import busy_remark, others_share, read_processor_times
 from segcore.errors import InputError, need
 
 SECONDS = 6.0

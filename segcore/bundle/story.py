@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from segcore.bundle.guard_record import points_text
 from segcore.bundle.manifest import Manifest, Metric
 from segcore.host import Made
-from segcore.picture.preprocess import InputSpec
-from segcore.picture.windows import CT_WINDOWS
+from segcore.picture.preprocess import CT_WINDOWS, InputSpec
 from segcore.words import bounded_ratio
 
 NO_WEIGHTS = "no pretrained weights"

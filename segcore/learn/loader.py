@@ -18,8 +18,7 @@ from segcore.dataset.soft_labels import SoftLabels
 from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
 from segcore.learn.settings import TrainSettings
-from segcore.picture.preprocess import InputSpec, prepare, resize_mask, training_window
-from segcore.picture.windows import window_named
+from segcore.picture.preprocess import InputSpec, prepare, resize_mask, training_window, window_named
 
 _WINDOW_CASES = 64
 

@@ -29,8 +29,8 @@ from segcore.command import log
 from segcore.errors import InputError
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
+from segcore.learn.network import save_checkpoint, save_weights
 from segcore.learn.settings import TrainSettings
-from segcore.learn.weights import save_checkpoint, save_weights
 
 HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
 from torch import nn
 
 from segcore.bundle.folder import seal_bundle
 from segcore.bundle.manifest import DataRecord, Manifest, Metric
+from segcore.command import log
 from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases
 from segcore.learn.loop import HISTORY, drop_checkpoint
-from segcore.learn.network import count_macs
-from segcore.learn.quality_fit import fit_quality
+from segcore.learn.network import DeployGraph, count_macs, save_weights
 from segcore.learn.settings import TrainSettings
-from segcore.learn.weights import save_weights
+from segcore.measure.metrics import dice_per_class
 from segcore.outfolder import write_text
+from segcore.picture.preprocess import mask_of_logits, sigmoid
 from segcore.picture.prompts import PromptSpec
+from segcore.picture.quality import QualityModel, estimate, odd_shape, regressors, signs_of
 
 WEIGHTS = "model.safetensors"
 RECIPE = "train.yaml"
@@ -111,3 +115,192 @@ def seal_trained(
         made=made_now(),
         model_file=WEIGHTS,
     )
+
+
+# Fits a student's estimate of its own Dice on its validation cases, as they are and degraded.
+#
+# Validation cases of the training's own kind are nearly all good. Contrast, noise and occlusion make bad masks too,
+# so
+# that the regression sees what bad looks like; blur, rotation and foreign pictures are left to test it.
+
+MIN_CASES, MAX_CASES = 20, 128
+_CLEAN_WEIGHT = 6.0  # of an undegraded picture; each comes with three degraded ones, and is what is met most
+_RIDGE = 3.0
+_FOLDS = 5
+
+
+def contrast(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keeps 15 to 60 % of the contrast, somewhere between black and white."""
+    share = rng.uniform(0.15, 0.6)
+    return 255 * rng.uniform(0, 1 - share) + share * picture
+
+
+def noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds Gaussian noise of 10 to 100 grey values."""
+    return picture + rng.normal(0, np.exp(rng.uniform(np.log(10), np.log(100))), picture.shape)
+
+
+def occlusion(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Covers one to three rectangles with one grey each."""
+    covered = picture.astype(float)
+    height, width = picture.shape[:2]
+    for _ in range(rng.integers(1, 4)):
+        h, w = (max(1, int(side * rng.uniform(0.2, 0.6))) for side in (height, width))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        covered[top : top + h, left : left + w] = (
+            rng.uniform(0, 255) if rng.random() < 0.5 else picture.mean()
+        )
+    return covered
+
+
+Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+DEGRADATIONS: tuple[Degradation, ...] = (contrast, noise, occlusion)
+
+
+@dataclass(frozen=True)
+class _Observations:
+    """Rows are pictures × classes: what was seen, and how good the mask was."""
+
+    patient: np.ndarray  # N, number of the patient
+    degraded: np.ndarray  # N booleans
+    confidence: np.ndarray  # N×C×5
+    shape: np.ndarray  # N×C×7
+    marked: np.ndarray  # N×C booleans
+    dice: np.ndarray  # N×C
+
+    def pick(self, rows: np.ndarray) -> _Observations:
+        return _Observations(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def fit_quality(network: nn.Module, validator: Validator) -> QualityModel | None:
+    """Fits the regression; four passes over at most 128 validation cases.
+
+    Args:
+        network: trained, plain, in its final form.
+        validator: whose cases and prepared pictures are used; none of them was trained on.
+
+    Returns:
+        None, and a line on stderr, if there are fewer than 20 cases with something marked.
+    """
+    if len(validator.cases) < MIN_CASES:
+        _log_too_few(len(validator.cases))
+        return None
+    measured = _observe(network, validator)
+    usable = int(measured.marked[~measured.degraded].any(axis=1).sum())
+    if usable < MIN_CASES:
+        _log_too_few(usable)
+        return None
+    error, error_degraded = _cross_validate(measured)
+    return _fit_model(measured, error=error, error_degraded=error_degraded)
+
+
+def _log_too_few(usable: int) -> None:
+    log(
+        f"no quality estimate: it needs {MIN_CASES} validation cases in which something is marked, got {usable}; "
+        "the bundle works without"
+    )
+
+
+def _observe(network: nn.Module, validator: Validator) -> _Observations:
+    device = next(network.parameters()).device
+    graph = DeployGraph(network, validator.spec).to(device).eval()
+    count = min(MAX_CASES, len(validator.cases))
+    picks = [i * len(validator.cases) // count for i in range(count)] if count else []
+    names = {name: k for k, name in enumerate(sorted({validator.cases[i].patient for i in picks}))}
+    rows: list[tuple[int, bool, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    for i in picks:
+        case, truth = validator.cases[i], validator.cases[i].mask()
+        batch = np.stack(_with_degraded(validator.pictures[i], seed=i))
+        with torch.inference_mode():
+            logits = graph(torch.from_numpy(batch).to(device)).float().cpu().numpy()
+        for k, one in enumerate(logits):
+            mask = mask_of_logits(one, validator.output, (truth.shape[0], truth.shape[1]))
+            dice = dice_per_class(mask, truth, validator.classes)
+            rows.append((names[case.patient], k > 0, *signs_of(one, validator.output), dice))
+    return _Observations(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _with_degraded(picture: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The picture H×W×C uint8 as it is, and under each degradation."""
+    rng = np.random.default_rng(seed)
+    return [picture, *(np.clip(np.round(d(picture, rng)), 0, 255).astype(np.uint8) for d in DEGRADATIONS)]
+
+
+def _cross_validate(measured: _Observations) -> tuple[float, float]:
+    """Mean absolute error of the cases' Dice, undegraded and degraded, each predicted without its own patient."""
+    errors = np.zeros(len(measured.dice))
+    fold = np.random.default_rng(0).permutation(measured.patient.max() + 1)[measured.patient] % _FOLDS
+    for k in range(_FOLDS):
+        held = fold == k
+        if not held.any() or held.all():
+            continue
+        model = _fit_model(measured.pick(~held), error=0.0, error_degraded=0.0)
+        rest = measured.pick(held)
+        promised = estimate(rest.confidence, rest.shape, rest.marked, model)
+        errors[held] = np.abs(promised - rest.dice.mean(axis=1))
+    return float(errors[~measured.degraded].mean()), float(errors[measured.degraded].mean())
+
+
+def _fit_model(measured: _Observations, *, error: float, error_degraded: float) -> QualityModel:
+    clean = ~measured.degraded[:, None] & measured.marked  # N×C
+    shapes = [_moments(measured.shape[clean[:, c], c]) for c in range(clean.shape[1])]
+    shape_centre, shape_spread = np.array([s[0] for s in shapes]), np.array([s[1] for s in shapes])
+    odd = odd_shape(measured.shape, shape_centre, shape_spread)
+    signs = np.concatenate([measured.confidence, odd[..., None]], axis=2)  # N×C×6
+    centre, spread = _moments(signs[clean])
+    high = np.percentile((signs[clean] - centre) / spread, 95, axis=0)
+    weight = np.where(measured.degraded, 1.0, _CLEAN_WEIGHT)[:, None].repeat(clean.shape[1], axis=1)
+    rows = measured.marked
+    weights = _logistic_ridge(
+        regressors(signs[rows], centre, spread, high), measured.dice[rows], weight[rows]
+    )
+    return QualityModel(
+        weights=_six_digits(weights),
+        centre=_six_digits(centre),
+        spread=_six_digits(spread),
+        high=_six_digits(high),
+        shape_centre=tuple(_six_digits(row) for row in shape_centre),
+        shape_spread=tuple(_six_digits(row) for row in shape_spread),
+        empty_right=_six_digits(_empty_right(measured)),
+        cases=int((~measured.degraded).sum()),
+        error=error,
+        error_degraded=error_degraded,
+    )
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the columns; 0 and 1 of nothing, and never a spread of 0."""
+    if not len(values):
+        return np.zeros(values.shape[1]), np.ones(values.shape[1])
+    return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
+
+
+def _empty_right(measured: _Observations) -> np.ndarray:
+    """How often an empty mask was right in undegraded cases; one imagined wrong one, so that 0 where none was seen."""
+    empty = ~measured.degraded[:, None] & ~measured.marked
+    return np.asarray((measured.dice * empty).sum(axis=0) / (empty.sum(axis=0) + 1.0))
+
+
+def _logistic_ridge(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weights of a regression of shares y, 0–1, on x N×D, whose first column is 1 and is not shrunk.
+
+    Newton's method on the cross-entropy. Source: Papke and Wooldridge, Econometric Methods for Fractional Response
+    Variables, J. Applied Econometrics 11, 1996.
+    """
+    ridge = np.full(x.shape[1], _RIDGE)
+    ridge[0] = 1e-6
+    beta = np.zeros(x.shape[1])
+    for _ in range(100):
+        p = sigmoid(x @ beta)
+        gradient = x.T @ (weight * (y - p)) - ridge * beta
+        curvature = (x * (weight * np.maximum(p * (1 - p), 1e-4))[:, None]).T @ x + np.diag(ridge)
+        step = np.clip(np.linalg.solve(curvature, gradient), -1.0, 1.0)
+        beta = beta + step
+        if np.abs(step).max() < 1e-6:
+            break
+    return np.asarray(beta)
+
+
+def _six_digits(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """Six digits: enough for every estimate, and a manifest one can read."""
+    return tuple(float(f"{value:.6g}") for value in values)

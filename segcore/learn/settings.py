@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from segcore.command import Settings
 from segcore.dataset.split import parse_fold
-from segcore.picture.windows import window_named
+from segcore.picture.preprocess import window_named
 
 
 class TrainSettings(Settings):

@@ -9,6 +9,7 @@ Training, calibration, runtime, demo and benchmarks all call these functions: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,7 +17,47 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from segcore.errors import InputError
-from segcore.picture.windows import CT_WINDOWS, Window
+
+# Display windows by name: the range of values that becomes black to white.
+
+
+@dataclass(frozen=True)
+class Window:
+    """Values up to `low` are black, from `high` on white, in the picture's own values (Hounsfield units in CT)."""
+
+    name: str
+    low: float
+    high: float
+
+
+# Usual centres and widths in Hounsfield units: lung -600/1500, soft tissue 40/400, bone 400/1800.
+# Source: Radiopaedia.org, "Windowing (CT)".
+CT_WINDOWS = (
+    Window("lung", -1350.0, 150.0),
+    Window("soft-tissue", -160.0, 240.0),
+    Window("bone", -500.0, 1300.0),
+)
+
+
+def window_named(text: str, *, name: str = "--window") -> Window:
+    """A window from what a user typed: a name of `CT_WINDOWS`, or LOW,HIGH.
+
+    Raises:
+        InputError: neither.
+    """
+    for window in CT_WINDOWS:
+        if text == window.name:
+            return window
+    low, _, high = text.partition(",")
+    try:
+        own = Window("own", float(low), float(high))
+    except ValueError:
+        own = Window("own", 0.0, 0.0)
+    if not (own.low < own.high and abs(own.low) < float("inf") and abs(own.high) < float("inf")):
+        names = ", ".join(w.name for w in CT_WINDOWS)
+        raise InputError(f"{name}: must be {names} or LOW,HIGH with LOW < HIGH, got {text}")
+    return own
+
 
 Activation = Literal["sigmoid", "softmax"]
 Depth = Literal["uint8", "uint16", "float32"]
@@ -28,7 +69,7 @@ class InputSpec(BaseModel):
 
     `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
     applied inside the graph, and are recorded here for a reader. `window` is in the picture's own values, Hounsfield
-    units in CT; `window_name` is what `segcore.picture.windows.CT_WINDOWS` calls it, "" where it was measured or
+    units in CT; `window_name` is what `segcore.picture.preprocess.CT_WINDOWS` calls it, "" where it was measured or
     given as numbers.
     """
 

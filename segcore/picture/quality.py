@@ -1,7 +1,7 @@
 """How good a mask probably is: the student's own estimate of its Dice, from its logits alone.
 
 A line of signs a class (how unsure, how ragged, how unlike the shapes of the validation cases) goes into a logistic
-regression of the Dice: 13 weights for a model, fitted on validation cases by `segcore.learn.quality_fit`.
+regression of the Dice: 13 weights for a model, fitted on validation cases by `segcore.learn.seal`.
 """
 
 from __future__ import annotations

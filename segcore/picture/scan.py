@@ -10,8 +10,7 @@ import numpy as np
 
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
-from segcore.picture.preprocess import Depth
-from segcore.picture.windows import Window
+from segcore.picture.preprocess import Depth, Window
 
 NIFTI_SUFFIXES, DICOM_SUFFIXES = (".nii.gz", ".nii"), (".dcm", ".dicom", ".ima")
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)

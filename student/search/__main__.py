@@ -32,7 +32,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from runtime.engines.seam import ENGINES, EXTRAS, OPENED_BY, installed
-from runtime.timing.load import BUSY_SHARE
+from runtime.timing.latency import BUSY_SHARE
 from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command

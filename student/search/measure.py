@@ -21,8 +21,7 @@ from tqdm import tqdm
 from export.model_file import MODEL_FILES, write_int8
 from export.model_file import write_model as write_model_file
 from runtime.engines.seam import OPENED_BY, open_engine
-from runtime.timing.latency import ModelCalls, time_interleaved
-from runtime.timing.load import others_share, read_processor_times
+from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
 from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES

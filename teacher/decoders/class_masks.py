@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from segcore.learn.augment import Sample
 from segcore.learn.losses import cross_entropy, dice_loss
-from teacher.image_model import MASKS, Sam2ImageModel
-from teacher.sam2_weights import load_for_system
+from teacher.sam2_model import MASKS, Sam2ImageModel, load_for_system
 from teacher.settings import EncoderSize, TeacherSettings
 
 STRIDE = 4  # of the logits

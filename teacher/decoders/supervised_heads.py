@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
-from teacher.sam2_weights import load_encoder_weights
+from teacher.sam2_model import load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters

@@ -15,7 +15,7 @@ from segcore.learn.augment import Sample, random_geometry, random_intensity, sam
 from segcore.learn.loader import TrainingSet
 from segcore.learn.losses import cross_entropy, dice_loss
 from segcore.picture.preprocess import InputSpec
-from teacher.memory.volume_model import unstack
+from teacher.memory.slice_memory import unstack
 from teacher.promptable import SLOTS
 from teacher.prompts.training import first_prompts, overlap
 

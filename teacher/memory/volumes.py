@@ -18,10 +18,10 @@ from segcore.learn.evaluate import Validator
 from segcore.learn.network import normaliser
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
-from teacher.image_model import Embedding
-from teacher.memory.volume_model import Slices, VolumeSam2
+from teacher.memory.slice_memory import Slices, VolumeSam2
 from teacher.promptable import SLOTS, compete
 from teacher.prompts.mean_mask import core_box
+from teacher.sam2_model import Embedding
 
 Kind = Literal["points", "box"]
 _SLICES_A_PASS = 8  # of the encoder

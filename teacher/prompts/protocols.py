@@ -19,9 +19,9 @@ from segcore.learn.evaluate import Validator
 from segcore.learn.network import normaliser
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
-from teacher.image_model import Embedding
 from teacher.promptable import PromptedSam2, compete
 from teacher.prompts.mean_mask import automatic_prompts, peaks
+from teacher.sam2_model import Embedding
 from teacher.system import Predictions, Protocol
 
 GRID = 8

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from segcore.learn.augment import Sample
 from segcore.measure.shapes import connected_parts
 from segcore.picture.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, MASK_CLIP, PADDING
-from teacher.image_model import Answers
 from teacher.promptable import SLOTS, PromptedSam2, best
 from teacher.prompts.mean_mask import core, core_box
+from teacher.sam2_model import Answers
 from teacher.settings import AutomaticPrompt
 from teacher.system import Loss
 

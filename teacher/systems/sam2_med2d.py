@@ -11,7 +11,6 @@ from torch import nn
 
 from segcore.bundle.manifest import Manifest
 from segcore.picture.preprocess import output_spec
-from teacher.image_model import STRIDE
 from teacher.promptable import (
     NECK,
     automatic_form,
@@ -24,7 +23,7 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import InteractiveRounds, interactive_loss
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters

@@ -19,10 +19,8 @@ from segcore.bundle.manifest import Manifest
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
 from segcore.picture.preprocess import output_spec
-from teacher.image_model import STRIDE
 from teacher.memory.clips import ClipSet, clip_loss
-from teacher.memory.slice_memory import SliceMemory
-from teacher.memory.volume_model import ClipTracker, VolumeSam2
+from teacher.memory.slice_memory import ClipTracker, SliceMemory, VolumeSam2
 from teacher.memory.volumes import Kind, check_volumes, volume_dice, volume_predictions
 from teacher.promptable import (
     NECK,
@@ -32,8 +30,7 @@ from teacher.promptable import (
     train_decoder,
     train_prompt_encoder,
 )
-from teacher.sam2_model import SAM2_MEAN_STD
-from teacher.sam2_weights import load_sam2_weights
+from teacher.sam2_model import SAM2_MEAN_STD, STRIDE, load_sam2_weights
 from teacher.settings import TeacherSettings
 from teacher.system import Predictions, Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters

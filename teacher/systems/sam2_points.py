@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
-from teacher.image_model import STRIDE
 from teacher.promptable import (
     NECK,
     SLOTS,
@@ -31,7 +30,7 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import dice_focal, drawn_prompts
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters

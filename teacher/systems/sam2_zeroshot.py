@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
-from teacher.image_model import STRIDE
 from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec
 from teacher.prompts.protocols import PROMPTED, upper_bound
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task
 

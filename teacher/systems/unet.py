@@ -11,7 +11,7 @@ from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.learn.losses import cross_entropy, dice_loss
 from segcore.picture.preprocess import output_spec
-from teacher.sam2_weights import NO_WEIGHTS
+from teacher.sam2_model import NO_WEIGHTS
 from teacher.settings import SystemName, TeacherSettings
 from teacher.system import System, Task
 

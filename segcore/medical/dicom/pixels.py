@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 import re
 
-from segcore.picture.windows import Window
+from segcore.picture.preprocess import Window
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
