@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from runtime.engines.seam import available_threads, installed
-from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits, percent
+from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError, need
 from segcore.outfolder import check_apart, out_folder
-from segcore.words import bounded_ratio
+from segcore.words import bounded_ratio, fixed_percent
 
 if TYPE_CHECKING:
     from export.data import ExportData
@@ -92,7 +92,7 @@ def main(settings: ExportSettings) -> None:
     """Exports, and prints the gate's figures and one JSON line."""
     manifest = export_bundle(settings)
     for name, value in manifest.gate.items():
-        print(f"{name:32}{percent(value) if name.endswith('_share') else f'{value:.4g}'}")
+        print(f"{name:32}{fixed_percent(value) if name.endswith('_share') else f'{value:.4g}'}")
     if manifest.guard:
         print_guard(manifest.guard)
     size = sum(entry.bytes for entry in manifest.files.values())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from export.graph.onnx_export import INPUT, Ends, check_ends, halve, traced_model
 from export.job import Job
 from export.typed_files import TYPED_8, TYPED_10
-from runtime.parity import PROMPT_LIMITS, check_prompt_parity, percent
+from runtime.parity import PROMPT_LIMITS, check_prompt_parity
 from runtime.promptable import FEATURES, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.command import log
@@ -26,6 +26,7 @@ from segcore.errors import GateError
 from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 from segcore.picture.prompts import PromptSpec
+from segcore.words import fixed_percent
 from teacher.sam2_model import Embedding, Promptable
 
 _DEAF = (
@@ -190,7 +191,7 @@ def _gate_prompts(
         with closing(open_prompt_model(name, *files, threads=job.threads)) as model:
             replies = ask(questions, model.encode, model.decode)
         found = check_prompt_parity(replies, reference, job.parent.output, job.parent.input.size_px)
-        log(f"prompts in {name}: {percent(found.parity.mean_share)} of pixels differ from torch")
+        log(f"prompts in {name}: {fixed_percent(found.parity.mean_share)} of pixels differ from torch")
         figures[f"{name}_prompts_mean_share"] = found.parity.mean_share
         figures[f"{name}_prompts_worst_share"] = found.parity.worst_share
         figures[f"{name}_prompts_iou_change"] = found.iou_change

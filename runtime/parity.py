@@ -14,6 +14,7 @@ from segcore.bundle.golden import Replies
 from segcore.measure.metrics import disagreement
 from segcore.picture.preprocess import OutputSpec, mask_of_logits
 from segcore.picture.prompts import answer_spec
+from segcore.words import fixed_percent
 
 _LEAST_SPREAD = 1e-3  # of the reference's spread; a collapsed network keeps less than its rounding noise
 
@@ -53,7 +54,9 @@ class Parity:
             ("in the worst case", self.worst_share, limits.worst_share),
         ):
             if limit is not None and share > limit:
-                found.append(f"{percent(share)} of pixels differ {what}, at most {percent(limit)} may")
+                found.append(
+                    f"{fixed_percent(share)} of pixels differ {what}, at most {fixed_percent(limit)} may"
+                )
         if self.constant:
             found.append("the output must vary with the picture, it is constant")
         return found
@@ -83,11 +86,6 @@ def check_parity(
     same_for_all = len(shares) > 1 and over_cases <= _LEAST_SPREAD * expected_cases
     constant = not finite or over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
     return Parity(float(np.mean(shares)), float(np.max(shares)), constant)
-
-
-def percent(share: float) -> str:
-    """A share 0–1 in per cent, with three decimals."""
-    return f"{100 * share:.3f} %"
 
 
 def _output_spreads(logits: np.ndarray) -> tuple[float, float]:

@@ -17,7 +17,6 @@ from runtime.parity import (
     PromptParity,
     check_parity,
     check_prompt_parity,
-    percent,
 )
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
@@ -26,6 +25,7 @@ from segcore.bundle.golden import GOLDEN_FILE, GOLDEN_PROMPTS, ask, load_golden,
 from segcore.bundle.manifest import Variant
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import GateError, InputError
+from segcore.words import fixed_percent
 
 
 class VerifySettings(Settings):
@@ -162,13 +162,13 @@ def main(settings: VerifySettings) -> None:
     bundle = open_bundle(settings.bundle)
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     parity, limits = found.parity, PARITY_LIMITS[bundle.manifest.precision]
-    worst = "" if limits.worst_share is None else f"   at most {percent(limits.worst_share)}"
+    worst = "" if limits.worst_share is None else f"   at most {fixed_percent(limits.worst_share)}"
     print(f"bundle                        {bundle.folder} ({bundle.manifest.name})")
     print(f"engine                        {found.engine} {found.engine_version}, {found.threads} threads")
     print(f"golden cases                  {found.cases}")
-    mean = "" if limits.mean_share is None else f"   at most {percent(limits.mean_share)}"
-    print(f"pixels that differ, mean      {percent(parity.mean_share)}{mean}")
-    print(f"pixels that differ, worst     {percent(parity.worst_share)}{worst}")
+    mean = "" if limits.mean_share is None else f"   at most {fixed_percent(limits.mean_share)}"
+    print(f"pixels that differ, mean      {fixed_percent(parity.mean_share)}{mean}")
+    print(f"pixels that differ, worst     {fixed_percent(parity.worst_share)}{worst}")
     print(f"output varies with the input  {'no' if parity.constant else 'yes'}")
     for one in found.files[1:]:
         print(_file_line(one))
@@ -208,12 +208,12 @@ def main(settings: VerifySettings) -> None:
 
 def _file_line(one: FileVerification) -> str:
     what = f"{'×'.join(map(str, one.size_px))}, batch {one.batch}, {one.cases} golden cases"
-    shares = f"mean {percent(one.parity.mean_share)}, worst {percent(one.parity.worst_share)}"
+    shares = f"mean {fixed_percent(one.parity.mean_share)}, worst {fixed_percent(one.parity.worst_share)}"
     return f"{one.file:30}{what}: {shares}{', FAIL' if one.failures else ''}"
 
 
 def _prompts_line(found: PromptParity) -> str:
-    shares = f"mean {percent(found.parity.mean_share)}, worst {percent(found.parity.worst_share)}"
+    shares = f"mean {fixed_percent(found.parity.mean_share)}, worst {fixed_percent(found.parity.worst_share)}"
     return f"{'prompts':30}{found.answers} answers: {shares}, estimated IoU off by at most {found.iou_change:.2g}"
 
 

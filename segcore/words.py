@@ -79,6 +79,11 @@ def percent(share: float) -> str:
     return f"{figures(100 * share)} %"
 
 
+def fixed_percent(share: float) -> str:
+    """0.012 %, 1.250 %: three decimals whatever the size, so that a share and its limit line up."""
+    return f"{100 * share:.3f} %"
+
+
 def plural(number: int, word: str) -> str:
     """1 case, 2 cases."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"

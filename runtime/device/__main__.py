@@ -36,7 +36,6 @@ from runtime.device.speed import (
     speed_text,
 )
 from runtime.engines.seam import BUILDS_FROM, choose_engine
-from runtime.parity import percent
 from runtime.predictor import Predictor
 from runtime.trt.build import build_bundle
 from runtime.verify import Verification, verify_bundle
@@ -46,6 +45,7 @@ from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions
 from segcore.outfolder import write_text
+from segcore.words import fixed_percent
 
 
 class DeviceSettings(Settings):
@@ -236,7 +236,7 @@ def _report_lines(report: DeviceReport) -> list[tuple[str, str]]:
         ("power mode", f"{mode.name} ({mode.id})" if mode else "unknown"),
         (
             "masks",
-            f"{'PASS' if verified.passed else 'FAIL'}, {percent(verified.mean_share)} of pixels differ",
+            f"{'PASS' if verified.passed else 'FAIL'}, {fixed_percent(verified.mean_share)} of pixels differ",
         ),
         ("engine alone", _percentile_text(report.latency_ms)),
         ("engine without copies", _percentile_text(report.latency_no_copies_ms)),
