@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo.session.batch import csv_table, page_row, run_batch, safe_cell
 from segcore.errors import InputError
-from segcore.measure.masks import measure, measure_volume
+from segcore.measure.masks import measure_mask, measure_volume
 from segcore.phantom import phantom_case
 
 
@@ -165,7 +165,7 @@ MASK = np.ones((2, 3), np.uint8)
 RECORD = {
     "case": "x", "slices": 1, "height_px": 2, "width_px": 3, "spacing_mm": [2.0, 5.0], "slice_spacing_mm": None,
     "quality": 0.9, "quality_min": 0.84, "model": "-net", "engine": "e 1", "total_ms": 1.5, "mask": "masks/x.png",
-    "measurements": [one.model_dump(mode="json") for one in measure(MASK, ["=lung", "heart"], spacing_mm=(2.0, 5.0))],
+    "measurements": [one.model_dump(mode="json") for one in measure_mask(MASK, ["=lung", "heart"], spacing_mm=(2.0, 5.0))],
 }  # fmt: skip
 VOLUME = RECORD | {
     "slices": 2,

@@ -16,7 +16,7 @@ from demo.case.pdf import best_face, case_pdf
 from demo.session.answers import ModelAnswer, Times
 from demo.session.trust import HINT
 from segcore.bundle.manifest import Manifest
-from segcore.measure.masks import measure, measure_volume
+from segcore.measure.masks import measure_mask, measure_volume
 from segcore.phantom import phantom_case
 from segcore.picture.overlay import COLOURS
 from segcore.picture.quality import QualityModel
@@ -59,7 +59,7 @@ def view(masks=(TRUTH, MOVED), **changes) -> CaseView:
     made = CaseView(
         name="", time=datetime(2026, 11, 21, 12, 30), image=IMAGE, answers=(first, second),
         hashes=("a" * 64, "b" * 64), spacing_mm=SPACING,
-        measurements=tuple(measure(mask, ["lung"], spacing_mm=SPACING) for mask in masks),
+        measurements=tuple(measure_mask(mask, ["lung"], spacing_mm=SPACING) for mask in masks),
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -136,7 +136,7 @@ def test_models_that_look_for_different_things_have_their_own_rows():
     text = case_text(
         view(
             answers=(answer(TRUTH), other),
-            measurements=tuple(measure(TRUTH, [name], spacing_mm=SPACING) for name in ("lung", "heart")),
+            measurements=tuple(measure_mask(TRUTH, [name], spacing_mm=SPACING) for name in ("lung", "heart")),
         )
     )
     assert [one.heading for one in text.figures] == ["Teacher", "Student"]
@@ -262,7 +262,7 @@ def test_pdf_goes_on_on_more_sheets_where_there_is_much_to_say():
     names = tuple(f"organ {n}" for n in range(1, 13))
     many = MANIFEST.model_copy(update={"classes": names})
     mask = (np.arange(256 * 256, dtype=np.uint8).reshape(256, 256) // 8 % 13).astype(np.uint8)
-    measured = measure(mask, names, spacing_mm=SPACING)
+    measured = measure_mask(mask, names, spacing_mm=SPACING)
     crowded = view(answers=(answer(mask, many),), hashes=("a" * 64,), measurements=(measured,))
     assert 1 < case_pdf(crowded).count(b"/Type /Page\n") <= 4
 

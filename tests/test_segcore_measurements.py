@@ -12,7 +12,7 @@ from segcore.measure.masks import (
     area_text,
     describe,
     length_text,
-    measure,
+    measure_mask,
     measure_volume,
     volume_text,
 )
@@ -106,7 +106,7 @@ def test_holes_have_borders_and_no_part_in_the_ellipse():
     ring = disc.copy()
     ring[25:45, 25:45] = False
     assert perimeter(ring) == pytest.approx(perimeter(disc) + perimeter(~ring & disc))
-    (whole,), (holed,) = (measure(m.astype(int), ["head"], spacing_mm=(1, 1)) for m in (disc, ring))
+    (whole,), (holed,) = (measure_mask(m.astype(int), ["head"], spacing_mm=(1, 1)) for m in (disc, ring))
     assert holed.ellipse == whole.ellipse
     assert holed.area == whole.area - 400
 
@@ -114,7 +114,7 @@ def test_holes_have_borders_and_no_part_in_the_ellipse():
 def test_a_box_by_hand():
     mask = np.zeros((40, 50), np.uint8)
     mask[10:20, 5:35] = 1  # 10 × 30 px of 2 × 0.5 mm = 20 × 15 mm
-    (box,) = measure(mask, ["plate"], spacing_mm=(2.0, 0.5))
+    (box,) = measure_mask(mask, ["plate"], spacing_mm=(2.0, 0.5))
     assert (box.unit, box.area, box.pixels, box.parts, box.touches_border) == ("mm", 300.0, 300, 1, False)
     assert box.centroid_px == (14.5, 19.5)
     assert box.ellipse.centre_px == (14.5, 19.5)
@@ -128,7 +128,7 @@ def test_a_box_by_hand():
 def test_one_row_of_pixels():
     mask = np.zeros((9, 20), int)
     mask[4, 5:15] = 1
-    (line,) = measure(mask, ["wire"], spacing_mm=(1.0, 2.0))
+    (line,) = measure_mask(mask, ["wire"], spacing_mm=(1.0, 2.0))
     assert (line.longest_diameter, line.short_diameter, line.ellipse) == (19.0, 0.5, None)
 
 
@@ -149,7 +149,7 @@ def test_circumference_of_an_ellipse(flat):
 def test_unknown_spacing_is_measured_in_pixels_and_says_so():
     mask = np.zeros((20, 20), int)
     mask[5:10, 5:10] = 1
-    (found,) = measure(mask, ["spot"], spacing_mm=None)
+    (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert (found.unit, found.area) == ("px", 25.0)
     assert dict(describe(found))["Area"] == "25 px (spacing unknown)"
     assert dict(describe(found))["Longest diameter"].endswith(" px (spacing unknown)")
@@ -158,7 +158,7 @@ def test_unknown_spacing_is_measured_in_pixels_and_says_so():
 def test_an_empty_class_has_no_area_and_nothing_else():
     mask = np.zeros((20, 20), int)
     mask[5:10, 5:10] = 2
-    lesion, lung = measure(mask, ["lesion", "lung"], spacing_mm=(1, 1), reference="lung")
+    lesion, lung = measure_mask(mask, ["lesion", "lung"], spacing_mm=(1, 1), reference="lung")
     assert (lesion.area, lesion.parts, lesion.share_of_reference) == (0.0, 0, 0.0)
     assert {lesion.longest_diameter, lesion.perimeter, lesion.ellipse, lesion.centroid_px} == {None}
     assert describe(lesion) == [
@@ -166,7 +166,7 @@ def test_an_empty_class_has_no_area_and_nothing_else():
         ("Share of lung", "0 % (of lung and lesion together)"),
     ]
     assert lung.share_of_reference is lung.reference is None
-    nothing = measure(np.zeros((4, 4), int), ["lesion", "lung"], spacing_mm=None, reference="lung")
+    nothing = measure_mask(np.zeros((4, 4), int), ["lesion", "lung"], spacing_mm=None, reference="lung")
     assert nothing[0].share_of_reference is None
 
 
@@ -174,10 +174,10 @@ def test_share_is_of_the_whole_organ():
     mask = np.zeros((20, 20), int)
     mask[2:12, 2:12] = 1  # an organ of 100 pixels, of which
     mask[4:9, 4:8] = 2  # 20 are drawn as lesion
-    organ, lesion = measure(mask, ["lung", "lesion"], spacing_mm=(1, 1), reference="lung")
+    organ, lesion = measure_mask(mask, ["lung", "lesion"], spacing_mm=(1, 1), reference="lung")
     assert (organ.area, lesion.area, lesion.share_of_reference) == (80.0, 20.0, 0.2)
     with pytest.raises(InputError) as error:
-        measure(mask, ["lung", "lesion"], spacing_mm=None, reference="liver")
+        measure_mask(mask, ["lung", "lesion"], spacing_mm=None, reference="liver")
     assert str(error.value) == "reference: must be one of lung, lesion, got liver"
 
 
@@ -187,12 +187,12 @@ def test_parts_specks_and_the_longest_of_one_part():
     mask[5, 5] = 1  # joined at a corner
     mask[30:50, 30:40] = 1
     mask[55, 1:6] = 1  # 5 pixels
-    (found,) = measure(mask, ["spot"], spacing_mm=None)
+    (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert (found.parts, found.specks, found.least_part_px) == (2, 1, 10)
     assert found.longest_diameter == diameters(mask[30:50, 30:40] == 1)[0]  # not across the picture
     assert found.ellipse.centre_px == (39.5, 34.5)
     assert dict(describe(found))["Parts"] == "2, and 1 smaller than 10 px"
-    (all_parts,) = measure(mask, ["spot"], spacing_mm=None, least_part_px=1)
+    (all_parts,) = measure_mask(mask, ["spot"], spacing_mm=None, least_part_px=1)
     assert (all_parts.parts, all_parts.specks) == (3, 0)
 
 
@@ -202,7 +202,7 @@ def test_the_longest_part_need_not_have_the_largest_box():
     mask[abs(down - 20) + abs(right - 20) <= 10] = 1  # a square on its tip: 21 px each way
     line = np.arange(17)
     mask[40 + line, 40 + line] = 1  # a smaller box, but from corner to corner
-    (found,) = measure(mask, ["spot"], spacing_mm=None)
+    (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert found.longest_diameter == pytest.approx(math.hypot(16.5, 16))
     assert found.ellipse.centre_px == (20.0, 20.0)
 
@@ -211,9 +211,9 @@ def test_the_longest_part_need_not_have_the_largest_box():
 def test_touching_the_edge_is_told(place):
     mask = np.zeros((20, 20), np.uint8)
     mask[7:12, 7:12] = 1
-    assert not measure(mask, ["spot"], spacing_mm=None)[0].touches_border
+    assert not measure_mask(mask, ["spot"], spacing_mm=None)[0].touches_border
     mask[place] = 1
-    (found,) = measure(mask, ["spot"], spacing_mm=None)
+    (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert found.touches_border
     assert describe(found)[-1] == (
         "Cut off",
@@ -224,7 +224,7 @@ def test_touching_the_edge_is_told(place):
 def test_measurements_survive_json():
     mask = np.zeros((20, 20), np.uint8)
     mask[7:12, 7:14] = 1
-    (found,) = measure(mask, ["spot", "gone"][:1], spacing_mm=(0.5, 0.25))
+    (found,) = measure_mask(mask, ["spot", "gone"][:1], spacing_mm=(0.5, 0.25))
     assert ClassMeasurements.model_validate_json(found.model_dump_json()) == found
     (volume,) = measure_volume(mask[None], ["spot"], spacing_mm=None, slice_spacing_mm=None)
     assert VolumeMeasurements.model_validate_json(volume.model_dump_json()) == volume
@@ -232,9 +232,9 @@ def test_measurements_survive_json():
 
 def test_what_is_no_mask_is_our_mistake():
     with pytest.raises(ValueError, match="up to 1, got 2"):
-        measure(np.full((4, 4), 2), ["lung"], spacing_mm=None)
+        measure_mask(np.full((4, 4), 2), ["lung"], spacing_mm=None)
     with pytest.raises(ValueError, match=r"mask must be H×W, got \(1, 4, 4\)"):
-        measure(np.zeros((1, 4, 4), int), ["lung"], spacing_mm=None)
+        measure_mask(np.zeros((1, 4, 4), int), ["lung"], spacing_mm=None)
     with pytest.raises(ValueError, match=r"masks must be N×H×W, got \(4, 4\)"):
         measure_volume(np.zeros((4, 4), int), ["lung"], spacing_mm=None, slice_spacing_mm=None)
 

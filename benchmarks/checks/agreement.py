@@ -38,7 +38,7 @@ from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
-from segcore.measure.masks import measure
+from segcore.measure.masks import measure_mask
 from segcore.stats import Estimate
 from segcore.tables import table_of
 from segcore.words import plural, signed
@@ -245,7 +245,7 @@ def _number(
     spacing_mm: tuple[float, float] | None,
 ) -> float | None:
     """None where nothing was found, or too little to fit an ellipse to."""
-    one = measure(mask, classes, spacing_mm=spacing_mm)[classes.index(of_class)]
+    one = measure_mask(mask, classes, spacing_mm=spacing_mm)[classes.index(of_class)]
     if what == "circumference":
         return one.ellipse.circumference if one.ellipse else None
     return one.longest_diameter if what == "diameter" else one.area or None

@@ -24,7 +24,7 @@ from demo.session.model_story import short_limits
 from demo.session.prompt_summary import iou_sentence, prompt_sentence
 from demo.session.trust import HINT, Light, against_truth, light_of, limits
 from segcore import __version__
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure_mask
 from segcore.picture.overlay import COLOURS
 from segcore.picture.preprocess import resize_mask
 from segcore.picture.prompts import Prompt
@@ -234,7 +234,7 @@ def _case_tables(case: CaseView, names: Sequence[str]) -> list[CaseTable]:
         columns, heads = list(case.measurements), list(names)
         classes = case.answers[0].manifest.classes
         if case.truth is not None and case.truth.max(initial=0) <= len(classes):
-            columns.append(measure(case.truth, classes, spacing_mm=case.spacing_mm))
+            columns.append(measure_mask(case.truth, classes, spacing_mm=case.spacing_mm))
             heads.append("Reference")
         found.append(CaseTable(f"Measurements{where}", _measurement_rows(columns, heads)))
     if case.volume:
@@ -318,7 +318,7 @@ class CaseView:
         spacing_mm: of neighbouring rows and columns; None where the file does not say.
         truth: reference mask H×W of this slice, class indices; None where none was given.
         threshold: the probability from which a pixel is marked, where the reader moved it; None: each model's own.
-        measurements: of this slice, one `segcore.measure.masks.measure(...)` an answer; () leaves the table out.
+        measurements: of this slice, one `segcore.measure.masks.measure_mask(...)` an answer; () leaves the table out.
         volume: of the whole scan, one `segcore.measure.masks.measure_volume(...)` an answer; () leaves it out.
     """
 

@@ -22,7 +22,7 @@ from demo.session.prompt_summary import prompt_record
 from demo.session.reader_session import ReaderSession
 from demo.viewer.scene import ModelView, ViewerScene, offered_windows, scene_json
 from segcore.errors import need
-from segcore.measure.masks import measure
+from segcore.measure.masks import measure_mask
 from segcore.picture.overlay import COLOURS
 
 
@@ -157,7 +157,9 @@ def case_view(session: ReaderSession) -> CaseView:
         truth=session.truth_slice,
         threshold=session.threshold,
         measurements=tuple(
-            measure(a.mask, a.manifest.classes, spacing_mm=spacing, reference=reference(a.manifest.classes))
+            measure_mask(
+                a.mask, a.manifest.classes, spacing_mm=spacing, reference=reference(a.manifest.classes)
+            )
             for a in session.shown_answers
         ),
         volume=tuple(

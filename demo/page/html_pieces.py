@@ -35,7 +35,7 @@ from demo.viewer.scene import SHOWN_SIDE_PX
 from runtime.promptable import is_promptable
 from segcore.bundle.manifest import Manifest
 from segcore.host import Made
-from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure
+from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure_mask
 from segcore.picture.scan import Scan
 
 _UNKNOWN = " (spacing unknown)"
@@ -111,7 +111,7 @@ def measurement_card(session: ReaderSession) -> str:
         stacks = [*stacks, session.truth] if stacks else []
     reference = session.models.reference_for
     slices = [
-        measure(mask, k, spacing_mm=scan.spacing_mm, reference=reference(k))
+        measure_mask(mask, k, spacing_mm=scan.spacing_mm, reference=reference(k))
         for mask, k in zip(masks, classes, strict=True)
     ]
     text = _measurement_table(names, slices, "This slice" if scan.slices > 1 else "", scores)

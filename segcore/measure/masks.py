@@ -43,7 +43,7 @@ class ClassMeasurements(_Measured):
         centroid_px: row and column of the mean of its pixels, 0 at the centre of the first.
         touches_border: a pixel lies at the picture's edge: what continues beyond it is not measured.
         reference: the class that `share_of_reference` is of.
-        share_of_reference: area of this class / (area of this class + area of the reference), 0–1; see `measure`.
+        share_of_reference: area of this class / (area of this class + area of the reference), 0–1; see `measure_mask`.
     """
 
     name: str
@@ -103,7 +103,7 @@ class VolumeMeasurements(_Measured):
     share_of_reference: float | None = None
 
 
-def measure(
+def measure_mask(
     mask: np.ndarray,
     classes: Sequence[str],
     *,
@@ -235,7 +235,7 @@ def measure_volume(
         classes: names of the K classes.
         spacing_mm: distance of neighbouring rows and columns, None where unknown.
         slice_spacing_mm: distance of neighbouring slices, None where unknown.
-        reference: the class that shares are of, as in `measure`.
+        reference: the class that shares are of, as in `measure_mask`.
         least_part_voxels: voxels below which a part is a speck.
 
     Returns:
@@ -307,7 +307,7 @@ def measure_scan(
         InputError: the reference is none of the classes.
     """
     if scan.slices == 1:
-        return measure(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
+        return measure_mask(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
     return measure_volume(
         masks,
         classes,
