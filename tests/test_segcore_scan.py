@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from segcore.dataset import scan_cases
 from segcore.dataset.case import Case
-from segcore.dataset.scan_cases import scan_cases
 from segcore.medical.read import read_scan
 from segcore.phantom import phantom_case
 from segcore.picture.preprocess import prepare
@@ -18,7 +18,7 @@ MONOCHROME1 = {"PhotometricInterpretation": "MONOCHROME1"}
 
 
 def cases_of(path) -> list[Case]:
-    return scan_cases("a", path, None)
+    return scan_cases.cases_of("a", path, None)
 
 
 def fed(cases: list[Case], path, window: str | None, depth: str) -> None:

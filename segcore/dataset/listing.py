@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segcore.dataset.case import Case, FileSource
-from segcore.dataset.scan_cases import is_mask_folder, is_scan, scan_cases, stem_of
+from segcore.dataset.case import Case
+from segcore.dataset.scan_cases import cases_of, is_mask_folder, is_scan, stem_of
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.phantom import PHANTOM_KINDS
@@ -118,29 +118,6 @@ def _all_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case], l
         except InputError as error:
             problems.append((stem_of(image), str(error)))
     return cases, problems
-
-
-def cases_of(
-    name: str,
-    image: Path,
-    mask: Path | None,
-    *,
-    patient: str | None = None,
-    split: str = "",
-    spacing_mm: tuple[float, float] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> list[Case]:
-    """The case of a picture, or those of a scan's slices; the arguments are those of `scan_cases`.
-
-    Raises:
-        InputError: a scan that cannot be opened; a picture is not looked at.
-    """
-    if is_scan(image) or (mask is not None and (mask.is_dir() or is_scan(mask))):
-        return scan_cases(
-            name, image, mask, patient=patient, split=split, spacing_mm=spacing_mm, metadata=metadata
-        )
-    source = FileSource(image, mask)
-    return [Case(name, patient or name, source, split, spacing_mm=spacing_mm, metadata=metadata or {})]
 
 
 def _inputs(folder: Path, *, folders: Callable[[Path], bool] = is_scan) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Cases out of DICOM and NIfTI: every slice of a scan is one, and is read when asked for.
+"""The cases of one image: a picture is one; of DICOM and NIfTI every slice is one, and is read when asked for.
 
 A source holds paths and a number, so it can be sent to another process. The last few scans and masks that a process
 opened are kept for the neighbouring slices.
@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from segcore.bundle.folder import hash_file
-from segcore.dataset.case import Case
+from segcore.dataset.case import Case, FileSource
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.picture.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
@@ -64,7 +64,7 @@ def without_suffix(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def scan_cases(
+def cases_of(
     name: str,
     image: Path,
     mask: Path | None,
@@ -74,11 +74,11 @@ def scan_cases(
     spacing_mm: tuple[float, float] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Case]:
-    """One case for each slice, "NAME-s001" onwards; a scan of one slice is one case, NAME.
+    """The case of a picture, NAME, or those of a scan's slices, "NAME-s001" onwards; one slice is one case, NAME.
 
     Args:
-        name: the user's word for the scan; ids are file names of later stages, so slices are told by letters.
-        image: a DICOM or NIfTI file, a picture, or the folder of a series.
+        name: the user's word for the image; ids are file names of later stages, so slices are told by letters.
+        image: a picture, a DICOM or NIfTI file, or the folder of a series.
         mask: PNG (of one slice), a folder of 0001.png …, NIfTI or DICOM-SEG.
         patient: where the user says who it is; else the file's pseudonym, else the name.
         split: as in the index.
@@ -86,8 +86,13 @@ def scan_cases(
         metadata: of every slice.
 
     Raises:
-        InputError: the scan cannot be opened.
+        InputError: a scan that cannot be opened; a picture is not looked at.
     """
+    # A picture whose mask is a scan's (a NIfTI, a DICOM-SEG, a folder) is opened as a scan of one slice, because only
+    # `ScanSource` lays such a mask onto the picture's grid.
+    if not is_scan(image) and (mask is None or not (mask.is_dir() or is_scan(mask))):
+        source = FileSource(image, mask)
+        return [Case(name, patient or name, source, split, spacing_mm=spacing_mm, metadata=metadata or {})]
     scan = open_scan(image)
     digits = max(3, len(str(scan.slices)))
     return [
