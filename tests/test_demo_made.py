@@ -7,17 +7,16 @@ import pytest
 
 from demo.page.html_pieces import how_made
 from demo.session.model_story import (
-    data_name,
     guard_words,
     input_words,
     known_limits,
     measured,
-    short_command,
     short_limits,
     story_of,
 )
 from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardRecord, SpeedRatio
 from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import data_name, short_command
 from segcore.picture.preprocess import InputSpec
 from segcore.picture.quality import QualityModel
 
@@ -96,7 +95,7 @@ def test_story_of_a_pupil_and_of_a_teacher():
 def test_guard_in_one_sentence():
     words = (
         "A guard compared it with its full-precision form on 40 validation cases: mean overlap (Dice) is 0.949 against "
-        "0.950 (0.06 points lost; it may lose at most 0.1; a point is 0.01), and it is 2.4 times as fast as FP32."
+        "0.950 (0.06 points lost; it may lose at most 0.1; a point is 0.01), and it is 2.44 times as fast as FP32."
     )
     assert guard_words(GUARD) == words
     assert story_of(variant(**INT8))[-1] == (
@@ -117,7 +116,7 @@ def test_figures_say_what_they_were_measured_on():
     assert measured(variant(**INT8)) == [
         ("Overlap (Dice), mean", "40 validation cases", "0.949"),
         ("Overlap (Dice), 5th percentile: one case in twenty is worse", "40 validation cases", "0.890"),
-        ("Speed against FP32, same computer", "openvino 1, 2 threads", "2.4 times (2.0 to 3.0)"),
+        ("Speed against FP32, same computer", "openvino 1, 2 threads", "2.44 times (2.00 to 3.00)"),
     ]
 
 
@@ -141,7 +140,7 @@ def test_a_converted_form_is_told_by_its_own_gate_and_not_by_its_parents_dice():
     ("changes", "expected"),
     [
         ({}, "It does not judge its own mask, so there is no traffic light."),
-        ({}, "A pixel is marked where its probability is at least 0.5."),
+        ({}, "A pixel is marked from a probability of 0.5 on."),
         ({}, "It sees every picture at 96 × 64 pixels, in 8-bit grey values: what is finer is lost."),
         ({"classes": ("foreground",)}, "Its data does not say what is marked; the name is only “foreground”."),
         ({"precision": "int8"}, "It computes in 8 bits, and no guard judged what that cost."),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from segcore import words
 from segcore.bundle.folder import Bundle
-from segcore.bundle.guard_record import DiceScore, GuardRecord, SpeedRatio
+from segcore.bundle.guard_record import DiceScore, GuardRecord
+from segcore.bundle.story import guard_source, layer_words, speeds_words
 from segcore.tables import Table, table_of
 
 TITLE = "What INT8 was allowed to lose"
 SHOWN_LAYERS = 10
 """Rows of the table of sensitive layers."""
-UNMEASURED = "unmeasured, the engine is on another device"
 
 _TEMPLATE = Path(__file__).with_name("guard.html.j2")
 
@@ -71,10 +71,10 @@ def _describe(bundle: Bundle, guard: GuardRecord) -> Guarded:
     facts = {
         "Dice, mean": f"{_change(fp32.mean, int8.mean)} (at most {guard.max_drop_points:g} may be lost)",
         "Dice, 5th percentile": f"{_change(fp32.p05, int8.p05)} (at most {guard.max_p05_drop_points:g} may be lost)",
-        "measured": f"on {words.plural(guard.cases, 'validation case')}, in {guard.engine} {guard.engine_version}",
-        "speed": "; ".join(_speed(ratio) for ratio in guard.speeds) or UNMEASURED,
+        "measured": guard_source(guard),
+        "speed": speeds_words(guard),
         "bound on speed": f"at least {guard.min_speedup:g} times as fast" if guard.speeds else "not applied",
-        "layers": _layers(guard),
+        "layers": layer_words(guard),
         "calibration": _calibration(bundle, guard),
     }
     if guard.qat_epochs:
@@ -93,23 +93,6 @@ def _change(before: float, after: float) -> str:
 
 def _points(before: float, after: float) -> str:
     return words.signed(100 * (after - before), 2)
-
-
-def _speed(ratio: SpeedRatio) -> str:
-    """1.62 times as fast as FP32 (1.55–1.70 over 7 rounds) in openvino 2026.4.1, 2 threads."""
-    return (
-        f"{words.bounded_ratio(ratio.speedup)} times as fast as {ratio.against.upper()} "
-        f"({words.bounded_ratio(ratio.low)}–{words.bounded_ratio(ratio.high)} over "
-        f"{words.plural(ratio.rounds, 'round')}) in {ratio.engine} {ratio.engine_version}, "
-        f"{words.plural(ratio.threads, 'thread')}"
-    )
-
-
-def _layers(guard: GuardRecord) -> str:
-    floats = len(guard.float_layers)
-    if not floats:
-        return f"all {guard.layers} that can be are in INT8"
-    return f"{guard.layers - floats} of {guard.layers} are in INT8, {floats} stayed in float"
 
 
 def _calibration(bundle: Bundle, guard: GuardRecord) -> str:

@@ -9,7 +9,6 @@ from html import escape
 import numpy as np
 
 from demo.session.answers import (
-    PRECISION_WORDS,
     ModelAnswer,
     apart_words,
     comparable,
@@ -18,13 +17,9 @@ from demo.session.answers import (
     title,
 )
 from demo.session.model_story import (
-    FORMATS,
-    SPLITS,
-    data_name,
     input_words,
     known_limits,
     measured,
-    short_command,
     story_of,
 )
 from demo.session.prompt_summary import iou_sentence, prompt_sentence
@@ -34,6 +29,14 @@ from demo.session.trust import limits as quality_limits
 from demo.viewer.scene import SHOWN_SIDE_PX
 from runtime.promptable import is_promptable
 from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import (
+    FORMAT_NAMES,
+    PRECISION_WORDS,
+    SPLIT_WORDS,
+    data_name,
+    gate_words,
+    short_command,
+)
 from segcore.host import Made
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure_mask
 from segcore.picture.scan import Scan
@@ -246,10 +249,10 @@ def _details(manifest: Manifest) -> str:
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    counts = ", ".join(f"{n} {SPLITS.get(split, split)}" for split, n in manifest.data.counts.items())
+    counts = ", ".join(f"{n} {SPLIT_WORDS.get(split, split)}" for split, n in manifest.data.counts.items())
     return [
         ("Network", f"{manifest.architecture}, {manifest.parameters:,} parameters"),
-        ("Form", f"{FORMATS[manifest.format]}, {PRECISION_WORDS[manifest.precision]}"),
+        ("Form", f"{FORMAT_NAMES[manifest.format]}, {PRECISION_WORDS[manifest.precision]}"),
         ("Starting weights", manifest.pretrained),
         ("Data", f"{data_name(manifest)} ({counts or 'case counts not recorded'})"),
         ("Data sha256", manifest.data.sha256[:12]),
@@ -282,9 +285,8 @@ def _prompts(manifest: Manifest) -> str:
 
 
 def _gate(manifest: Manifest) -> str:
-    return ", ".join(
-        f"{name.removesuffix('_share').replace('_', ' ')} "
-        + (f"{100 * value:.3g} % of pixels" if name.endswith("_share") else f"{value:.4g}")
+    return "; ".join(
+        f"{gate_words(name)}: " + (f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}")
         for name, value in manifest.gate.items()
     )
 

@@ -13,6 +13,7 @@ from PIL import Image
 from demo.session.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle.manifest import Manifest
+from segcore.bundle.story import PRECISION_WORDS
 from segcore.measure.metrics import dice_per_class, disagreement
 from segcore.picture.overlay import as_rgb
 from segcore.picture.preprocess import decide
@@ -177,13 +178,6 @@ def speed_rows(names: Sequence[str], answers: Sequence[ModelAnswer]) -> list[lis
         ["Precision", *(PRECISION_WORDS[a.manifest.precision] for a in answers)],
         ["Runs on", *(a.engine for a in answers)],
     ]
-
-
-PRECISION_WORDS = {
-    "fp32": "FP32 (full)",
-    "fp16": "FP16 (half)",
-    "int8": "INT8 (8-bit whole numbers)",
-}
 
 
 def title(manifest: Manifest) -> str:

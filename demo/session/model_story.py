@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import PurePosixPath
-
-from demo.session.answers import PRECISION_WORDS
-from segcore.bundle.guard_record import GuardRecord, points_text
+from segcore.bundle.guard_record import GuardRecord
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import (
+    FORMAT_NAMES,
+    PRECISION_WORDS,
+    SPLIT_WORDS,
     ct_window_name,
+    data_name,
+    decision_words,
+    faster_words,
     has_random_start,
     has_test_figure,
     is_procedural,
     labelled_share,
     limits,
+    loss_words,
     training_cases,
 )
 from segcore.picture.preprocess import InputSpec
+from segcore.words import bounded_ratio
 
-FORMATS = {
-    "torch": "PyTorch",
-    "onnx": "ONNX",
-    "openvino": "OpenVINO",
-    "tensorrt-onnx": "ONNX for TensorRT",
-    "tensorrt": "TensorRT",
-}
 _ADDITIONS = {
     "lora": "LoRA",
     "dora": "DoRA",
@@ -47,7 +43,6 @@ _TUNED = {
 }
 _NOT_FORMS = {"torch", "change_points"}  # of the gate's dice_…: not this form of the model
 _UNNAMED = {"foreground", "class1", "mask", "object"}
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def story_of(manifest: Manifest) -> list[str]:
@@ -61,7 +56,7 @@ def story_of(manifest: Manifest) -> list[str]:
             else "No larger model taught it: it learned from the reference masks alone."
         )
     if manifest.parent:
-        form, numbers = FORMATS[manifest.format], PRECISION_WORDS[manifest.precision]
+        form, numbers = FORMAT_NAMES[manifest.format], PRECISION_WORDS[manifest.precision]
         verdict = f" {guard_words(manifest.guard)}" if manifest.guard else ""
         found.append(f"It was then converted to {form} with numbers in {numbers}.{verdict}")
     return found
@@ -72,7 +67,8 @@ def guard_words(guard: GuardRecord) -> str:
     words = (
         f"A guard compared it with its full-precision form on {guard.cases} validation cases: mean overlap (Dice) is "
         f"{guard.int8.mean:.3f} against {guard.fp32.mean:.3f} "
-        f"({_change_words(guard)}; it may lose at most {guard.max_drop_points:g}; a point is 0.01)"
+        f"({loss_words(guard.fp32.mean, guard.int8.mean)}; it may lose at most {guard.max_drop_points:g}; "
+        "a point is 0.01)"
     )
     kept = len(guard.float_layers)
     if kept:
@@ -82,20 +78,13 @@ def guard_words(guard: GuardRecord) -> str:
     if not guard.speeds:
         return f"{words}; its speed was not measured there."
     speed = min(guard.speeds, key=lambda s: s.speedup)
-    return f"{words}, and it is {speed.speedup:.1f} times as fast as {speed.against.upper()}."
-
-
-def _change_words(guard: GuardRecord) -> str:
-    lost = points_text(100 * (guard.fp32.mean - guard.int8.mean))
-    if lost == "0.00":
-        return "0.00 points lost"
-    return f"{lost[1:]} points gained" if lost.startswith("-") else f"{lost} points lost"
+    return f"{words}, and it is {faster_words(speed)}."
 
 
 def measured(manifest: Manifest) -> list[tuple[str, str, str]]:
     """Figure, on what, value: of the model as trained or, where it was converted, of this form."""
     rows = [
-        (_metric_name(m.name), f"{m.cases} {SPLITS.get(m.split, m.split)} cases", f"{m.value:.3f}")
+        (_metric_name(m.name), f"{m.cases} {SPLIT_WORDS.get(m.split, m.split)} cases", f"{m.value:.3f}")
         for m in manifest.metrics
     ]
     guard, gate = manifest.guard, manifest.gate
@@ -116,7 +105,7 @@ def measured(manifest: Manifest) -> list[tuple[str, str, str]]:
             (
                 f"Speed against {speed.against.upper()}, same computer",
                 f"{speed.engine} {speed.engine_version}, {speed.threads} thread{'s' * (speed.threads > 1)}",
-                f"{speed.speedup:.1f} times ({speed.low:.1f} to {speed.high:.1f})",
+                f"{bounded_ratio(speed.speedup)} times ({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)})",
             )
             for speed in guard.speeds
         ]
@@ -145,7 +134,9 @@ def known_limits(manifest: Manifest) -> list[str]:
         f"It sees every picture at {spec.width_px} × {spec.height_px} pixels, in {input_words(spec)}: "
         "what is finer is lost."
     )
-    found.append(_threshold_words(manifest))
+    decision = decision_words(manifest.output)
+    unsure = ", however unsure that is" if manifest.output.activation == "softmax" else ""
+    found.append(f"{decision[0].upper()}{decision[1:]}{unsure}.")
     return found
 
 
@@ -182,12 +173,6 @@ def input_words(spec: InputSpec) -> str:
     return f"{values} from {low:g} (black) to {high:g} (white)"
 
 
-def _threshold_words(manifest: Manifest) -> str:
-    if manifest.output.activation == "softmax":
-        return "Each pixel gets the structure that is most likely there, however unsure that is."
-    return f"A pixel is marked where its probability is at least {manifest.output.threshold:g}."
-
-
 def _learned_words(manifest: Manifest) -> str:
     counts, used = manifest.data.counts, training_cases(manifest)
     what, where = ", ".join(manifest.classes), f"the data set {data_name(manifest)}"
@@ -214,27 +199,6 @@ def _start_words(manifest: Manifest) -> str:
     if has_random_start(manifest):
         return "It started from random weights, so it learned from nothing but these pictures."
     return f"It started from {manifest.pretrained}. {tuned}".strip()
-
-
-def data_name(manifest: Manifest) -> str:
-    """The data set's own name: of a folder its last part, so that no path is shown."""
-    return _last_part(manifest.data.name)
-
-
-def short_command(command: str) -> str:
-    """A command whose paths keep only their last part."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # a quotation mark that is not closed
-        words = command.split()
-    parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in words]
-    return " ".join(f"{flag}{equals}{_last_part(path)}" for flag, equals, path in parts)
-
-
-def _last_part(path: str) -> str:
-    if not re.search(r"[/\\]", path):
-        return path
-    return PurePosixPath(path.replace("\\", "/")).name or "…"
 
 
 def _metric_name(name: str) -> str:
