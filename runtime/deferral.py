@@ -75,8 +75,7 @@ class DeferringPredictor:
                 f"--defer-to {second.folder}: must mark {', '.join(first.manifest.classes)} as {first.folder} does, "
                 f"got {', '.join(second.manifest.classes)}; use two models for the same classes"
             )
-        # Now, not at the first unsure image.
-        choose_engine(second.manifest, engine, name=str(second.folder))
+        choose_engine(second, engine)  # an error comes now, not at the first unsure image
         opened = Predictor.open(first, engine=engine, threads=threads, cache=cache)
         return cls(opened, second, below=below, engine=engine, cache=cache)
 

@@ -125,7 +125,7 @@ class Predictor:
         manifest = bundle.manifest
         if threads is not None and threads < 1:
             raise InputError(f"--threads: must be at least 1, got {threads}")
-        name = choose_engine(manifest, engine, name=str(bundle.folder))
+        name = choose_engine(bundle, engine)
         some = threads or available_threads()
         most = streams if name == "tensorrt" else some  # a GPU's streams need no CPU threads
         if not 1 <= streams <= most:

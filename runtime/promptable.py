@@ -135,7 +135,7 @@ class PromptPredictor:
         if threads is not None and threads < 1:
             raise InputError(f"--threads: must be at least 1, got {threads}")
         spec = prompt_spec(bundle)
-        name = choose_engine(bundle.manifest, engine, name=str(bundle.folder))
+        name = choose_engine(bundle, engine)
         some = threads or available_threads()
         model = open_prompt_model(
             name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=some

@@ -25,6 +25,17 @@ def models(exported):
         yield opened
 
 
+def test_a_torch_bundle_is_refused_by_its_path(torch_bundle):
+    with Models([open_bundle(torch_bundle)], threads=1) as opened:
+        for ask in (lambda: opened.engines, lambda: opened.predictor(opened.names[0])):
+            with pytest.raises(InputError) as error:
+                ask()
+            assert str(error.value) == (
+                f"bundle {torch_bundle}: must be exported first, got torch format; "
+                f"run python -m export --bundle {torch_bundle} --to openvino --precision fp32 --out OUT"
+            )
+
+
 @pytest.fixture
 def sessions(models, tmp_path, web):
     (tmp_path / "readers").mkdir()

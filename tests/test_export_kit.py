@@ -161,7 +161,7 @@ def compared_kit(exported, tmp_path_factory) -> Path:
     pytest.importorskip("setuptools")
     out = tmp_path_factory.mktemp("compared") / "kit"
     bundle, baseline = exported("onnx", "int8"), exported("openvino", "fp32")
-    assert kit_engines(open_bundle(bundle).manifest, name="b") == ("onnxruntime", "openvino")
+    assert kit_engines(open_bundle(bundle)) == ("onnxruntime", "openvino")
     settings = KitSettings(bundle=bundle, baseline=baseline, out=out)
     assert make_kit(settings) == ("openvino", "onnxruntime")  # what compares is the default
     return out
@@ -230,17 +230,19 @@ def test_a_baseline_of_another_network_or_no_higher_precision(exported, tmp_path
 
 
 def test_engines_of_a_kit(exported):
-    manifest = open_bundle(exported("onnx", "fp32")).manifest
-    assert kit_engines(manifest, name="b") == ("onnxruntime", "openvino", "tensorrt")
-    assert kit_engines(manifest.model_copy(update={"precision": "int8"}), name="b") == (
-        "onnxruntime",
-        "openvino",
-    )
+    bundle = open_bundle(exported("onnx", "fp32"))
+
+    def engines_with(**changes: str) -> tuple[str, ...]:
+        manifest = bundle.manifest.model_copy(update=changes)
+        return kit_engines(bundle.model_copy(update={"manifest": manifest}))
+
+    assert engines_with() == ("onnxruntime", "openvino", "tensorrt")
+    assert engines_with(precision="int8") == ("onnxruntime", "openvino")
     of = {"openvino": ("openvino",), "tensorrt-onnx": ("tensorrt", "onnxruntime")}
     for name, engines in of.items():
-        assert kit_engines(manifest.model_copy(update={"format": name}), name="b") == engines
+        assert engines_with(format=name) == engines
     with pytest.raises(InputError, match="runs only where it was built; give the tensorrt-onnx bundle"):
-        kit_engines(manifest.model_copy(update={"format": "tensorrt"}), name="b")
+        engines_with(format="tensorrt")
 
 
 def test_a_kit_or_archive_that_is_there_is_kept(exported, tmp_path):

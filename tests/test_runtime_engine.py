@@ -167,8 +167,8 @@ def test_threads_must_be_positive(exported):
 
 
 def test_engines_of_each_format(exported):
-    assert engines_for(open_bundle(exported("onnx", "fp32")).manifest) == ("onnxruntime", "openvino")
-    assert engines_for(open_bundle(exported("openvino", "int8")).manifest) == ("openvino",)
+    assert engines_for(open_bundle(exported("onnx", "fp32"))) == ("onnxruntime", "openvino")
+    assert engines_for(open_bundle(exported("openvino", "int8"))) == ("openvino",)
 
 
 def test_openvino_is_imported_without_telemetry():

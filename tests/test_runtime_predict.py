@@ -53,6 +53,15 @@ def test_good_files_are_kept_when_one_is_bad(exported, images, tmp_path):
     assert stored[0] == {"case": "bad", "error": first.removeprefix("error: ")}
 
 
+def test_a_torch_bundle_must_be_exported_first(torch_bundle, images, tmp_path):
+    with pytest.raises(InputError) as error:
+        main(PredictSettings(bundle=torch_bundle, image=images, out=tmp_path / "out"))
+    assert str(error.value) == (
+        f"bundle {torch_bundle}: must be exported first, got torch format; "
+        f"run python -m export --bundle {torch_bundle} --to openvino --precision fp32 --out OUT"
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

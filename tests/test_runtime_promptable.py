@@ -171,8 +171,12 @@ def test_what_cannot_be_asked_says_so(prompted_discs, discs, tmp_path):
         "--to onnx or --to openvino"
     )
     torch_format = prompted_discs.write_bundle(tmp_path / "torch")
-    with pytest.raises(InputError, match=r"must be exported first, got torch format"):
+    with pytest.raises(InputError) as refused:
         PromptPredictor.open(resealed(torch_format, format="torch"))
+    assert str(refused.value) == (
+        f"bundle {torch_format}: must be exported first, got torch format; "
+        f"run python -m export --bundle {torch_format} --to openvino --precision fp32 --out OUT"
+    )
     with pytest.raises(InputError) as refused:
         open_session("tensorrt", discs / "decoder.onnx", threads=1)
     assert str(refused.value) == (

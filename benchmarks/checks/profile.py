@@ -54,7 +54,7 @@ def main(settings: ProfileSettings) -> None:
 
     check_libraries("matplotlib")
     bundles = open_bundles(settings.bundle)
-    engines = [choose_engine(b.manifest, "openvino", name=str(b.folder)) for b in bundles]
+    engines = [choose_engine(b, "openvino") for b in bundles]
     subjects = name_subjects(list(zip(bundles, engines, strict=True)))
     with results_folder(settings, {"command": "benchmarks.checks.profile"}) as folder:
         log("measuring the peaks")

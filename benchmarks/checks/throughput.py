@@ -196,9 +196,9 @@ def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int
 
 def _engines(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
     if wanted:
-        return [choose_engine(bundle.manifest, one, name=str(bundle.folder)) for one in wanted]
-    able = [one for one in engines_for(bundle.manifest, name=str(bundle.folder)) if installed(one)]
-    return able or [choose_engine(bundle.manifest)]  # which says what to install
+        return [choose_engine(bundle, one) for one in wanted]
+    able = [one for one in engines_for(bundle) if installed(one)]
+    return able or [choose_engine(bundle)]  # which says what to install
 
 
 def _time(

@@ -125,10 +125,7 @@ def engines_of(bundles: Sequence[Bundle], wanted: Sequence[str]) -> dict[str, tu
     Raises:
         InputError: a wanted engine opens no bundle, or a bundle is opened by none of the wanted engines.
     """
-    able = {
-        b.sha256: (TORCH,) if b.manifest.format == "torch" else tuple(engines_for(b.manifest))
-        for b in bundles
-    }
+    able = {b.sha256: (TORCH,) if b.manifest.format == "torch" else tuple(engines_for(b)) for b in bundles}
     for engine in wanted:
         if not any(engine in engines for engines in able.values()):
             known = ", ".join(sorted({e for engines in able.values() for e in engines}))

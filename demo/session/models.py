@@ -53,7 +53,7 @@ class Models:
     @property
     def engines(self) -> tuple[str, ...]:
         """Installed engines that can open at least one of the bundles."""
-        able = dict.fromkeys(e for b in self.bundles for e in engines_for(b.manifest) if installed(e))
+        able = dict.fromkeys(e for b in self.bundles for e in engines_for(b) if installed(e))
         return tuple(able)
 
     def manifest(self, name: str) -> Manifest:
@@ -142,7 +142,8 @@ class Models:
 
     def describe(self, name: str) -> dict[str, Any]:
         """One model's facts, for programs."""
-        manifest = self.manifest(name)
+        bundle = self.bundles[self._index(name)]
+        manifest = bundle.manifest
         return {
             "name": name,
             "kind": manifest.kind,
@@ -152,7 +153,7 @@ class Models:
             "input_px": list(manifest.input.size_px),
             "depth": manifest.input.depth,
             "threshold": manifest.output.threshold,
-            "engines": [e for e in engines_for(manifest) if installed(e)],
+            "engines": [e for e in engines_for(bundle) if installed(e)],
             "prompt": self._prompt_facts(name),
         }
 
@@ -171,12 +172,12 @@ class Models:
         self.close()
 
     def _engine_of(self, name: str, engine: str | None) -> str:
-        manifest = self.manifest(name)
-        if engine is not None and engine not in (able := engines_for(manifest)):
+        bundle = self.bundles[self._index(name)]
+        if engine is not None and engine not in (able := engines_for(bundle)):
             raise InputError(
                 f"engine {engine}: must be able to open {name}, is not; choose {' or '.join(able)}"
             )
-        return choose_engine(manifest, engine or self._engine, name=name)
+        return choose_engine(bundle, engine or self._engine)
 
     def _prompt_facts(self, name: str) -> dict[str, Any] | None:
         spec = self.manifest(name).prompt

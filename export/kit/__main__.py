@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.kit.wheel import edge_version
 from runtime.device.speed import check_baseline
-from runtime.engines.seam import BUILDS_FROM, engines_for
+from runtime.engines.seam import builds_tensorrt, engines_for
 from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
 from segcore.bundle.guard_record import least_speedup
 from segcore.bundle.manifest import Manifest
@@ -64,7 +64,7 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
             already.
     """
     bundle = open_bundle(settings.bundle)
-    engines = kit_engines(bundle.manifest, name=str(settings.bundle))
+    engines = kit_engines(bundle)
     check_apart(settings.out, settings.bundle, "--bundle")
     baseline = open_bundle(settings.baseline) if settings.baseline else None
     compares: tuple[str, ...] = ()
@@ -87,23 +87,22 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
     return engines
 
 
-def kit_engines(manifest: Manifest, *, name: str) -> tuple[str, ...]:
+def kit_engines(bundle: Bundle) -> tuple[str, ...]:
     """The engines that can run a bundle on a device, the one it was made for first.
 
     Raises:
         InputError: a torch bundle, or an engine that only the device that built it can run.
     """
+    manifest = bundle.manifest
     if manifest.format == "tensorrt":
         raise InputError(
-            f"bundle {name}: must be one that a device can open, is a TensorRT engine, which runs only where it was "
-            "built; give the tensorrt-onnx bundle that it was built from"
+            f"bundle {bundle.folder}: must be one that a device can open, is a TensorRT engine, which runs only "
+            "where it was built; give the tensorrt-onnx bundle that it was built from"
         )
-    able = engines_for(manifest, name=name)
+    able = engines_for(bundle)
     if manifest.format == "tensorrt-onnx":
         return ("tensorrt", *able)
-    # An onnx bundle in int8 was quantised for CPUs; TensorRT would read its 8-bit numbers wrongly.
-    builds = manifest.format in BUILDS_FROM and manifest.precision != "int8"
-    return (*able, "tensorrt") if builds else able
+    return (*able, "tensorrt") if builds_tensorrt(manifest) else able
 
 
 def tar_path(out: Path) -> Path:

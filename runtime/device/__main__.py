@@ -402,7 +402,7 @@ def make_runnable(source: Bundle, engine: str, out: Path, *, of: str = "") -> tu
         GateError: TensorRT built it, and its masks are not the bundle's.
     """
     if not needs_building(source, engine):
-        choose_engine(source.manifest, engine, name=str(source.folder))
+        choose_engine(source, engine)
         return source, None
     folder = engine_folder(out, of=of)
     # One for both engines of a report: two precisions of a network have kernels in common.

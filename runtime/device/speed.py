@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.device.report import DeviceReport, Percentiles, percentiles
 from runtime.device.sensors import SensorWatch
-from runtime.engines.seam import BUILDS_FROM, ENGINES, engines_for
+from runtime.engines.seam import ENGINES, builds_tensorrt, engines_for
 from runtime.predictor import Predictor
 from runtime.timing.latency import (
     ModelCalls,
@@ -49,8 +49,7 @@ def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
     """
     ours, theirs = bundle.manifest, baseline.manifest
     name = f"--baseline {baseline.folder}"
-    engines_for(ours, name=str(bundle.folder))
-    engines_for(theirs, name=str(baseline.folder))
+    able, able_too = _comparing_engines(bundle), _comparing_engines(baseline)
     for folder, manifest in ((bundle.folder, ours), (baseline.folder, theirs)):
         if manifest.format == "tensorrt":  # its parent is the bundle that it was built from, not the network
             raise InputError(
@@ -72,10 +71,10 @@ def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
             f"{name}: must take pictures of {_size_text(ours)} px as --bundle {bundle.folder} does, "
             f"got {_size_text(theirs)}; export both at one size"
         )
-    engines = tuple(e for e in ENGINES if e in _comparing_engines(ours) and e in _comparing_engines(theirs))
+    engines = tuple(engine for engine in ENGINES if engine in able and engine in able_too)
     if not engines:
         raise InputError(
-            f"{name}: must be of a format that {' or '.join(_comparing_engines(ours)) or 'no engine'} runs, "
+            f"{name}: must be of a format that {' or '.join(able)} runs, "
             f"as --bundle {bundle.folder}, got {theirs.format}; export it to the format of --bundle"
         )
     return engines
@@ -94,13 +93,12 @@ def check_comparing(engine: str, engines: tuple[str, ...], baseline: Bundle) -> 
         )
 
 
-def _comparing_engines(manifest: Manifest) -> tuple[str, ...]:
+def _comparing_engines(bundle: Bundle) -> tuple[str, ...]:
     """The engines in which a bundle's time means something; a tensorrt-onnx bundle runs elsewhere for its numbers."""
-    if manifest.format == "tensorrt-onnx":
+    able = engines_for(bundle)
+    if bundle.manifest.format == "tensorrt-onnx":
         return ("tensorrt",)
-    # An onnx bundle in int8 was quantised for CPUs; TensorRT would read its 8-bit numbers wrongly.
-    builds = manifest.format in BUILDS_FROM and manifest.precision != "int8"
-    return (*engines_for(manifest), *(("tensorrt",) if builds else ()))
+    return (*able, "tensorrt") if builds_tensorrt(bundle.manifest) else able
 
 
 def compare_speed(

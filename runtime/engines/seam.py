@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import EngineTarget, Manifest
 from segcore.errors import InputError, need
 
@@ -74,23 +75,27 @@ class Engine(Protocol):
         ...
 
 
-def engines_for(manifest: Manifest, *, name: str | None = None) -> tuple[str, ...]:
+def engines_for(bundle: Bundle) -> tuple[str, ...]:
     """Names of the engines that can open a bundle, installed or not.
-
-    Args:
-        manifest: the bundle's.
-        name: what an error calls the bundle; its folder, where the caller knows it.
 
     Raises:
         InputError: the bundle holds a torch model, which no engine opens.
     """
-    if manifest.format not in OPENED_BY:
-        bundle = name or manifest.name
+    form = bundle.manifest.format
+    if form not in OPENED_BY:
         raise InputError(
-            f"bundle {bundle}: must be exported first, got {manifest.format} format; "
-            f"run python -m export --bundle {bundle} --to openvino --precision fp32 --out OUT"
+            f"bundle {bundle.folder}: must be exported first, got {form} format; "
+            f"run python -m export --bundle {bundle.folder} --to openvino --precision fp32 --out OUT"
         )
-    return OPENED_BY[manifest.format]
+    return OPENED_BY[form]
+
+
+def builds_tensorrt(manifest: Manifest) -> bool:
+    """Whether a TensorRT engine can be built from a bundle.
+
+    Not from an onnx bundle in int8: it was quantised for CPUs, and TensorRT would read its 8-bit numbers wrongly.
+    """
+    return manifest.format in BUILDS_FROM and (manifest.format, manifest.precision) != ("onnx", "int8")
 
 
 def installed(package: str) -> bool:
@@ -98,13 +103,14 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def choose_engine(manifest: Manifest, wanted: str | None = None, *, name: str | None = None) -> str:
+def choose_engine(bundle: Bundle, wanted: str | None = None) -> str:
     """The engine to use: the one asked for, else openvino if installed and able, else another that is able.
 
     Raises:
-        InputError: no such engine, it cannot open this format, or it is not installed.
+        InputError: the bundle was not exported, there is no such engine, it cannot open this format, or it is not
+            installed.
     """
-    able = engines_for(manifest, name=name)
+    able = engines_for(bundle)
     if wanted is None:
         ranked = sorted(able, key=lambda engine: engine != "openvino")
         wanted = next((engine for engine in ranked if installed(engine)), ranked[0])
@@ -112,7 +118,7 @@ def choose_engine(manifest: Manifest, wanted: str | None = None, *, name: str | 
         raise InputError(f"--engine {wanted}: must be one of {', '.join(ENGINES)}, got {wanted}")
     if wanted not in able:
         raise InputError(
-            f"--engine {wanted}: must be able to open {manifest.format}, is not; use --engine {able[0]}, "
+            f"--engine {wanted}: must be able to open {bundle.manifest.format}, is not; use --engine {able[0]}, "
             "or export the model to another format"
         )
     if not installed(wanted):
