@@ -40,7 +40,7 @@ from segcore.host import made_now  # noqa: E402
 from segcore.learn.network import save_weights  # noqa: E402
 from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from segcore.picture.prompts import Prompt, PromptSpec, prompt_arrays  # noqa: E402
-from teacher import sam2_model as sam2_package  # noqa: E402
+from teacher import sam2_model  # noqa: E402
 from teacher.promptable import SLOTS, PromptedSam2, prompt_spec  # noqa: E402
 from teacher.sam2_model import Answers, Embedding, Sam2ImageModel  # noqa: E402
 
@@ -107,7 +107,7 @@ def sam2s(tmp_path_factory):
     pytest.importorskip("sam2")
     folder = tmp_path_factory.mktemp("sam2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sam2_package, "_config", partial(shallow, sam2_package._config))
+        patch.setattr(sam2_model, "_read_config", partial(shallow, sam2_model._read_config))
         export_bundle(ExportSettings(bundle=write_teacher(folder / "torch"), to="onnx", out=folder / "onnx"))
     return folder / "onnx"
 
@@ -120,7 +120,7 @@ def shallow(full, size):
 
 def write_teacher(folder):
     torch.manual_seed(0)
-    mean, std = sam2_package.IMAGENET_MEAN_STD
+    mean, std = sam2_model.IMAGENET_MEAN_STD
     network = PromptedSam2(Sam2ImageModel("tiny", 64), classes=1, slots=SLOTS, candidates="three").eval()
     network.points[0, 0], network.labels[0, 0] = torch.tensor([20.0, 30.0]), 1.0
     folder.mkdir()
