@@ -40,8 +40,11 @@ from segcore.picture.quality import (
     reliability_rows,
 )
 
-_EXAMPLE_CASES = 6
+CalibrationMethod = Literal["none", "threshold", "temperature"]
 ScoredCase = tuple[float, Case, np.ndarray, np.ndarray]
+"""Mean Dice over classes, case, predicted and true mask."""
+_PIXELS_A_CASE = 2000  # of each case, for the temperature and the expected calibration error
+_EXAMPLE_CASES = 6
 
 
 class Validator:
@@ -50,13 +53,8 @@ class Validator:
     def __init__(
         self, cases: Sequence[Case], spec: InputSpec, output: OutputSpec, classes: int, *, batch: int
     ) -> None:
-        self.cases, self.spec, self.output, self.classes, self.batch = (
-            tuple(cases),
-            spec,
-            output,
-            classes,
-            batch,
-        )
+        self.cases, self.spec, self.output = tuple(cases), spec, output
+        self.classes, self.batch = classes, batch
         self.pictures = [prepare(case.image(), spec, name=f"image {case.id}") for case in cases]
 
     def with_output(self, output: OutputSpec) -> Validator:
@@ -67,9 +65,9 @@ class Validator:
 
     def predictions(self, network: nn.Module) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
         """(case, predicted mask, true mask) at the case's own size."""
-        return self.decided(self.logits(network))
+        return self.masks_of(self.logits(network))
 
-    def decided(
+    def masks_of(
         self, answers: Iterable[tuple[Case, np.ndarray]]
     ) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
         """`predictions` from what `logits` gave."""
@@ -94,57 +92,17 @@ class Validator:
 
 
 def score_cases(validator: Validator, answers: Iterable[tuple[Case, np.ndarray]]) -> list[ScoredCase]:
-    """Mean Dice over classes, case, predicted and true mask of what `Validator.logits` gave."""
+    """Scores what `Validator.logits` gave, case by case."""
     return [
         (float(dice_per_class(prediction, truth, validator.classes).mean()), case, prediction, truth)
-        for case, prediction, truth in validator.decided(answers)
+        for case, prediction, truth in validator.masks_of(answers)
     ]
-
-
-def draw_examples(scored: Sequence[ScoredCase], spec: InputSpec, path: Path) -> None:
-    """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
-    scored = sorted(scored, key=lambda s: s[0])
-    picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLE_CASES, len(scored))).astype(int))
-    rows = []
-    for i in picks:
-        _, case, prediction, truth = scored[i]
-        image = through_window(case.image(), spec)
-        rows.append(
-            [image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)]
-        )
-    sheet(rows, ["image", "truth", "prediction (worst case first)", "missed orange, extra blue"]).save(path)
-
-
-def draw_curves(history_csv: Path, path: Path) -> None:
-    """Loss and validation Dice by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with history_csv.open() as file:
-        rows = list(csv.DictReader(file))
-    epochs = [int(r["epoch"]) for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(epochs, [float(r["loss"]) for r in rows], color="#0072b2")
-    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    dice = [float(r["dice_val"]) for r in rows]
-    right.plot(epochs, dice, color="#009e73")
-    right.axvline(epochs[int(np.argmax(dice))], color="#d55e00", linestyle=":", label=f"best {max(dice):.4f}")
-    right.set(xlabel="epoch", ylabel="validation Dice")
-    right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-Calibrate = Literal["none", "threshold", "temperature"]
-_PIXELS_A_CASE = 2000  # of each case, for the temperature and the ECE
 
 
 def calibrate(
     answers: Sequence[tuple[Case, np.ndarray]],
     output: OutputSpec,
-    how: Calibrate,
+    how: CalibrationMethod,
     *,
     between: tuple[float, float] = (0.05, 0.95),
 ) -> tuple[OutputSpec, Calibration | None]:
@@ -183,6 +141,42 @@ def calibrate(
     )
 
 
+def draw_examples(scored: Sequence[ScoredCase], spec: InputSpec, path: Path) -> None:
+    """A sheet of the worst, middle and best validation cases: picture, truth, prediction, error map."""
+    scored = sorted(scored, key=lambda s: s[0])
+    picks = np.unique(np.linspace(0, len(scored) - 1, min(_EXAMPLE_CASES, len(scored))).astype(int))
+    rows = []
+    for i in picks:
+        _, case, prediction, truth = scored[i]
+        image = through_window(case.image(), spec)
+        rows.append(
+            [image, overlay(image, truth), overlay(image, prediction), error_map(image, prediction, truth)]
+        )
+    sheet(rows, ["image", "truth", "prediction (worst case first)", "missed orange, extra blue"]).save(path)
+
+
+def draw_curves(history_csv: Path, path: Path) -> None:
+    """Loss and validation Dice by epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with history_csv.open() as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(r["epoch"]) for r in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(epochs, [float(r["loss"]) for r in rows], color="#0072b2")
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    dice = [float(r["dice_val"]) for r in rows]
+    right.plot(epochs, dice, color="#009e73")
+    right.axvline(epochs[int(np.argmax(dice))], color="#d55e00", linestyle=":", label=f"best {max(dice):.4f}")
+    right.set(xlabel="epoch", ylabel="validation Dice")
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def _sample_pixels(answers: Sequence[tuple[Case, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Logits n×K and true class of some pixels of every case, at the case's own size."""
     random, logits, truths = np.random.default_rng(0), [], []
@@ -196,7 +190,7 @@ def _sample_pixels(answers: Sequence[tuple[Case, np.ndarray]]) -> tuple[np.ndarr
 
 
 def _calibration_error(logits: np.ndarray, truth: np.ndarray, output: OutputSpec) -> float:
-    """Of sampled pixels: logits n×K, truth n."""
+    """Expected calibration error of sampled pixels: logits n×K, truth n."""
     p = activate(logits.T[:, :, None], output)[:, :, 0]  # K n
     if output.activation == "sigmoid":
         return expected_calibration_error(reliability_rows(p[0], truth == 1))

@@ -34,6 +34,9 @@ from segcore.learn.settings import TrainSettings
 
 HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_LARGEST_INT = 2**31 - 1
+"""For `keep_freed_memory`. Source: mallopt(3) and glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,6 @@ def open_accelerator(settings: TrainSettings) -> Accelerator:
         raise InputError("--amp fp16: must be fp32 or bf16 on a CPU, got fp16; leave --amp away")
     precision = {"fp32": "no"}.get(amp, amp)
     return Accelerator(cpu=cpu, mixed_precision=precision)
-
-
-def learning_rate(step: int, *, steps: int, warmup: int, highest: float) -> float:
-    """Linear from 0 over `warmup` steps, then along a half cosine to 1 % of `highest` at the last step."""
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup - 1)
-    return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 def fit(
@@ -149,6 +144,12 @@ def fit(
     # Also in processes that did not validate: all end with the same weights.
     network.load_state_dict(load_file(folder / _BEST))
     return history
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Removes what only resuming needed; the last step before a bundle is sealed."""
+    for name in (_LAST, _BEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,28 @@ def update_weights(run: Run, rate: float, clip_norm: float) -> None:
         run.average.update_parameters(run.network)
 
 
+def learning_rate(step: int, *, steps: int, warmup: int, highest: float) -> float:
+    """Linear from 0 over `warmup` steps, then along a half cosine to 1 % of `highest` at the last step."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup - 1)
+    return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep large blocks that are freed, for the next step takes as much; returns whether it could.
+
+    By default it maps each large tensor anew, and the kernel clears its pages when they are first written: a fifth
+    of the time of a small student's step. A process that trains has no better use for the memory.
+    """
+    if sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if set_option is None:
+        return False
+    return bool(set_option(_M_MMAP_MAX, 0)) and bool(set_option(_M_TRIM_THRESHOLD, _LARGEST_INT))
+
+
 def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings) -> list[Step]:
     """One pass over the data."""
     steps = math.ceil(len(loader) / settings.accumulate)
@@ -240,12 +263,6 @@ def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: Tra
         )
     first = 1 + epoch * steps
     return [Step(epoch + 1, first + i, mean[i], rates[i]) for i in range(len(mean))]
-
-
-def drop_checkpoint(folder: Path) -> None:
-    """Removes what only resuming needed; the last step before a bundle is sealed."""
-    for name in (_LAST, _BEST):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -294,22 +311,3 @@ def _resume_run(folder: Path, run: Run) -> list[Epoch]:
     history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
     log(f"resuming after epoch {len(history)}, best val Dice so far {max(e.dice_val for e in history):.4f}")
     return history
-
-
-# Source: mallopt(3) and glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_LARGEST_INT = 2**31 - 1
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep large blocks that are freed, for the next step takes as much; returns whether it could.
-
-    By default it maps each large tensor anew, and the kernel clears its pages when they are first written: a fifth
-    of the time of a small student's step. A process that trains has no better use for the memory.
-    """
-    if sys.platform != "linux":
-        return False
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if set_option is None:
-        return False
-    return bool(set_option(_M_MMAP_MAX, 0)) and bool(set_option(_M_TRIM_THRESHOLD, _LARGEST_INT))

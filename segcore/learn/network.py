@@ -1,6 +1,7 @@
-"""The graph contract: 8-bit picture in, logits out; and what such a graph costs.
+"""A network around its weights: the graph contract (8-bit picture in, logits out), its cost, and its files.
 
-Exported models and the PyTorch reference share this wrapper.
+Exported models and the PyTorch reference share one wrapper, `DeployGraph`. Weights lie in bundles as safetensors; a
+pickle is never executed.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def normaliser(spec: InputSpec, device: torch.device) -> Callable[[Tensor], Tens
     return lambda image: normalise(image, mean, scale)
 
 
+def normalise_pictures(pictures: Tensor, spec: InputSpec) -> Tensor:
+    """What a network inside a `DeployGraph` is given: N×H×W×C uint8 → N×C×H×W float32, on the same device."""
+    images = pictures.permute(0, 3, 1, 2).float() / 255  # N C H W, 0–1
+    return normaliser(spec, pictures.device)(images)
+
+
 def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """(x − mean)·scale; one grey channel is repeated where the network takes three."""
     if x.shape[1] != mean.shape[1]:  # not always: an Expand that changes nothing would stay in every graph
@@ -66,18 +73,15 @@ def count_macs(network: nn.Module, spec: InputSpec) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-# Writes and reads weights: safetensors in bundles, never a pickle.
-#
-# A full disk is an OSError here: safetensors' and torch's own file writers raise errors that look like a bug of ours.
-
-
 def save_weights(path: Path, network: nn.Module) -> None:
     """Writes a network's state as safetensors."""
-    # a clone in plain memory order: safetensors takes neither channels-last nor shared memory
+    # A clone in plain memory order: safetensors takes neither channels-last nor shared memory.
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
+    # By our own writer, to which a full disk is an OSError: those of safetensors and torch raise errors that look like
+    # a bug of ours.
     write_bytes(path, save(state))
 
 

@@ -1,4 +1,10 @@
-"""Turns a trained network into a torch bundle: weights, pictures, manifest."""
+"""Turns a trained network into a torch bundle: weights, pictures, manifest, and what a student promises of itself.
+
+A student's manifest holds a regression that estimates the Dice of each of its masks (`segcore.picture.quality` reads
+it). It is fitted here, on the validation cases as they are and degraded: those of the training's own kind are nearly
+all good, and contrast, noise and occlusion make bad masks too, so that the regression sees what bad looks like. Blur,
+rotation and foreign pictures are left to test it.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +36,11 @@ from segcore.picture.quality import QualityModel, estimate, odd_shape, regressor
 
 WEIGHTS = "model.safetensors"
 RECIPE = "train.yaml"
-
-
-def data_record(dataset: Dataset, split_seed: int, fold: str = "") -> DataRecord:
-    """Names and hashes of the data a bundle was trained on."""
-    return DataRecord(
-        name=dataset.name,
-        sha256=dataset.sha256,
-        split_sha256=dataset.split_sha256,
-        split_seed=split_seed,
-        fold=fold,
-        counts=split_counts(dataset),
-        test_images=tuple(sorted(case.source.image_fingerprint() for case in dataset.split("test"))),
-    )
+MIN_CASES, MAX_CASES = 20, 128
+"""Validation cases that the estimate of quality needs, and uses."""
+_CLEAN_WEIGHT = 6.0  # of an undegraded picture; each comes with three degraded ones, and is what is met most
+_RIDGE = 3.0
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -117,59 +115,17 @@ def seal_trained(
     )
 
 
-# Fits a student's estimate of its own Dice on its validation cases, as they are and degraded.
-#
-# Validation cases of the training's own kind are nearly all good. Contrast, noise and occlusion make bad masks too,
-# so
-# that the regression sees what bad looks like; blur, rotation and foreign pictures are left to test it.
-
-MIN_CASES, MAX_CASES = 20, 128
-_CLEAN_WEIGHT = 6.0  # of an undegraded picture; each comes with three degraded ones, and is what is met most
-_RIDGE = 3.0
-_FOLDS = 5
-
-
-def contrast(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Keeps 15 to 60 % of the contrast, somewhere between black and white."""
-    share = rng.uniform(0.15, 0.6)
-    return 255 * rng.uniform(0, 1 - share) + share * picture
-
-
-def noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Adds Gaussian noise of 10 to 100 grey values."""
-    return picture + rng.normal(0, np.exp(rng.uniform(np.log(10), np.log(100))), picture.shape)
-
-
-def occlusion(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Covers one to three rectangles with one grey each."""
-    covered = picture.astype(float)
-    height, width = picture.shape[:2]
-    for _ in range(rng.integers(1, 4)):
-        h, w = (max(1, int(side * rng.uniform(0.2, 0.6))) for side in (height, width))
-        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-        covered[top : top + h, left : left + w] = (
-            rng.uniform(0, 255) if rng.random() < 0.5 else picture.mean()
-        )
-    return covered
-
-
-Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-DEGRADATIONS: tuple[Degradation, ...] = (contrast, noise, occlusion)
-
-
-@dataclass(frozen=True)
-class _Observations:
-    """Rows are pictures × classes: what was seen, and how good the mask was."""
-
-    patient: np.ndarray  # N, number of the patient
-    degraded: np.ndarray  # N booleans
-    confidence: np.ndarray  # N×C×5
-    shape: np.ndarray  # N×C×7
-    marked: np.ndarray  # N×C booleans
-    dice: np.ndarray  # N×C
-
-    def pick(self, rows: np.ndarray) -> _Observations:
-        return _Observations(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+def data_record(dataset: Dataset, split_seed: int, fold: str = "") -> DataRecord:
+    """Names and hashes of the data a bundle was trained on."""
+    return DataRecord(
+        name=dataset.name,
+        sha256=dataset.sha256,
+        split_sha256=dataset.split_sha256,
+        split_seed=split_seed,
+        fold=fold,
+        counts=split_counts(dataset),
+        test_images=tuple(sorted(case.source.image_fingerprint() for case in dataset.split("test"))),
+    )
 
 
 def fit_quality(network: nn.Module, validator: Validator) -> QualityModel | None:
@@ -185,13 +141,13 @@ def fit_quality(network: nn.Module, validator: Validator) -> QualityModel | None
     if len(validator.cases) < MIN_CASES:
         _log_too_few(len(validator.cases))
         return None
-    measured = _observe(network, validator)
-    usable = int(measured.marked[~measured.degraded].any(axis=1).sum())
+    seen = _observe(network, validator)
+    usable = int(seen.marked[~seen.degraded].any(axis=1).sum())
     if usable < MIN_CASES:
         _log_too_few(usable)
         return None
-    error, error_degraded = _cross_validate(measured)
-    return _fit_model(measured, error=error, error_degraded=error_degraded)
+    error, error_degraded = _cross_validate(seen)
+    return _fit_model(seen, error=error, error_degraded=error_degraded)
 
 
 def _log_too_few(usable: int) -> None:
@@ -201,7 +157,23 @@ def _log_too_few(usable: int) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Observations:
+    """What was seen of each picture and class, and how good the mask was. N pictures, C classes."""
+
+    patient: np.ndarray  # N, number of the patient
+    degraded: np.ndarray  # N booleans
+    confidence: np.ndarray  # N×C×5
+    shape: np.ndarray  # N×C×7
+    marked: np.ndarray  # N×C booleans
+    dice: np.ndarray  # N×C
+
+    def pick(self, rows: np.ndarray) -> _Observations:
+        return _Observations(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
 def _observe(network: nn.Module, validator: Validator) -> _Observations:
+    """Each picked case as it is and degraded; the picks are spread evenly over the cases."""
     device = next(network.parameters()).device
     graph = DeployGraph(network, validator.spec).to(device).eval()
     count = min(MAX_CASES, len(validator.cases))
@@ -226,34 +198,60 @@ def _with_degraded(picture: np.ndarray, seed: int) -> list[np.ndarray]:
     return [picture, *(np.clip(np.round(d(picture, rng)), 0, 255).astype(np.uint8) for d in DEGRADATIONS)]
 
 
-def _cross_validate(measured: _Observations) -> tuple[float, float]:
+def lower_contrast(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keeps 15 to 60 % of the contrast, somewhere between black and white."""
+    share = rng.uniform(0.15, 0.6)
+    return 255 * rng.uniform(0, 1 - share) + share * picture
+
+
+def add_noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds Gaussian noise of 10 to 100 grey values."""
+    return picture + rng.normal(0, np.exp(rng.uniform(np.log(10), np.log(100))), picture.shape)
+
+
+def cover_parts(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Covers one to three rectangles with one grey each."""
+    covered = picture.astype(float)
+    height, width = picture.shape[:2]
+    for _ in range(rng.integers(1, 4)):
+        h, w = (max(1, int(side * rng.uniform(0.2, 0.6))) for side in (height, width))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        covered[top : top + h, left : left + w] = (
+            rng.uniform(0, 255) if rng.random() < 0.5 else picture.mean()
+        )
+    return covered
+
+
+Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+DEGRADATIONS: tuple[Degradation, ...] = (lower_contrast, add_noise, cover_parts)
+
+
+def _cross_validate(seen: _Observations) -> tuple[float, float]:
     """Mean absolute error of the cases' Dice, undegraded and degraded, each predicted without its own patient."""
-    errors = np.zeros(len(measured.dice))
-    fold = np.random.default_rng(0).permutation(measured.patient.max() + 1)[measured.patient] % _FOLDS
+    errors = np.zeros(len(seen.dice))
+    fold = np.random.default_rng(0).permutation(seen.patient.max() + 1)[seen.patient] % _FOLDS
     for k in range(_FOLDS):
         held = fold == k
         if not held.any() or held.all():
             continue
-        model = _fit_model(measured.pick(~held), error=0.0, error_degraded=0.0)
-        rest = measured.pick(held)
+        model = _fit_model(seen.pick(~held), error=0.0, error_degraded=0.0)
+        rest = seen.pick(held)
         promised = estimate(rest.confidence, rest.shape, rest.marked, model)
         errors[held] = np.abs(promised - rest.dice.mean(axis=1))
-    return float(errors[~measured.degraded].mean()), float(errors[measured.degraded].mean())
+    return float(errors[~seen.degraded].mean()), float(errors[seen.degraded].mean())
 
 
-def _fit_model(measured: _Observations, *, error: float, error_degraded: float) -> QualityModel:
-    clean = ~measured.degraded[:, None] & measured.marked  # N×C
-    shapes = [_moments(measured.shape[clean[:, c], c]) for c in range(clean.shape[1])]
+def _fit_model(seen: _Observations, *, error: float, error_degraded: float) -> QualityModel:
+    clean = ~seen.degraded[:, None] & seen.marked  # N×C
+    shapes = [_moments(seen.shape[clean[:, c], c]) for c in range(clean.shape[1])]
     shape_centre, shape_spread = np.array([s[0] for s in shapes]), np.array([s[1] for s in shapes])
-    odd = odd_shape(measured.shape, shape_centre, shape_spread)
-    signs = np.concatenate([measured.confidence, odd[..., None]], axis=2)  # N×C×6
+    odd = odd_shape(seen.shape, shape_centre, shape_spread)
+    signs = np.concatenate([seen.confidence, odd[..., None]], axis=2)  # N×C×6
     centre, spread = _moments(signs[clean])
     high = np.percentile((signs[clean] - centre) / spread, 95, axis=0)
-    weight = np.where(measured.degraded, 1.0, _CLEAN_WEIGHT)[:, None].repeat(clean.shape[1], axis=1)
-    rows = measured.marked
-    weights = _logistic_ridge(
-        regressors(signs[rows], centre, spread, high), measured.dice[rows], weight[rows]
-    )
+    weight = np.where(seen.degraded, 1.0, _CLEAN_WEIGHT)[:, None].repeat(clean.shape[1], axis=1)
+    rows = seen.marked
+    weights = _logistic_ridge(regressors(signs[rows], centre, spread, high), seen.dice[rows], weight[rows])
     return QualityModel(
         weights=_six_digits(weights),
         centre=_six_digits(centre),
@@ -261,8 +259,8 @@ def _fit_model(measured: _Observations, *, error: float, error_degraded: float) 
         high=_six_digits(high),
         shape_centre=tuple(_six_digits(row) for row in shape_centre),
         shape_spread=tuple(_six_digits(row) for row in shape_spread),
-        empty_right=_six_digits(_empty_right(measured)),
-        cases=int((~measured.degraded).sum()),
+        empty_right=_six_digits(_empty_right(seen)),
+        cases=int((~seen.degraded).sum()),
         error=error,
         error_degraded=error_degraded,
     )
@@ -275,10 +273,10 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
 
 
-def _empty_right(measured: _Observations) -> np.ndarray:
+def _empty_right(seen: _Observations) -> np.ndarray:
     """How often an empty mask was right in undegraded cases; one imagined wrong one, so that 0 where none was seen."""
-    empty = ~measured.degraded[:, None] & ~measured.marked
-    return np.asarray((measured.dice * empty).sum(axis=0) / (empty.sum(axis=0) + 1.0))
+    empty = ~seen.degraded[:, None] & ~seen.marked
+    return np.asarray((seen.dice * empty).sum(axis=0) / (empty.sum(axis=0) + 1.0))
 
 
 def _logistic_ridge(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
