@@ -33,14 +33,14 @@ from segcore.outfolder import out_folder
 from teacher.ensemble import label_size, open_ensemble
 from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
 
-MEAN = "mean"
-Batch = tuple[Case, ...]
-
 if TYPE_CHECKING:
     import numpy as np
     from tqdm import tqdm
 
-    Label = Callable[[Sequence[Case]], np.ndarray]
+    Labeller = Callable[[Sequence[Case]], np.ndarray]
+
+MEAN = "mean"
+Batch = tuple[Case, ...]
 
 
 class LabelSettings(Settings):
@@ -165,10 +165,8 @@ def _write_labels(
     images = sum(len(batch) for part in parts for batch in part)
     bar = tqdm(total=images, desc="labelling", unit="image", disable=not state.is_main_process)
     for number, part in enumerate(parts):
-        name, ids = (
-            shard_name(state.process_index, number),
-            tuple(case.id for batch in part for case in batch),
-        )
+        name = shard_name(state.process_index, number)
+        ids = tuple(case.id for batch in part for case in batch)
         if done.get(name) != ids:
             write_shard(folder, name, ids, _label_shard(label, part, bar))
         else:
@@ -180,7 +178,7 @@ def _write_labels(
     state.wait_for_everyone()
 
 
-def _label_shard(label: Label, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
+def _label_shard(label: Labeller, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
     import numpy as np
 
     logits = []

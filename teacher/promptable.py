@@ -7,6 +7,7 @@ Automatic form: the prompts are buffers, one question a class, which come from t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from segcore.bundle.manifest import Manifest
 from segcore.learn.loader import check_classes
-from segcore.learn.network import normaliser
+from segcore.learn.network import normalise_pictures
+from segcore.picture.preprocess import output_spec
 from segcore.picture.prompts import PADDING, PromptSpec
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.sam2_model import MASKS, Answers, Embedding, Sam2ImageModel, load_for_system
+from teacher.sam2_model import MASKS, STRIDE, Answers, Embedding, Sam2ImageModel, load_for_system
 from teacher.settings import AutomaticPrompt, EncoderSize, TeacherSettings
-from teacher.system import Task
+from teacher.system import Loss, System, Task
+from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of
 
 SLOTS = 10
@@ -205,17 +208,49 @@ def train_prompt_encoder(network: PromptedSam2, *, masks: bool) -> None:
     encoder.mask_downscaling.requires_grad_(masks)
 
 
-def automatic_form(trained: nn.Module) -> nn.Module:
-    """The network in a module that trains it as `model`."""
-    return trained.get_submodule("model")
+def promptable_system(
+    parts: PromptableParts,
+    settings: TeacherSettings,
+    task: Task,
+    *,
+    trained: nn.Module,
+    loss: Loss,
+    name: str,
+    prompt: PromptSpec,
+    thresholds: tuple[float, float] = (0.05, 0.95),
+) -> System:
+    """A teacher whose bundle is the automatic form.
+
+    Args:
+        parts: from `prepare_promptable`.
+        settings: the flags.
+        task: as it was given there.
+        trained: a module that trains `parts.network` as its `model`.
+        loss: of `trained`; see `System`.
+        name: for tables.
+        prompt: from `prompt_spec`.
+        thresholds: see `System`.
+    """
+    return System(
+        network=trained,
+        output=output_spec(task.classes, stride=STRIDE),
+        loss=loss,
+        view=_automatic_form,
+        plain=partial(_plain_form, tuning=parts.tuning),
+        settings=parts.settings,
+        title=f"{name} {settings.encoder}",
+        pretrained=parts.pretrained,
+        prompt=prompt,
+        thresholds=thresholds,
+        save_adapters=partial(save_adapters, parts.network.sam.image_encoder.trunk, parts.tuning),
+    )
 
 
-def plain_promptable(trained: nn.Module, tuning: Tuning) -> nn.Module:
-    """`automatic_form` with updates merged into the encoder's weights; in place."""
-    network = automatic_form(trained)
-    encoder = network.sam.image_encoder  # type: ignore[union-attr]
-    encoder.trunk = plain_encoder(encoder.trunk, tuning)  # type: ignore[union-attr,arg-type]
-    return network
+def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates) -> PromptSpec:
+    """What a bundle's manifest says of how it can be asked."""
+    masks = {"single": 1, "three": MASKS - 1, "all": MASKS}[candidates]
+    single = candidates != "three"
+    return PromptSpec(kinds=kinds, slots=SLOTS, masks=masks, single=single, mask_input="mask" in kinds)
 
 
 def open_promptable(manifest: Manifest, *, candidates: Candidates) -> PromptedSam2:
@@ -244,9 +279,7 @@ def ask_with_masks(network: nn.Module, manifest: Manifest, pictures: Tensor, mas
     """
     assert isinstance(network, PromptedSam2)
     points, labels = mask_prompts(network, masks, manifest.settings["prompt"], manifest.settings["points"])
-    x = pictures.permute(0, 3, 1, 2).float() / 255
-    normalised = normaliser(manifest.input, pictures.device)
-    return network.ask(normalised(x), points, labels)
+    return network.ask(normalise_pictures(pictures, manifest.input), points, labels)
 
 
 def mask_prompts(
@@ -265,8 +298,13 @@ def mask_prompts(
     return points, labels
 
 
-def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates) -> PromptSpec:
-    """What a bundle's manifest says of how it can be asked."""
-    masks = {"single": 1, "three": MASKS - 1, "all": MASKS}[candidates]
-    single = candidates != "three"
-    return PromptSpec(kinds=kinds, slots=SLOTS, masks=masks, single=single, mask_input="mask" in kinds)
+def _automatic_form(trained: nn.Module) -> nn.Module:
+    return trained.get_submodule("model")
+
+
+def _plain_form(trained: nn.Module, tuning: Tuning) -> nn.Module:
+    """The automatic form with updates merged into the encoder's weights; in place."""
+    network = _automatic_form(trained)
+    encoder = network.sam.image_encoder  # type: ignore[union-attr]
+    encoder.trunk = plain_encoder(encoder.trunk, tuning)  # type: ignore[union-attr,arg-type]
+    return network

@@ -1,10 +1,8 @@
-"""SAM 2 as Meta's sam2 package builds it, with random weights. The only file that imports sam2.
+"""SAM 2: how it is built, the model that answers prompts about single pictures, and its weights.
 
-`import sam2` initialises Hydra for the whole process, so it happens inside the functions, and the model's settings are
-read from sam2's own YAML without Hydra.
-
-One part is replaced: sam2's LayerNorm over the channels of a map is made of seven operators, and squares its
-input outside any normalisation, which 16 bits do not hold (NVIDIA/TensorRT#3657, #4723).
+The only file that imports sam2, Meta's package. `import sam2` initialises Hydra for the whole process, so it happens
+inside the functions, and the model's settings are read from sam2's own YAML without Hydra. What is built has random
+weights until `load_for_system` or `load_sam2_weights` fills it, from Meta's files or the hub.
 
 Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, 2024; Ryali et al., Hiera, ICML 2023.
 """
@@ -31,6 +29,11 @@ from teacher.settings import TUNES, EncoderSize, TeacherSettings
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAM2_MEAN_STD = {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD}
 """What SAM 2's encoder was trained with, for grey pictures too."""
+STRIDE = 4  # of the masks' logits
+MASKS = 4
+"""Candidates of SAM 2's mask decoder: one for a clear prompt, three for an ambiguous one."""
+NO_WEIGHTS = "no pretrained weights"
+TRUNK = "image_encoder.trunk."
 _CONFIGS: dict[EncoderSize, str] = {
     "tiny": "sam2.1_hiera_t.yaml",
     "small": "sam2.1_hiera_s.yaml",
@@ -70,6 +73,30 @@ def build_sam2(size: EncoderSize, image_px: int) -> Any:
     return sam2
 
 
+class ChannelNorm(nn.Module):
+    """N×C×H×W, normalised over C at each pixel, by one operator.
+
+    Shares the parameters of sam2's `LayerNorm2d`, which it replaces. That one is made of seven operators, and squares
+    its input outside any normalisation, which 16 bits do not hold (NVIDIA/TensorRT#3657, #4723).
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.permute(0, 2, 3, 1)  # N H W C
+        return F.layer_norm(last, last.shape[-1:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def join_channel_norms(network: nn.Module) -> None:
+    """Replaces, in place, every `LayerNorm2d` of sam2; the names of its parameters stay."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "LayerNorm2d":
+                setattr(module, name, ChannelNorm(child))
+
+
 def _read_config(size: EncoderSize) -> dict[str, Any]:
     try:
         text = resources.files("sam2").joinpath(f"configs/sam2.1/{_CONFIGS[size]}").read_text()
@@ -96,33 +123,130 @@ def _instantiate(config: Any) -> Any:
     return getattr(import_module(module), name)(**built)
 
 
-class ChannelNorm(nn.Module):
-    """N×C×H×W, normalised over C at each pixel, by one operator.
+# Prompts about single pictures: an encoder that looks once, and a decoder that answers.
 
-    Shares the parameters of the `LayerNorm2d` that it replaces.
+
+class Embedding(NamedTuple):
+    """What the encoder saw of N pictures: features at strides 16, 8 and 4.
+
+    Attributes:
+        image: N×256×H/16×W/16.
+        middle: N×64×H/8×W/8.
+        fine: N×32×H/4×W/4.
     """
 
-    def __init__(self, norm: Any) -> None:
+    image: Tensor
+    middle: Tensor
+    fine: Tensor
+
+
+class Answers(NamedTuple):
+    """Candidate masks for N prompts.
+
+    Attributes:
+        logits: N×M×H/4×W/4.
+        iou: N×M, the decoder's own estimate, 0–1.
+    """
+
+    logits: Tensor
+    iou: Tensor
+
+
+@runtime_checkable
+class Promptable(Protocol):
+    """What a promptable bundle's network offers beside being called with a picture."""
+
+    def encode(self, x: Tensor) -> Embedding:
+        """N×3×H×W normalised → features."""
+        ...
+
+    def decode(
+        self, embedding: Embedding, points: Tensor, labels: Tensor, mask: Tensor, has_mask: Tensor
+    ) -> Answers:
+        """Candidates for one prompt a picture; see `Sam2ImageModel.decode`."""
+        ...
+
+
+class Sam2ImageModel(nn.Module):
+    """SAM 2.1 without its memory, for square pictures of one size. Its parts have the names of Meta's files."""
+
+    image_encoder: Any
+    sam_prompt_encoder: Any
+    sam_mask_decoder: Any
+    no_mem_embed: Tensor
+
+    def __init__(self, size: EncoderSize, image_px: int) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        sam2 = build_sam2(size, image_px)
+        self.image_px = image_px
+        self.image_encoder = sam2.image_encoder
+        self.sam_prompt_encoder = sam2.sam_prompt_encoder
+        self.sam_mask_decoder = sam2.sam_mask_decoder
+        self.no_mem_embed = sam2.no_mem_embed
 
-    def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1)  # N H W C
-        return F.layer_norm(last, last.shape[-1:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+    def encode(self, x: Tensor) -> Embedding:
+        """N×3×H×W normalised → features, as SAM 2's image predictor has them."""
+        fine, middle, image = self.image_encoder(x)["backbone_fpn"]
+        return self.embed(fine, middle, self.without_memory(image))
+
+    def embed(self, fine: Tensor, middle: Tensor, image: Tensor) -> Embedding:
+        """The encoder's maps, 256 channels each at strides 4, 8 and 16 → features for the mask decoder."""
+        decoder = self.sam_mask_decoder
+        return Embedding(image, decoder.conv_s1(middle), decoder.conv_s0(fine))
+
+    def without_memory(self, image: Tensor) -> Tensor:
+        """Features N×256×h×w at stride 16 with SAM 2's mark of "no earlier frame"."""
+        return image + self.no_mem_embed.view(1, -1, 1, 1)
+
+    def decode(
+        self,
+        embedding: Embedding,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+    ) -> Answers:
+        """Candidates for one prompt a picture.
+
+        Args:
+            embedding: of N pictures; to ask several prompts of one picture, repeat its features.
+            points: N×P×2, (x, y) in the input's pixels.
+            labels: N×P float, as `segcore.picture.prompts` numbers them.
+            mask: N×1×H/4×W/4, the logits of an earlier answer; None where none is.
+            has_mask: N×1 float, 1 where `mask` counts, so that one graph serves both; None where all do.
+
+        Returns:
+            `MASKS` candidates each, the single-mask answer first.
+        """
+        return self.decode_with_tokens(embedding, points, labels, mask, has_mask)[0]
+
+    def decode_with_tokens(
+        self,
+        embedding: Embedding,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+    ) -> tuple[Answers, Tensor]:
+        """As `decode`, with the candidates' tokens, N×`MASKS`×256, which SAM 2's memory keeps."""
+        sparse = self.sam_prompt_encoder._embed_points(points, labels, pad=True)  # N P+1 256
+        none = self.sam_prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        dense = none.expand(len(points), -1, *embedding.image.shape[2:])
+        if mask is not None:
+            given = self.sam_prompt_encoder._embed_masks(mask)
+            dense = given if has_mask is None else torch.where(has_mask[..., None, None] > 0, given, dense)
+        logits, iou, tokens, _ = self.sam_mask_decoder.predict_masks(
+            image_embeddings=embedding.image,
+            image_pe=self.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=[embedding.fine, embedding.middle],
+        )
+        return Answers(logits, iou), tokens
 
 
-def join_channel_norms(network: nn.Module) -> None:
-    """Replaces, in place, every `LayerNorm2d` of sam2; the names of its parameters stay."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__ == "LayerNorm2d":
-                setattr(module, name, ChannelNorm(child))
-
-
-# SAM 2's weights, from Meta's files or the hub, into the parts of SAM 2 that a system uses.
-
-NO_WEIGHTS = "no pretrained weights"
-TRUNK = "image_encoder.trunk."
+# The weights: Meta's files, or the hub's.
 
 
 class _Checkpoint(NamedTuple):
@@ -136,14 +260,6 @@ _PUBLISHED: dict[EncoderSize, _Checkpoint] = {
     "base+": _Checkpoint("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
     "large": _Checkpoint("facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt"),
 }
-
-
-def load_encoder_weights(encoder: nn.Module, weights: str, size: EncoderSize) -> str:
-    """Loads SAM 2's weights into an encoder from `build_encoder`; see `load_sam2_weights`."""
-    parts = nn.Module()  # the encoder where Meta's files have it
-    parts.image_encoder = nn.Module()
-    parts.image_encoder.trunk = encoder
-    return load_sam2_weights(parts, weights, size)
 
 
 def load_for_system(model: nn.Module, settings: TeacherSettings, *, frozen: Sequence[str]) -> str:
@@ -161,6 +277,34 @@ def load_for_system(model: nn.Module, settings: TeacherSettings, *, frozen: Sequ
     loaded = _load_parts(model, str(settings.weights), settings.encoder)
     check_frozen_parts(settings, loaded.absent, frozen)
     return _describe_origin(loaded, str(settings.weights))
+
+
+def load_sam2_weights(model: nn.Module, weights: str, size: EncoderSize) -> str:
+    """Loads SAM 2's weights into a model whose parts have the names of Meta's files.
+
+    A file may hold the encoder alone, as an encoder that was trained in house does: the other parts then keep their
+    random weights, and that is said.
+
+    Args:
+        model: `Sam2ImageModel`, `SAM2Base`, …; what the file holds beside the model's parts is ignored.
+        weights: a path (Meta's .pt, or .safetensors with the same names), a hub name, or "none".
+        size: what the encoder was built as, for the message.
+
+    Returns:
+        Where the weights came from, for the manifest.
+
+    Raises:
+        InputError: no such file or model, no network, not a checkpoint, or of another model.
+    """
+    return _describe_origin(_load_parts(model, weights, size), weights)
+
+
+def load_encoder_weights(encoder: nn.Module, weights: str, size: EncoderSize) -> str:
+    """Loads SAM 2's weights into an encoder from `build_encoder`; see `load_sam2_weights`."""
+    parts = nn.Module()  # the encoder where Meta's files have it
+    parts.image_encoder = nn.Module()
+    parts.image_encoder.trunk = encoder
+    return load_sam2_weights(parts, weights, size)
 
 
 def check_frozen_parts(settings: TeacherSettings, absent: Sequence[str], frozen: Sequence[str]) -> None:
@@ -182,26 +326,6 @@ def check_frozen_parts(settings: TeacherSettings, absent: Sequence[str], frozen:
             f"leaves most of that as it is; give all of SAM 2.1, such as {_PUBLISHED[settings.encoder].repository}"
             + otherwise
         )
-
-
-def load_sam2_weights(model: nn.Module, weights: str, size: EncoderSize) -> str:
-    """Loads SAM 2's weights into a model whose parts have the names of Meta's files.
-
-    A file may hold the encoder alone, as an encoder that was trained in house does: the other parts then keep their
-    random weights, and that is said.
-
-    Args:
-        model: `Sam2ImageModel`, `SAM2Base`, …; what the file holds beside the model's parts is ignored.
-        weights: a path (Meta's .pt, or .safetensors with the same names), a hub name, or "none".
-        size: what the encoder was built as, for the message.
-
-    Returns:
-        Where the weights came from, for the manifest.
-
-    Raises:
-        InputError: no such file or model, no network, not a checkpoint, or of another model.
-    """
-    return _describe_origin(_load_parts(model, weights, size), weights)
 
 
 class _WeightsOrigin(NamedTuple):
@@ -318,123 +442,3 @@ def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], weights:
             f"({len(missing)} tensors missing, {len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); "
             f"set --encoder to the weights' size ({', '.join(get_args(EncoderSize))})"
         )
-
-
-# SAM 2 for single pictures: an encoder that looks once, and a decoder that answers prompts.
-
-STRIDE = 4  # of the masks' logits
-MASKS = 4
-"""Candidates of SAM 2's mask decoder: one for a clear prompt, three for an ambiguous one."""
-
-
-class Embedding(NamedTuple):
-    """What the encoder saw of N pictures: features at strides 16, 8 and 4.
-
-    Attributes:
-        image: N×256×H/16×W/16.
-        middle: N×64×H/8×W/8.
-        fine: N×32×H/4×W/4.
-    """
-
-    image: Tensor
-    middle: Tensor
-    fine: Tensor
-
-
-class Answers(NamedTuple):
-    """Candidate masks for N prompts.
-
-    Attributes:
-        logits: N×M×H/4×W/4.
-        iou: N×M, the decoder's own estimate, 0–1.
-    """
-
-    logits: Tensor
-    iou: Tensor
-
-
-@runtime_checkable
-class Promptable(Protocol):
-    """What a promptable bundle's network offers beside being called with a picture."""
-
-    def encode(self, x: Tensor) -> Embedding:
-        """N×3×H×W normalised → features."""
-        ...
-
-    def decode(
-        self, embedding: Embedding, points: Tensor, labels: Tensor, mask: Tensor, has_mask: Tensor
-    ) -> Answers:
-        """Candidates for one prompt a picture; see `Sam2ImageModel.decode`."""
-        ...
-
-
-class Sam2ImageModel(nn.Module):
-    """SAM 2.1 without its memory, for square pictures of one size. Its parts have the names of Meta's files."""
-
-    image_encoder: Any
-    sam_prompt_encoder: Any
-    sam_mask_decoder: Any
-    no_mem_embed: Tensor
-
-    def __init__(self, size: EncoderSize, image_px: int) -> None:
-        super().__init__()
-        sam2 = build_sam2(size, image_px)
-        self.image_px = image_px
-        self.image_encoder = sam2.image_encoder
-        self.sam_prompt_encoder = sam2.sam_prompt_encoder
-        self.sam_mask_decoder = sam2.sam_mask_decoder
-        self.no_mem_embed = sam2.no_mem_embed
-
-    def encode(self, x: Tensor) -> Embedding:
-        """N×3×H×W normalised → features, as SAM 2's image predictor has them."""
-        fine, middle, image = self.image_encoder(x)["backbone_fpn"]
-        decoder = self.sam_mask_decoder
-        image = image + self.no_mem_embed.view(1, -1, 1, 1)  # SAM 2's "no earlier frame"
-        return Embedding(image, decoder.conv_s1(middle), decoder.conv_s0(fine))
-
-    def decode(
-        self,
-        embedding: Embedding,
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        has_mask: Tensor | None = None,
-    ) -> Answers:
-        """Candidates for one prompt a picture.
-
-        Args:
-            embedding: of N pictures; to ask several prompts of one picture, repeat its features.
-            points: N×P×2, (x, y) in the input's pixels.
-            labels: N×P float, as `segcore.picture.prompts` numbers them.
-            mask: N×1×H/4×W/4, the logits of an earlier answer; None where none is.
-            has_mask: N×1 float, 1 where `mask` counts, so that one graph serves both; None where all do.
-
-        Returns:
-            `MASKS` candidates each, the single-mask answer first.
-        """
-        return self.decode_with_tokens(embedding, points, labels, mask, has_mask)[0]
-
-    def decode_with_tokens(
-        self,
-        embedding: Embedding,
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        has_mask: Tensor | None = None,
-    ) -> tuple[Answers, Tensor]:
-        """As `decode`, with the candidates' tokens, N×`MASKS`×256, which SAM 2's memory keeps."""
-        sparse = self.sam_prompt_encoder._embed_points(points, labels, pad=True)  # N P+1 256
-        none = self.sam_prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        dense = none.expand(len(points), -1, *embedding.image.shape[2:])
-        if mask is not None:
-            given = self.sam_prompt_encoder._embed_masks(mask)
-            dense = given if has_mask is None else torch.where(has_mask[..., None, None] > 0, given, dense)
-        logits, iou, tokens, _ = self.sam_mask_decoder.predict_masks(
-            image_embeddings=embedding.image,
-            image_pe=self.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=[embedding.fine, embedding.middle],
-        )
-        return Answers(logits, iou), tokens

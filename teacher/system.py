@@ -109,6 +109,11 @@ class System:
     save_adapters: Callable[[Path], None] | None = field(default=None, repr=False)
 
 
+def unchanged(network: nn.Module) -> nn.Module:
+    """`System.view` and `System.plain` of a system that is deployed as it is trained."""
+    return network
+
+
 def system_module(name: str) -> ModuleType:
     """The module of a system, by a key of `SYSTEMS`."""
     return import_module(SYSTEMS[name])  # type: ignore[index]
@@ -116,7 +121,8 @@ def system_module(name: str) -> ModuleType:
 
 def protocols(name: str) -> dict[str, Protocol]:
     """Every way that a system can be tested, the automatic one first."""
-    return {AUTOMATIC: _predict_alone, **getattr(system_module(name), "PROTOCOLS", {})}
+    further: dict[str, Protocol] = getattr(system_module(name), "PROTOCOLS", {})
+    return {AUTOMATIC: lambda network, validator: validator.predictions(network), **further}
 
 
 def open_plain(manifest: Manifest) -> nn.Module:
@@ -136,7 +142,3 @@ def load_teacher(bundle: Bundle) -> nn.Module:
     """
     check_torch_bundle(bundle, "teacher")
     return load_weights(open_plain(bundle.manifest), bundle)
-
-
-def _predict_alone(network: nn.Module, validator: Validator) -> Predictions:
-    return validator.predictions(network)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.learn.losses import cross_entropy, dice_loss
-from teacher.sam2_model import MASKS, Sam2ImageModel, load_for_system
-from teacher.settings import EncoderSize, TeacherSettings
+from segcore.picture.preprocess import OutputSpec, output_spec
+from teacher.sam2_model import MASKS, STRIDE, Sam2ImageModel, load_for_system
+from teacher.settings import TeacherSettings
+from teacher.system import Task
+from teacher.tuning.tune import Tuning, adapted_encoder, tune_encoder, tuning_of
 
-STRIDE = 4  # of the logits
 FROZEN = ("image_encoder.neck", "sam_prompt_encoder", "sam_mask_decoder")
 """Parts of SAM 2, beside the encoder itself, whose weights `train_head` leaves as they are, or most of them."""
 
@@ -80,29 +84,52 @@ class ClassMaskNetwork(nn.Module):
         super().__init__()
         self.encoder: nn.Module = sam.image_encoder.trunk
         self.neck: nn.Module = sam.image_encoder.neck
-        # what it makes is for the memory alone
+        # What it makes is for the memory alone.
         self.neck.position_encoding = nn.Identity()
         self.decoder = ClassMaskDecoder(sam, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        fine, middle, image, _ = self.neck(self.encoder(x))[0]
+        fine, middle, image, _ = self.neck(self.encoder(x))[0]  # N 256 h w each, at strides 4, 8, 16 and 32
         return self.decoder(image, middle, fine)  # type: ignore[no-any-return]
 
 
-def build_class_masks(*, encoder: EncoderSize, outputs: int, image_px: int) -> ClassMaskNetwork:
-    """The network with random weights; `image_px` is no more than what it is built at."""
-    return ClassMaskNetwork(Sam2ImageModel(encoder, image_px), outputs)
+class ClassMaskParts(NamedTuple):
+    """What such a system is made of before it says what of the decoder is trained.
+
+    Attributes:
+        network: with SAM 2's weights; its encoder is tuned as `tuning` says, nothing else is frozen yet.
+        tuning: of the encoder.
+        output: of the network.
+        pretrained: where the weights came from.
+    """
+
+    network: ClassMaskNetwork
+    tuning: Tuning
+    output: OutputSpec
+    pretrained: str
 
 
-def load_class_masks(settings: TeacherSettings, outputs: int, image_px: int) -> tuple[ClassMaskNetwork, str]:
-    """The network with SAM 2's weights, and where they came from; nothing is frozen yet.
+def prepare_class_masks(settings: TeacherSettings, task: Task) -> ClassMaskParts:
+    """Builds the network, loads its weights and tunes its encoder as the flags say.
 
     Raises:
         InputError: the weights are wrong, or lack a part that stays frozen.
     """
-    sam = Sam2ImageModel(settings.encoder, image_px)
-    origin = load_for_system(sam, settings, frozen=FROZEN)
-    return ClassMaskNetwork(sam, outputs), origin
+    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
+    sam = Sam2ImageModel(settings.encoder, task.spec.height_px)
+    pretrained = load_for_system(sam, settings, frozen=FROZEN)
+    network = ClassMaskNetwork(sam, output.channels)
+    network.encoder = tune_encoder(network.encoder, tuning)
+    return ClassMaskParts(network, tuning, output, pretrained)
+
+
+def open_class_masks(manifest: Manifest) -> ClassMaskNetwork:
+    """The network of a bundle with random weights, and adapters in its encoder where the bundle has them."""
+    settings = manifest.architecture_settings
+    sam = Sam2ImageModel(settings["encoder"], manifest.input.height_px)
+    network = ClassMaskNetwork(sam, manifest.output.channels)
+    network.encoder = adapted_encoder(network.encoder, settings)
+    return network
 
 
 def train_head(network: ClassMaskNetwork) -> None:

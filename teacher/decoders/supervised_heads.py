@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
-from teacher.sam2_model import load_encoder_weights
+from teacher.sam2_model import build_encoder, load_encoder_weights
 from teacher.settings import EncoderSize, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
-from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of
+from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of, with_plain_encoder
 
 STRIDE = 4  # of the finest head
 
@@ -29,6 +29,17 @@ class NetworkBuilder(Protocol):
     """Builds a network with random weights; its `encoder` is Hiera, and called it gives logits, the finest last."""
 
     def __call__(self, *, encoder: EncoderSize, outputs: int) -> nn.Module: ...
+
+
+NetworkClass = Callable[[nn.Module, list[int], int], nn.Module]
+"""(encoder, its channels, the deepest level's first, outputs) → such a network."""
+
+
+def build_supervised(kind: NetworkClass, *, encoder: EncoderSize, outputs: int) -> nn.Module:
+    """A network over a new encoder; all weights are random."""
+    trunk = build_encoder(encoder)
+    channels: list[int] = list(trunk.channel_list)  # type: ignore[arg-type]
+    return kind(trunk, channels, outputs)
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -54,8 +65,8 @@ def supervised_levels(features: list[Tensor], blocks: nn.ModuleList, heads: nn.M
     *skips, x = features
     logits = []
     for block, head, skip in zip(blocks, heads, reversed(skips), strict=True):
-        x = block(x, skip)
-        logits.append(head(x))
+        x = block(x, skip)  # N C' h w → N C 2h 2w
+        logits.append(head(x))  # N K 2h 2w
     return logits
 
 
@@ -83,12 +94,6 @@ def deep_supervision(head_loss: HeadLoss) -> Loss:
         return total
 
     return loss
-
-
-def with_plain_encoder(network: nn.Module, tuning: Tuning) -> nn.Module:
-    """A network whose `encoder` was tuned, with it in plain form; in place."""
-    network.encoder = plain_encoder(network.encoder, tuning)  # type: ignore[arg-type]
-    return network
 
 
 def supervised_system(

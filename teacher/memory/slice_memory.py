@@ -1,9 +1,11 @@
-"""SAM 2's memory of slices: how a memory is written and read, which are kept, and which a slice is shown.
+"""SAM 2 over the slices of a volume: a prompt on one slice, and the others follow outwards from it, by memory alone.
 
-The bank sorts itself, and order plays no part: memories enter by confidence and stay by dissimilarity, and
-a slice sees those that resemble it. Where the paper samples memories by their similarity, the most similar
-are taken here: the same volume gets the same masks each time. That the less confident of the two most
-similar memories goes is ours, too.
+* A bank holds what is remembered, and sorts itself: order plays no part. Memories enter by confidence and stay by
+  dissimilarity, and a slice is shown those that resemble it. Where the paper samples memories by their similarity, the
+  most similar are taken here: the same volume gets the same masks each time. That the less confident of the two most
+  similar memories goes is ours, too.
+* `SliceMemory` writes a slice into a memory and reads memories into a slice: SAM 2's memory encoder and attention.
+* `VolumeSam2` is SAM 2 with both; `ClipTracker` is its form in training.
 
 Source: Zhu et al., Medical SAM 2: Segment Medical Images as Video via Segment Anything Model 2, 2024, for the
 bank; Ravi et al., SAM 2, 2024, and its code, for the memory's parts: what they are fed and in which order.
@@ -29,6 +31,8 @@ CONFIDENT = 0.5
 """Least estimated IoU of a mask that is worth remembering; ours, the paper gives none."""
 SHOWN = 7
 """Memories that a slice is shown, the prompted one among them. Source: SAM 2's own number."""
+_FARTHEST = 15  # slices; SAM 2 counts the distances of its 16 object pointers in parts of this
+_LONGEST_WAVE = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,6 @@ def _most_dispensable(bank: Bank) -> int:
 def _unit_rows(vectors: Sequence[Tensor]) -> Tensor:
     """One row of length 1 each, as data: what is kept has no gradient."""
     return F.normalize(torch.stack([v.detach().float().flatten() for v in vectors]), dim=1)
-
-
-_FARTHEST = 15  # slices; SAM 2 counts the distances of its 16 object pointers in parts of this
-_LONGEST_WAVE = 10_000.0
 
 
 class SliceMemory(nn.Module):
@@ -206,10 +206,6 @@ def _sine_code(positions: Tensor, width: int) -> Tensor:
     return torch.cat([waves.sin(), waves.cos()], 1)
 
 
-# SAM 2 over the slices of a volume: a prompt on one of them, then the others outwards from it, by
-# memory alone.
-
-
 class Slices(NamedTuple):
     """What the encoder saw of S slices.
 
@@ -239,25 +235,15 @@ class VolumeSam2(nn.Module):
         """N×3×H×W normalised → features."""
         return self.pictures.encode(x)
 
-    def decode(
-        self,
-        embedding: Embedding,
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        has_mask: Tensor | None = None,
-    ) -> Answers:
-        """One prompt a picture, without memory; see `Sam2ImageModel.decode`."""
-        return self.pictures.decode(embedding, points, labels, mask, has_mask)
+    def decode(self, embedding: Embedding, *prompt: Tensor) -> Answers:
+        """One prompt a picture, without memory: points, labels, mask and so on as for `Sam2ImageModel.decode`."""
+        return self.pictures.decode(embedding, *prompt)
 
     def look(self, x: Tensor) -> Slices:
         """S×3×H×W normalised → what `track` needs of each slice."""
-        sam = self.pictures.sam
-        found = sam.image_encoder(x)
-        fine, middle, image = found["backbone_fpn"]
-        decoder = sam.sam_mask_decoder
-        embedding = Embedding(image, decoder.conv_s1(middle), decoder.conv_s0(fine))
-        return Slices(embedding, found["vision_pos_enc"][-1][:1])
+        found = self.pictures.sam.image_encoder(x)
+        # The encoding of places is the same for every slice: one of them is enough.
+        return Slices(self.pictures.sam.embed(*found["backbone_fpn"]), found["vision_pos_enc"][-1][:1])
 
     def track(
         self, slices: Slices, points: Tensor, labels: Tensor, *, start: int, remembering: bool = True
@@ -282,7 +268,7 @@ class VolumeSam2(nn.Module):
             if bank:
                 image = self.memory.read(one.image, slices.position, shown(bank, one.image), place)
             else:  # the prompted slice, or no memory at all
-                image = one.image + sam.no_mem_embed.view(1, -1, 1, 1)
+                image = sam.without_memory(one.image)
             asked = one._replace(image=image)
             # Every slice but the prompted one is asked with padding alone: what it is to show comes from the memory.
             found, tokens = sam.decode_with_tokens(asked, points, labels if place == start else nothing)

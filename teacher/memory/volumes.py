@@ -1,4 +1,4 @@
-"""Whole volumes: which cases they are, one prompt for each, their masks by memory, and soft labels made of those."""
+"""Whole volumes: one prompt for each, their masks by memory, how those are scored, and soft labels made of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segcore.dataset.case import Case, volumes_of
 from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT
 from segcore.learn.evaluate import Validator
-from segcore.learn.network import normaliser
+from segcore.learn.network import normalise_pictures
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 from teacher.memory.slice_memory import Slices, VolumeSam2
@@ -115,12 +115,13 @@ def volume_logits(
     slices = Slices(
         Embedding(*(torch.cat(f) for f in zip(*(p.seen for p in parts), strict=True))), parts[0].position
     )
+    nowhere = slices.seen.fine.new_full(
+        (len(pictures), *slices.seen.fine.shape[2:]), -OUTSIDE_LOGIT
+    )  # S H/4 W/4
     answers = []
     for prompt in prompts:
         if prompt is None:
-            answers.append(
-                slices.seen.fine.new_full((len(pictures), *slices.seen.fine.shape[2:]), -OUTSIDE_LOGIT)
-            )
+            answers.append(nowhere)
             continue
         points, labels = prompt.points[None].to(pictures.device), prompt.labels[None].to(pictures.device)
         answers.append(
@@ -138,14 +139,14 @@ def volume_predictions(
     """
     network.eval()
     device = next(network.parameters()).device
-    normalised, size_px = normaliser(validator.spec, device), validator.spec.size_px
+    size_px = validator.spec.size_px
     for places in volumes_of(validator.cases):
         cases = [validator.cases[i] for i in places]
         truths = [case.mask() for case in cases]
         small = torch.from_numpy(np.stack([resize_mask(truth, size_px) for truth in truths]))
         prompts = [volume_prompt((small == k).float(), kind) for k in range(1, validator.classes + 1)]
         stored = torch.from_numpy(np.stack([validator.pictures[i] for i in places])).to(device)
-        pictures = normalised(stored.permute(0, 3, 1, 2).float() / 255)
+        pictures = normalise_pictures(stored, validator.spec)
         logits = volume_logits(network, pictures, prompts, remembering=remembering).cpu().numpy()
         for case, one, truth in zip(cases, logits, truths, strict=True):
             yield case, mask_of_logits(one, validator.output, truth.shape), truth
@@ -186,7 +187,7 @@ def label_volume(network: VolumeSam2, manifest: Manifest, pictures: Tensor, mask
     Returns:
         Logits S×K'×h×w, as in the automatic form. A class that was guessed nowhere is nowhere.
     """
-    x = normaliser(manifest.input, pictures.device)(pictures.permute(0, 3, 1, 2).float() / 255)
+    x = normalise_pictures(pictures, manifest.input)
     if masks is None:
         masks = torch.cat([_automatic_masks(network, part) for part in x.split(_SLICES_A_PASS)])
     kind = "box" if manifest.settings.get("prompt") == "box" else "points"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segcore.dataset.case import Case
 from segcore.learn.evaluate import Validator
-from segcore.learn.network import normaliser
+from segcore.learn.network import normalise_pictures
 from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
 from teacher.promptable import PromptedSam2, compete
@@ -110,12 +110,10 @@ def _encode_cases(
     network: PromptedSam2, validator: Validator
 ) -> Iterator[tuple[Case, Embedding, np.ndarray]]:
     """Each case with the features of its picture and its true mask."""
-    device = network.points.device
-    normalised = normaliser(validator.spec, device)
     for case, picture in zip(validator.cases, validator.pictures, strict=True):
-        x = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float() / 255
+        one = torch.tensor(picture, device=network.points.device)[None]  # 1 H W C
         with torch.inference_mode():
-            embedding = network.encode(normalised(x))
+            embedding = network.encode(normalise_pictures(one, validator.spec))
         yield case, embedding, case.mask()
 
 

@@ -34,6 +34,13 @@ _JITTER, _JITTER_SHARE = 0.1, 20 / 1024
 
 Source: Kirillov et al., Segment Anything, ICCV 2023, appendix A: 10 % of the side, at most 20 pixels of 1024.
 """
+_FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0
+_TINY_SMOOTH = 1e-5  # what MONAI adds above and below a Dice
+_FOCAL_WEIGHT, _DICE_WEIGHT, _IOU_WEIGHT = 20.0, 1.0, 1.0
+"""Weights of the loss. Source: Kirillov et al. 2023, appendix A; SAM-Med2D keeps them."""
+
+
+# What is asked.
 
 
 def pick_objects(mask: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -61,16 +68,6 @@ def pick_objects(mask: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         for one, (whole, which) in zip(objects, chance, strict=True)
     ]
     return torch.stack(parts), large.any(1)
-
-
-def _large_part(mask: Tensor, which: float) -> Tensor:
-    """One of the large connected parts of a mask H×W bool; the mask where it has fewer than two. `which` is 0–1."""
-    numbered = connected_parts(mask.cpu().numpy())
-    areas = np.bincount(numbered.ravel())[1:]
-    large = np.flatnonzero(areas >= SMALLEST_SHARE * mask.numel()) + 1
-    if len(large) < 2:
-        return mask
-    return torch.from_numpy(numbered == large[int(which * len(large))]).to(mask.device)
 
 
 def points_inside(mask: Tensor, count: int) -> Tensor:
@@ -138,20 +135,6 @@ def first_prompts(truth: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return points, labels
 
 
-def _to_points(flat: Tensor, width: int) -> Tensor:
-    """Indices into H·W → (x, y), a last axis of 2."""
-    return torch.stack([flat % width, flat // width], -1).float()
-
-
-def _first_true(line: Tensor) -> Tensor:
-    """Index of the first True of each row of N×L."""
-    return line.int().argmax(1)
-
-
-def _last_true(line: Tensor) -> Tensor:
-    return torch.where(line.any(1), line.shape[1] - 1 - line.flip(1).int().argmax(1), 0)
-
-
 def drawn_prompts(
     means: Tensor, kind: AutomaticPrompt, count: int, pictures: int, slots: int
 ) -> tuple[Tensor, Tensor]:
@@ -175,7 +158,7 @@ def drawn_prompts(
         for k, mean in enumerate(means):
             weight = (mean * core(mean)).flatten().expand(pictures, -1)
             places = torch.multinomial(weight, count, replacement=bool((weight[0] > 0).sum() < count))
-            points[:, k, :count] = torch.stack([places % width, places // width], -1).float()
+            points[:, k, :count] = _to_points(places, width)
         labels[:, :, :count] = FOREGROUND
         used = count
     if kind != "points":
@@ -186,8 +169,31 @@ def drawn_prompts(
     return points, labels
 
 
-_FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0
-_TINY_SMOOTH = 1e-5  # what MONAI adds above and below a Dice
+def _large_part(mask: Tensor, which: float) -> Tensor:
+    """One of the large connected parts of a mask H×W bool; the mask where it has fewer than two. `which` is 0–1."""
+    numbered = connected_parts(mask.cpu().numpy())
+    areas = np.bincount(numbered.ravel())[1:]
+    large = np.flatnonzero(areas >= SMALLEST_SHARE * mask.numel()) + 1
+    if len(large) < 2:
+        return mask
+    return torch.from_numpy(numbered == large[int(which * len(large))]).to(mask.device)
+
+
+def _to_points(flat: Tensor, width: int) -> Tensor:
+    """Indices into H·W → (x, y), a last axis of 2."""
+    return torch.stack([flat % width, flat // width], -1).float()
+
+
+def _first_true(line: Tensor) -> Tensor:
+    """Index of the first True of each row of N×L."""
+    return line.int().argmax(1)
+
+
+def _last_true(line: Tensor) -> Tensor:
+    return torch.where(line.any(1), line.shape[1] - 1 - line.flip(1).int().argmax(1), 0)
+
+
+# How one answer is judged.
 
 
 def focal(logits: Tensor, truth: Tensor, *, alpha: float | None = _FOCAL_ALPHA) -> Tensor:
@@ -233,8 +239,7 @@ def _truth_per_candidate(logits: Tensor, truth: Tensor) -> Tensor:
     return target.to(logits.dtype).expand_as(logits)
 
 
-_FOCAL_WEIGHT, _DICE_WEIGHT, _IOU_WEIGHT = 20.0, 1.0, 1.0
-"""Weights of the loss. Source: Kirillov et al. 2023, appendix A; SAM-Med2D keeps them."""
+# Interaction: asking, and asking again where the answer was wrong.
 
 
 class InteractiveRounds(nn.Module):
@@ -256,7 +261,9 @@ class InteractiveRounds(nn.Module):
         for slot in range(2, self.rounds + 1):
             before = answers[-1]
             # As it is used later: the best of the three by estimated IoU; the single-mask answer (0) is not among them.
-            last = best(Answers(before.logits[:, 1:], before.iou[:, 1:])).detach().float()[:, None]
+            last = (
+                best(Answers(before.logits[:, 1:], before.iou[:, 1:])).detach().float()[:, None]
+            )  # N 1 H/4 W/4
             last = last.clamp(-MASK_CLIP, MASK_CLIP)
             found = F.interpolate(last, truth.shape[1:], mode="bilinear", align_corners=False)[:, 0] > 0
             points, labels = points.clone(), labels.clone()  # autograd keeps those of the round before

@@ -8,6 +8,7 @@ groups and gate 0.5, split 1/2, squeeze 2, groups 2 as there.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.losses import segmentation_loss
 from teacher.decoders.supervised_heads import (
+    build_supervised,
     double_conv,
     open_supervised,
     supervised_levels,
     supervised_system,
 )
-from teacher.sam2_model import SAM2_MEAN_STD, build_encoder
-from teacher.settings import EncoderSize, TeacherSettings
+from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 
+MEAN_STD = SAM2_MEAN_STD
 _NORM_GROUPS = 16
 _GATE = 0.5
 
@@ -38,12 +41,12 @@ class SpatialReconstruction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share = (self.norm.weight / self.norm.weight.sum()).view(1, -1, 1, 1)
-        # contiguous: torch 2.13's CPU GroupNorm crashes in the backward of a channels-last input that needs no
+        # Contiguous: torch 2.13's CPU GroupNorm crashes in the backward of a channels-last input that needs no
         # gradient (a frozen encoder's features); native_group_norm_backward, cf. pytorch#115940
         weight = torch.sigmoid(self.norm(x.contiguous()) * share)
         informative = torch.where(weight > _GATE, torch.ones_like(weight), weight) * x
         redundant = torch.where(weight > _GATE, torch.zeros_like(weight), weight) * x
-        a1, a2 = informative.chunk(2, dim=1)
+        a1, a2 = informative.chunk(2, dim=1)  # N C/2 H W each
         b1, b2 = redundant.chunk(2, dim=1)
         return torch.cat([a1 + b2, a2 + b1], dim=1)
 
@@ -62,9 +65,9 @@ class ChannelReconstruction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rich, cheap = x.chunk(2, dim=1)
-        rich, cheap = self.squeeze_rich(rich), self.squeeze_cheap(cheap)
-        rich = self.group(rich) + self.point(rich)
-        cheap = torch.cat([self.cheap(cheap), cheap], dim=1)
+        rich, cheap = self.squeeze_rich(rich), self.squeeze_cheap(cheap)  # N C/4 H W each
+        rich = self.group(rich) + self.point(rich)  # N C H W
+        cheap = torch.cat([self.cheap(cheap), cheap], dim=1)  # N C H W
         both = torch.cat([rich, cheap], dim=1)  # N 2C H W
         weighed = both.mean(dim=(2, 3), keepdim=True).softmax(dim=1) * both
         first, second = weighed.chunk(2, dim=1)
@@ -76,9 +79,6 @@ class ScConv(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         super().__init__(SpatialReconstruction(channels), ChannelReconstruction(channels))
-
-
-MEAN_STD = SAM2_MEAN_STD
 
 
 class AttentionGate(nn.Module):
@@ -106,7 +106,7 @@ class DecoderBlock(nn.Module):
         self.merge = double_conv(2 * skip, skip)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        up = self.up(x)
+        up = self.up(x)  # N C h w → N C' 2h 2w, as the skip
         return self.merge(torch.cat([self.gate(up, self.reduce(skip)), up], dim=1))  # type: ignore[no-any-return]
 
 
@@ -124,11 +124,8 @@ class S2AgScUNet(nn.Module):
         return supervised_levels(self.encoder(x), self.decoder, self.heads)
 
 
-def build_s2agscunet(*, encoder: EncoderSize, outputs: int) -> S2AgScUNet:
-    """The network with random weights."""
-    trunk = build_encoder(encoder)
-    channels: list[int] = list(trunk.channel_list)  # type: ignore[arg-type]
-    return S2AgScUNet(trunk, channels, outputs)
+build_s2agscunet = partial(build_supervised, S2AgScUNet)
+"""(encoder=, outputs=) → the network with random weights."""
 
 
 def build_system(settings: TeacherSettings, task: Task) -> System:

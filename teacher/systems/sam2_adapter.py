@@ -14,21 +14,44 @@ from functools import partial
 from torch import nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.picture.preprocess import output_spec
-from teacher.decoders.class_masks import (
-    STRIDE,
-    build_class_masks,
-    class_mask_loss,
-    load_class_masks,
-    train_head,
-)
-from teacher.decoders.supervised_heads import with_plain_encoder
+from teacher.decoders.class_masks import class_mask_loss, open_class_masks, prepare_class_masks, train_head
 from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
-from teacher.system import System, Task
+from teacher.system import System, Task, unchanged
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.adapters import PARALLEL_SCALE, AdapterAfter, AdapterBeside, Bottleneck
-from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of
+from teacher.tuning.tune import with_plain_encoder
+
+MEAN_STD = SAM2_MEAN_STD
+
+
+def build_system(settings: TeacherSettings, task: Task) -> System:
+    """The teacher with its weights loaded and frozen as `--tune` says; with `all` the decoder has no adapters."""
+    network, tuning, output, pretrained = prepare_class_masks(settings, task)
+    width = None if tuning.kind == "all" else tuning.width
+    if width:
+        train_head(network)
+        add_token_adapters(network.decoder.transformer, width)
+    return System(
+        network=network,
+        output=output,
+        loss=class_mask_loss,
+        view=unchanged,
+        plain=partial(with_plain_encoder, tuning=tuning),
+        settings={"encoder": settings.encoder, **tuning.adapter_settings, "decoder_adapter_width": width},
+        title=f"SAM2-Adapter {settings.encoder}",
+        pretrained=pretrained,
+        save_adapters=partial(save_adapters, network.encoder, tuning),
+    )
+
+
+def open_network(manifest: Manifest) -> nn.Module:
+    """The plain form of a bundle, with random weights."""
+    settings = manifest.architecture_settings
+    network = open_class_masks(manifest)
+    if settings["decoder_adapter_width"]:
+        add_token_adapters(network.decoder.transformer, settings["decoder_adapter_width"])
+    return network
 
 
 def add_token_adapters(transformer: nn.Module, width: int) -> nn.Module:
@@ -42,40 +65,3 @@ def add_token_adapters(transformer: nn.Module, width: int) -> nn.Module:
         block.self_attn = AdapterAfter(block.self_attn, Bottleneck(features, width))  # type: ignore[arg-type]
         block.mlp = AdapterBeside(block.mlp, Bottleneck(features, width), PARALLEL_SCALE)  # type: ignore[arg-type]
     return transformer
-
-
-MEAN_STD = SAM2_MEAN_STD
-
-
-def build_system(settings: TeacherSettings, task: Task) -> System:
-    """The teacher with its weights loaded and frozen as `--tune` says; with `all` the decoder has no adapters."""
-    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    network, pretrained = load_class_masks(settings, output.channels, task.spec.height_px)
-    network.encoder = tune_encoder(network.encoder, tuning)
-    width = None if tuning.kind == "all" else tuning.width
-    if width:
-        train_head(network)
-        add_token_adapters(network.decoder.transformer, width)
-    return System(
-        network=network,
-        output=output,
-        loss=class_mask_loss,
-        view=lambda trained: trained,
-        plain=partial(with_plain_encoder, tuning=tuning),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings, "decoder_adapter_width": width},
-        title=f"SAM2-Adapter {settings.encoder}",
-        pretrained=pretrained,
-        save_adapters=partial(save_adapters, network.encoder, tuning),
-    )
-
-
-def open_network(manifest: Manifest) -> nn.Module:
-    """The plain form of a bundle, with random weights."""
-    settings = manifest.architecture_settings
-    network = build_class_masks(
-        encoder=settings["encoder"], outputs=manifest.output.channels, image_px=manifest.input.height_px
-    )
-    network.encoder = adapted_encoder(network.encoder, settings)
-    if settings["decoder_adapter_width"]:
-        add_token_adapters(network.decoder.transformer, settings["decoder_adapter_width"])
-    return network

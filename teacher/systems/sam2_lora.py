@@ -16,27 +16,18 @@ from pathlib import Path
 from torch import nn
 
 from segcore.bundle.manifest import Manifest
-from segcore.picture.preprocess import output_spec
-from teacher.decoders.class_masks import (
-    STRIDE,
-    build_class_masks,
-    class_mask_loss,
-    load_class_masks,
-    train_head,
-)
-from teacher.decoders.supervised_heads import with_plain_encoder
+from teacher.decoders.class_masks import class_mask_loss, open_class_masks, prepare_class_masks, train_head
 from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import TeacherSettings
-from teacher.system import System, Task
+from teacher.system import System, Task, unchanged
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft, save_peft
-from teacher.tuning.tune import Tuning, adapted_encoder, tune_encoder, tuning_of
+from teacher.tuning.tune import MLP_OUT, Tuning, with_plain_encoder
 
 MEAN_STD = SAM2_MEAN_STD
 _QUERIES_AND_VALUES = r".*\.(q_proj|v_proj)"
 _KEYS_AND_VALUES = r".*\.(k_proj|v_proj)"
-_MLP_OUT = r".*\.mlp\.layers\.1"
-"""Both for ia3, as in `teacher.tuning.tune`."""
+"""For ia3, as in `teacher.tuning.tune`."""
 
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
@@ -44,9 +35,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
 
     The decoder's updates are of the encoder's kind where peft makes that, else LoRA; with `all` there are none.
     """
-    output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    network, pretrained = load_class_masks(settings, output.channels, task.spec.height_px)
-    network.encoder = tune_encoder(network.encoder, tuning)
+    network, tuning, output, pretrained = prepare_class_masks(settings, task)
     if tuning.kind != "all":
         train_head(network)
         network.decoder.transformer = _tune_transformer(network.decoder.transformer, tuning)
@@ -54,7 +43,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         network=network,
         output=output,
         loss=class_mask_loss,
-        view=lambda trained: trained,
+        view=unchanged,
         plain=partial(_merge_updates, tuning=tuning),
         settings={"encoder": settings.encoder, **tuning.adapter_settings},
         title=f"SAM2-LoRA {settings.encoder}",
@@ -65,17 +54,12 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
 
 def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
-    settings = manifest.architecture_settings
-    network = build_class_masks(
-        encoder=settings["encoder"], outputs=manifest.output.channels, image_px=manifest.input.height_px
-    )
-    network.encoder = adapted_encoder(network.encoder, settings)
-    return network
+    return open_class_masks(manifest)
 
 
 def _tune_transformer(transformer: nn.Module, tuning: Tuning) -> nn.Module:
     if tuning.kind == "ia3":
-        return add_peft(transformer, "ia3", rank=0, targets=_KEYS_AND_VALUES, feedforward=_MLP_OUT)
+        return add_peft(transformer, "ia3", rank=0, targets=_KEYS_AND_VALUES, feedforward=MLP_OUT)
     kind = tuning.kind if tuning.kind in PEFT_KINDS else "lora"
     return add_peft(transformer, kind, rank=tuning.rank, targets=_QUERIES_AND_VALUES)
 

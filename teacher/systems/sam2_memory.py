@@ -46,8 +46,8 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         InputError: the data has no volumes, or one of a single slice.
     """
     check_volumes(task.cases, settings.data, limited=settings.limit is not None)
-    prepared = prepare_promptable(settings, task, candidates="single", frozen=(*NECK, "sam_prompt_encoder"))
-    pictures, tuning, pretrained = prepared.network, prepared.tuning, prepared.pretrained
+    parts = prepare_promptable(settings, task, candidates="single", frozen=(*NECK, "sam_prompt_encoder"))
+    pictures, tuning, pretrained = parts.network, parts.tuning, parts.pretrained
     memory = SliceMemory(task.spec.height_px)
     of_memory = load_sam2_weights(memory, str(settings.weights), settings.encoder)
     train_decoder(pictures, candidates=False)
@@ -72,7 +72,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         loss=clip_loss,
         view=lambda trained: cast(ClipTracker, trained).model,
         plain=lambda trained: _plain_form(trained, tuning),
-        settings=prepared.settings,
+        settings=parts.settings,
         title=f"SAM2-Memory {settings.encoder}",
         pretrained=pretrained if of_memory == pretrained else f"{pretrained}; memory: {of_memory}",
         training_set=clips,

@@ -6,34 +6,29 @@ threshold was chosen on validation between 0.50 and 0.70 (docs/teachers.md).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
-from segcore.picture.preprocess import output_spec
 from teacher.promptable import (
     NECK,
     SLOTS,
     PromptedSam2,
     PromptKind,
-    automatic_form,
     open_promptable,
-    plain_promptable,
     prepare_promptable,
     prompt_spec,
+    promptable_system,
     train_decoder,
     train_prompt_encoder,
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import dice_focal, drawn_prompts
-from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
+from teacher.sam2_model import SAM2_MEAN_STD
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task
-from teacher.tuning.adapter_folder import save_adapters
 
 MEAN_STD = SAM2_MEAN_STD
 PROTOCOLS: dict[str, Protocol] = PROMPTED
@@ -57,7 +52,9 @@ class DrawnPrompts(nn.Module):
         self.register_buffer("means", means, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        points, labels = drawn_prompts(self.means, self.kind, self.count, len(x), SLOTS)
+        points, labels = drawn_prompts(
+            self.means, self.kind, self.count, len(x), SLOTS
+        )  # N K slots 2, N K slots
         return self.model.answers(self.model.encode(x), points, labels)
 
 
@@ -73,24 +70,19 @@ def drawn_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
     """The teacher with its weights loaded and frozen as `--tune` says."""
-    frozen = (*NECK, "sam_prompt_encoder")
-    prepared = prepare_promptable(settings, task, candidates="single", frozen=frozen)
-    network, tuning = prepared.network, prepared.tuning
-    train_decoder(network, candidates=False)
-    if tuning.kind == "all":
-        train_prompt_encoder(network, masks=False)
-    return System(
-        network=DrawnPrompts(network, prepared.means, settings.prompt, settings.points),
-        output=output_spec(task.classes, stride=STRIDE),
+    parts = prepare_promptable(settings, task, candidates="single", frozen=(*NECK, "sam_prompt_encoder"))
+    train_decoder(parts.network, candidates=False)
+    if parts.tuning.kind == "all":
+        train_prompt_encoder(parts.network, masks=False)
+    return promptable_system(
+        parts,
+        settings,
+        task,
+        trained=DrawnPrompts(parts.network, parts.means, settings.prompt, settings.points),
         loss=drawn_loss,
-        view=automatic_form,
-        plain=partial(plain_promptable, tuning=tuning),
-        settings=prepared.settings,
-        title=f"SAM2-points {settings.encoder}",
-        pretrained=prepared.pretrained,
+        name="SAM2-points",
         prompt=prompt_spec(_KINDS[settings.prompt], "single"),
         thresholds=THRESHOLDS,
-        save_adapters=partial(save_adapters, network.sam.image_encoder.trunk, tuning),
     )
 
 

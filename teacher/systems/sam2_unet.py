@@ -8,6 +8,8 @@ kernels of 3, 5 and 7 as in Fan et al., PraNet, MICCAI 2020, which SAM2-UNet tak
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,15 +17,18 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.losses import boundary_loss
 from teacher.decoders.supervised_heads import (
+    build_supervised,
     double_conv,
     open_supervised,
     supervised_levels,
     supervised_system,
 )
-from teacher.sam2_model import SAM2_MEAN_STD, build_encoder
-from teacher.settings import EncoderSize, TeacherSettings
+from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 
+MEAN_STD = SAM2_MEAN_STD
+_CHANNELS = 64  # of every level. Source: Xiong et al. 2024
 _REACHES = (3, 5, 7)
 
 
@@ -72,10 +77,6 @@ class UpBlock(nn.Module):
         return self.merge(torch.cat([skip, up], dim=1))  # type: ignore[no-any-return]
 
 
-MEAN_STD = SAM2_MEAN_STD
-_CHANNELS = 64  # of every level. Source: Xiong et al. 2024
-
-
 class Sam2UNet(nn.Module):
     """N×3×H×W normalised, H and W multiples of 32 → logits N×K×h×w at strides 16, 8 and 4, the finest last."""
 
@@ -88,15 +89,13 @@ class Sam2UNet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(_CHANNELS, outputs, 1) for _ in range(levels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        # Each level N C h w → N 64 h w.
         features = [reduce(f) for reduce, f in zip(self.reduce, self.encoder(x), strict=True)]
         return supervised_levels(features, self.decoder, self.heads)
 
 
-def build_sam2_unet(*, encoder: EncoderSize, outputs: int) -> Sam2UNet:
-    """The network with random weights."""
-    trunk = build_encoder(encoder)
-    channels: list[int] = list(trunk.channel_list)  # type: ignore[arg-type]
-    return Sam2UNet(trunk, channels, outputs)
+build_sam2_unet = partial(build_supervised, Sam2UNet)
+"""(encoder=, outputs=) → the network with random weights."""
 
 
 def build_system(settings: TeacherSettings, task: Task) -> System:

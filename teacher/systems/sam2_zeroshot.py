@@ -14,7 +14,7 @@ from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt
 from teacher.prompts.protocols import PROMPTED, upper_bound
 from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
 from teacher.settings import TeacherSettings
-from teacher.system import Protocol, System, Task
+from teacher.system import Protocol, System, Task, unchanged
 
 MEAN_STD = SAM2_MEAN_STD
 PROTOCOLS: dict[str, Protocol] = {**PROMPTED, "upper bound": upper_bound}
@@ -23,16 +23,16 @@ PROTOCOLS: dict[str, Protocol] = {**PROMPTED, "upper bound": upper_bound}
 def build_system(settings: TeacherSettings, task: Task) -> System:
     """The teacher with its weights loaded."""
     frozen = (*NECK, "sam_prompt_encoder", "sam_mask_decoder")
-    prepared = prepare_promptable(settings, task, candidates="all", frozen=frozen)
+    parts = prepare_promptable(settings, task, candidates="all", frozen=frozen)
     return System(
-        network=prepared.network,
+        network=parts.network,
         output=output_spec(task.classes, stride=STRIDE),
         loss=_no_loss,
-        view=_as_it_is,
-        plain=_as_it_is,
-        settings=prepared.settings,
+        view=unchanged,
+        plain=unchanged,
+        settings=parts.settings,
         title=f"SAM 2 {settings.encoder}, zero-shot",
-        pretrained=prepared.pretrained,
+        pretrained=parts.pretrained,
         prompt=prompt_spec(("point", "box", "mask"), "all"),
         thresholds=(0.5, 0.5),  # SAM 2's own: not even that is fitted
     )
@@ -41,10 +41,6 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
 def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
     return open_promptable(manifest, candidates="all")
-
-
-def _as_it_is(network: nn.Module) -> nn.Module:
-    return network
 
 
 def _no_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:

@@ -13,7 +13,7 @@ from segcore.learn.losses import cross_entropy, dice_loss
 from segcore.picture.preprocess import output_spec
 from teacher.sam2_model import NO_WEIGHTS
 from teacher.settings import SystemName, TeacherSettings
-from teacher.system import System, Task
+from teacher.system import System, Task, unchanged
 
 MEAN_STD = {1: ((0.5,), (0.25,)), 3: ((0.5,) * 3, (0.25,) * 3)}
 """The students', in `student.network`."""
@@ -29,8 +29,8 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         network=_build_unet(base, task.spec.channels, output.channels),
         output=output,
         loss=control_loss,
-        view=_unchanged,
-        plain=_unchanged,
+        view=unchanged,
+        plain=unchanged,
         settings={"base": base},
         title=f"{_TITLES[settings.system]} {base}",
         pretrained=NO_WEIGHTS,
@@ -55,7 +55,3 @@ def _build_unet(base: int, channels: int, outputs: int) -> nn.Module:
     from student.network import build_student
 
     return build_student(unet(base), channels=channels, outputs=outputs)
-
-
-def _unchanged(network: nn.Module) -> nn.Module:
-    return network

@@ -1,7 +1,7 @@
 """Adapters: small modules put to the layers of a frozen network, and where they go in Hiera's blocks.
 
-They stand before a block, after a layer, or beside a layer. Each starts as nothing: what it is put to
-computes at first bit for bit what it did.
+They stand before a block, after a layer, or beside a layer. Each starts as nothing: what it is put to computes at first
+bit for bit what it did.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from teacher.settings import Tune
+
+ADAPTERS: tuple[Tune, ...] = ("adapter", "adapter-parallel", "adapter-channel-space")
+"""Modules that stay in the network that a bundle holds; peft's updates are merged into the weights."""
+PARALLEL_SCALE = 0.5
+"""Of the bottleneck beside an MLP. Source: SAM-Adapter on FLARE22, after Wu et al., Medical SAM Adapter, 2023."""
 
 Layer = TypeVar("Layer", nn.Linear, nn.ConvTranspose2d)
 
@@ -71,14 +76,6 @@ class AdapterBeside(nn.Module):
         return self.layer(x) + self.scale * self.adapter(x)  # type: ignore[no-any-return]
 
 
-def zeroed(layer: Layer) -> Layer:
-    """A layer that gives 0; in place."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
 class ChannelSpaceAdapter(nn.Module):
     """Weighs channels, then looks around in the map: N×H×W×D of a whole picture → N×H×W×D; 0 at first. Any H and W.
 
@@ -109,15 +106,9 @@ class ChannelSpaceAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        x = x * self.channel(x.mean(dim=(1, 2), keepdim=True))
-        x = self.space(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x * self.channel(x.mean(dim=(1, 2), keepdim=True))  # of N 1 1 D
+        x = self.space(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # N D H W, and back
         return x[:, :height, :width]  # an odd size came back one larger
-
-
-ADAPTERS: tuple[Tune, ...] = ("adapter", "adapter-parallel", "adapter-channel-space")
-"""Modules that stay in the network that a bundle holds; peft's updates are merged into the weights."""
-PARALLEL_SCALE = 0.5
-"""Of the bottleneck beside an MLP. Source: SAM-Adapter on FLARE22, after Wu et al., Medical SAM Adapter, 2023."""
 
 
 def add_adapters(encoder: nn.Module, kind: Tune, width: int) -> nn.Module:
@@ -132,6 +123,14 @@ def add_adapters(encoder: nn.Module, kind: Tune, width: int) -> nn.Module:
     blocks: nn.ModuleList = encoder.blocks  # type: ignore[assignment]
     encoder.blocks = nn.ModuleList(_with_adapter(block, kind, width) for block in blocks)
     return encoder
+
+
+def zeroed(layer: Layer) -> Layer:
+    """A layer that gives 0; in place."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _with_adapter(block: Any, kind: Tune, width: int) -> nn.Module:

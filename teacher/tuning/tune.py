@@ -1,6 +1,7 @@
 """What of an encoder is trained, and how: freezes it, makes some of its parameters trainable, and undoes that.
 
-`recompute_blocks` saves the memory of its activations while it trains.
+peft's updates and the adapters come from modules beside this one; here is which of them `--tune` means, and where they
+go. `recompute_blocks` saves the memory of the activations while an encoder trains.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from teacher.tuning.adapters import ADAPTERS, add_adapters
 from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft
 from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values
 
+MLP_OUT = r".*\.mlp\.layers\.1"
+"""The MLP's second layer; ia3 scales its inputs. Source: the paper, which scales keys, values and these."""
 _ATTENTION = r".*\.attn\.(qkv|proj)"
 _QUERIES_AND_VALUES = r".*\.attn\.qkv\.(query|value)"
 _KEYS_AND_VALUES = r".*\.attn\.qkv\.(key|value)"
-_MLP_OUT = r".*\.mlp\.layers\.1"
-"""The MLP's second layer; ia3 scales its inputs. Source: the paper, which scales keys, values and these."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def tune_encoder(encoder: nn.Module, tuning: Tuning) -> nn.Module:
     if tuning.splits:
         split_queries_keys_values(encoder)
     if tuning.kind == "ia3":
-        return add_peft(encoder, "ia3", rank=tuning.rank, targets=_KEYS_AND_VALUES, feedforward=_MLP_OUT)
+        return add_peft(encoder, "ia3", rank=tuning.rank, targets=_KEYS_AND_VALUES, feedforward=MLP_OUT)
     if tuning.kind in PEFT_KINDS:
         targets = _QUERIES_AND_VALUES if tuning.splits else _ATTENTION
         return add_peft(encoder, tuning.kind, rank=tuning.rank, targets=targets)
@@ -92,10 +93,16 @@ def plain_encoder(encoder: nn.Module, tuning: Tuning) -> nn.Module:
     return fuse_queries_keys_values(merge_peft(encoder)) if tuning.kind in PEFT_KINDS else encoder
 
 
+def with_plain_encoder(network: nn.Module, tuning: Tuning) -> nn.Module:
+    """A network whose `encoder` was tuned, with it in plain form; in place."""
+    network.encoder = plain_encoder(network.encoder, tuning)  # type: ignore[arg-type]
+    return network
+
+
 def adapted_encoder(encoder: nn.Module, settings: dict[str, Any]) -> nn.Module:
     """An encoder with the adapters, of random weights, that a bundle's `architecture_settings` name. In place."""
     width = settings.get("adapter_width")
-    # bundles of version 0.5 and before name a width alone
+    # Bundles of version 0.5 and before name a width alone.
     return add_adapters(encoder, settings.get("adapter_kind") or "adapter", width) if width else encoder
 
 
