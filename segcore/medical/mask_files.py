@@ -3,7 +3,23 @@
 png        STEM.png, or STEM/0001.png … for several slices; 0/255 for one class, class indices for several
 nifti      STEM.nii.gz on the source's own grid
 dicom-seg  STEM.dcm, a DICOM segmentation that refers to its source series; for a DICOM source
-json       STEM.json: the scan, the model, what was measured, the files above (`segcore.medical.mask_files`)
+json       STEM.json: the scan, the model, what was measured, the files above
+
+The JSON record:
+
+    {
+      "schema_version": 1, "made_by": "sam2edge 0.1.0",
+      "notice": "Research use only, not a medical device.",
+      "scan": {"name", "format", "modality", "slices", "height_px", "width_px",
+               "row_spacing_mm", "column_spacing_mm", "slice_spacing_mm"},          spacings null where unknown
+      "model": {"name", "kind", "precision", "bundle_sha256", "classes", "threshold"}, threshold null for several
+      "pixels": {class: count over all slices},
+      "details": what the caller measured: measurements, quality, timings,
+      "files": {format: [path beside this file, …]}
+    }
+
+Nothing of it comes from a DICOM header but the modality, the size and the spacing. A reader refuses a higher
+`schema_version`; fields may be added without one.
 """
 
 from __future__ import annotations
@@ -28,10 +44,11 @@ from segcore.medical.nifti import encode_nifti, nifti_version, read_nifti_mask
 from segcore.medical.seg.read import read_seg
 from segcore.medical.seg.write import encode_seg
 from segcore.outfolder import write_bytes, write_text
-from segcore.picture.scan import Scan
+from segcore.picture.scan import Scan, check_mask_size
 
 MaskFormat = Literal["png", "nifti", "dicom-seg", "json"]
 MASK_FORMATS: tuple[MaskFormat, ...] = get_args(MaskFormat)
+CASE_SCHEMA_VERSION = 1
 _NUMBERED = re.compile(r"\d{4,}\.png")
 
 
@@ -93,36 +110,6 @@ def write_masks(
     return written
 
 
-def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
-    if len(masks) == 1:
-        write_bytes(folder / f"{stem}.png", _png(masks[0]))
-        return [f"{stem}.png"]
-    digits = max(4, len(str(len(masks))))
-    names = [f"{n:0{digits}d}.png" for n in range(1, len(masks) + 1)]
-    target, partial = folder / stem, folder / f"{stem}.partial"
-    if target.exists() and not _is_ours(target):
-        raise InputError(
-            f"{target}: must be free for the masks, is there and holds other files; move it away"
-        )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, mask in zip(names, masks, strict=True):
-        (partial / name).write_bytes(_png(mask))
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-    return [f"{stem}/{name}" for name in names]
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and all(_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
-
-
-def _png(mask: np.ndarray) -> bytes:
-    file = BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
-    return file.getvalue()
-
-
 def read_mask_file(path: Path, scan: Scan) -> np.ndarray:
     """Reads a mask onto the grid of its scan; the format is decided by the content.
 
@@ -138,8 +125,10 @@ def read_mask_file(path: Path, scan: Scan) -> np.ndarray:
         InputError: no mask, of another size, another number of slices, another place, or another series.
     """
     if path.is_dir():
-        found = [read_mask(file) for file in _numbered(path, scan)]
-        return np.stack([_sized(mask, path, scan) for mask in found])
+        masks = [read_mask(file) for file in _numbered_files(path, scan)]
+        for mask in masks:
+            check_mask_size((mask.shape[0], mask.shape[1]), scan, path)
+        return np.stack(masks)
     if not path.is_file():
         raise InputError(f"mask {path}: must be a file or a folder of PNG masks, no such file")
     with path.open("rb") as file:
@@ -148,93 +137,14 @@ def read_mask_file(path: Path, scan: Scan) -> np.ndarray:
         return read_seg(path, scan)
     if nifti_version(path):
         return read_nifti_mask(path, scan)
-    mask = _sized(read_mask(path), path, scan)
+    mask = read_mask(path)
+    check_mask_size((mask.shape[0], mask.shape[1]), scan, path)
     if scan.slices > 1:
         raise InputError(
             f"mask {path}: must have the slices of its image, {scan.slices}, got 1; give a folder of PNG masks, "
             "a NIfTI or a DICOM segmentation"
         )
     return mask[None]
-
-
-def _numbered(folder: Path, scan: Scan) -> list[Path]:
-    files = sorted((p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name)), key=lambda p: int(p.stem))
-    if [int(p.stem) for p in files] != list(range(1, scan.slices + 1)):
-        raise InputError(
-            f"mask {folder}: must hold 0001.png to {scan.slices:04d}.png, one a slice of {scan.name}, "
-            f"got {len(files)} such files"
-        )
-    return files
-
-
-def _sized(mask: np.ndarray, path: Path, scan: Scan) -> np.ndarray:
-    if mask.shape != scan.size_px:
-        raise InputError(
-            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
-            f"got {mask.shape[0]}×{mask.shape[1]}"
-        )
-    return mask
-
-
-# The structured record of one case: what was segmented, by what, and what was found.
-#
-#     {
-#       "schema_version": 1, "made_by": "sam2edge 0.1.0",
-#       "notice": "Research use only, not a medical device.",
-#       "scan": {"name", "format", "modality", "slices", "height_px", "width_px",
-#                "row_spacing_mm", "column_spacing_mm", "slice_spacing_mm"},          spacings null where unknown
-#       "model": {"name", "kind", "precision", "bundle_sha256", "classes", "threshold"}, threshold null for several
-#       "pixels": {class: count over all slices},
-#       "details": what the caller measured: measurements, quality, timings,
-#       "files": {format: [path beside this file, …]}
-#     }
-#
-# Nothing of it comes from a DICOM header but the modality, the size and the spacing. A reader refuses a higher
-# `schema_version`; fields may be added without one.
-
-CASE_SCHEMA_VERSION = 1
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class ScanFacts(_Part):
-    """The scan, without anything that tells whose it is."""
-
-    name: str
-    format: str
-    modality: str
-    slices: int
-    height_px: int
-    width_px: int
-    row_spacing_mm: float | None
-    column_spacing_mm: float | None
-    slice_spacing_mm: float | None
-
-
-class ModelFacts(_Part):
-    """The model, enough to find its bundle again."""
-
-    name: str
-    kind: str
-    precision: str
-    bundle_sha256: str | None
-    classes: tuple[str, ...]
-    threshold: float | None
-
-
-class CaseRecord(_Part):
-    """One case as JSON."""
-
-    schema_version: int = CASE_SCHEMA_VERSION
-    made_by: str = f"sam2edge {__version__}"
-    notice: str = "Research use only, not a medical device."
-    scan: ScanFacts
-    model: ModelFacts
-    pixels: dict[str, int]
-    details: dict[str, Any]
-    files: dict[str, list[str]]
 
 
 def case_json(
@@ -258,7 +168,7 @@ def case_json(
     """
     rows_mm, columns_mm = scan.spacing_mm or (None, None)
     counts = np.bincount(masks.ravel(), minlength=len(manifest.classes) + 1)
-    record = CaseRecord(
+    record = SegmentationRecord(
         scan=ScanFacts(
             name=scan.name,
             format=scan.kind,
@@ -283,3 +193,92 @@ def case_json(
         files=dict(files),
     )
     return record.model_dump_json(indent=2) + "\n"
+
+
+# The structured record.
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class ScanFacts(_Facts):
+    """The scan, without anything that tells whose it is."""
+
+    name: str
+    format: str
+    modality: str
+    slices: int
+    height_px: int
+    width_px: int
+    row_spacing_mm: float | None
+    column_spacing_mm: float | None
+    slice_spacing_mm: float | None
+
+
+class ModelFacts(_Facts):
+    """The model, enough to find its bundle again."""
+
+    name: str
+    kind: str
+    precision: str
+    bundle_sha256: str | None
+    classes: tuple[str, ...]
+    threshold: float | None
+
+
+class SegmentationRecord(_Facts):
+    """One case: what was segmented, by what, and what was found."""
+
+    schema_version: int = CASE_SCHEMA_VERSION
+    made_by: str = f"sam2edge {__version__}"
+    notice: str = "Research use only, not a medical device."
+    scan: ScanFacts
+    model: ModelFacts
+    pixels: dict[str, int]
+    details: dict[str, Any]
+    files: dict[str, list[str]]
+
+
+# PNG.
+
+
+def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
+    if len(masks) == 1:
+        write_bytes(folder / f"{stem}.png", _png_bytes(masks[0]))
+        return [f"{stem}.png"]
+    digits = max(4, len(str(len(masks))))
+    names = [f"{n:0{digits}d}.png" for n in range(1, len(masks) + 1)]
+    target, partial = folder / stem, folder / f"{stem}.partial"
+    if target.exists() and not _is_ours(target):
+        raise InputError(
+            f"{target}: must be free for the masks, is there and holds other files; move it away"
+        )
+    # Under another name first: a folder with half of the slices must not pass for the mask.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, mask in zip(names, masks, strict=True):
+        (partial / name).write_bytes(_png_bytes(mask))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    return [f"{stem}/{name}" for name in names]
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and all(_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _png_bytes(mask: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def _numbered_files(folder: Path, scan: Scan) -> list[Path]:
+    files = sorted((p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name)), key=lambda p: int(p.stem))
+    if [int(p.stem) for p in files] != list(range(1, scan.slices + 1)):
+        raise InputError(
+            f"mask {folder}: must hold 0001.png to {scan.slices:04d}.png, one a slice of {scan.name}, "
+            f"got {len(files)} such files"
+        )
+    return files

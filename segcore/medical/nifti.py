@@ -1,4 +1,7 @@
-"""NIfTI as a scan of axial slices shown the radiological way, and the exact way back to the file's own axes."""
+"""NIfTI as a scan of axial slices shown the radiological way, and the exact way back to the file's own axes.
+
+Masks go the same way: read onto the grid of their scan, whatever axes the file keeps them in, and written on it.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,20 @@ import numpy as np
 from segcore.errors import InputError, need
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
 from segcore.medical.dicom.file import MAX_VOXELS
-from segcore.picture.scan import Scan
+from segcore.picture.scan import Scan, check_mask_size
 
 _MAX_UNPACKED_BYTES = 2**31
 _GZIP = b"\x1f\x8b"
 # Length of a header, and where its magic stands. Source: NIfTI-1.1 (nifti1.h) and NIfTI-2 (nifti2.h).
 _HEADERS = {1: (348, 344, b"n+1\0"), 2: (540, 4, b"n+2\0")}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
-_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# NIfTI's axes go right, anterior, superior; DICOM's left, posterior, superior. Its own inverse.
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Where columns, rows and slices run to, by the patient axis nearest a single slice's normal; volumes are axial.
 _SHOWN = {"S": ("L", "P", "S"), "A": ("L", "I", "A"), "R": ("P", "I", "R")}
+_CLOSE_VOXELS = 0.05
+_NO_PLACE, _SCANNER = 0, 1
+"""Codes of NIfTI's forms: no place in the patient is known, and scanner coordinates."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class NiftiHeader:
 def nifti_version(path: Path) -> int | None:
     """1 or 2 where the file's content is NIfTI in one file, packed by gzip or not; None otherwise."""
     try:
-        with _open(path) as stream:
+        with _open_file(path) as stream:
             head = stream.read(348)
     except (OSError, EOFError, zlib.error):
         return None
@@ -80,15 +87,15 @@ def read_nifti(path: Path) -> Scan:
     Raises:
         InputError: damaged, cut off, too large, more than three axes, or of numbers that are no picture.
     """
-    raw = _header(path)
+    raw = _read_header(path)
     shape, dtype = tuple(int(n) for n in raw.get_data_shape()), raw.get_data_dtype()
-    _check(path, shape, dtype)
-    header = _oriented(path, raw, shape)
-    slope, intercept = _scaling(path, raw)
-    volume = _stored(path, _offset(path, raw), shape, dtype)
+    _check_kind(path, shape, dtype)
+    header = _find_axes(path, raw, shape)
+    slope, intercept = _value_scale(path, raw)
+    volume = _stored_array(path, _voxel_offset(path, raw), shape, dtype)
     as_stored = dtype.name in ("uint8", "uint16") and (slope, intercept) == (1.0, 0.0)
     columns, rows, slices = (int((*shape, 1)[axis]) for axis in header.axes)
-    affine = _TO_LPS @ header.affine @ _from_scan(header) if header.oriented else None
+    affine = _LPS_RAS @ header.affine @ _from_scan(header) if header.oriented else None
     spacing_mm = np.linalg.norm(header.affine[:3, list(header.axes)], axis=0)
 
     def values(index: int) -> np.ndarray:
@@ -120,6 +127,52 @@ def read_nifti(path: Path) -> Scan:
     )
 
 
+def read_nifti_mask(path: Path, scan: Scan) -> np.ndarray:
+    """Stored values on the scan's grid, N×H×W uint8.
+
+    Raises:
+        InputError: no whole NIfTI, values that are no class indices, or another grid.
+    """
+    mask = read_nifti(path)
+    values = np.stack([mask.values(index) for index in range(mask.slices)])
+    if values.ndim != 3:
+        raise InputError(f"mask {path}: must be one grey channel, got RGB; save class indices as grey")
+    if (values != np.round(values)).any():
+        raise InputError(f"mask {path}: must hold class indices 0 to 255, got fractions")
+    if values.min() < 0 or values.max() > 255:
+        raise InputError(
+            f"mask {path}: must hold class indices 0 to 255, got values {values.min():g} to {values.max():g}"
+        )
+    return np.ascontiguousarray(_on_grid(values.astype(np.uint8), mask, scan, path))
+
+
+def encode_nifti(scan: Scan, masks: np.ndarray, *, description: str) -> bytes:
+    """The bytes of a .nii.gz: uint8 class indices, and the scan's place in the patient where it is known.
+
+    Args:
+        scan: its grid. A NIfTI's mask has the axes, shape and affine of the NIfTI. Others have columns, rows, slices;
+            without a place in the patient the file says none, so that readers keep rows and columns as they are.
+        masks: N×H×W uint8.
+        description: at most 79 characters of ASCII, for the header.
+    """
+    nibabel = _load_nibabel()
+    placed = scan.affine is not None
+    if scan.kind == "nifti":
+        stored, affine = scan.header.to_stored(masks), scan.header.affine
+    else:
+        stored, affine = masks.transpose(2, 1, 0), _LPS_RAS @ (scan.affine if placed else _own_affine(scan))
+        if scan.slices == 1 and not placed:
+            stored = stored[..., 0]
+    image = nibabel.Nifti1Image(np.ascontiguousarray(stored, np.uint8), affine)
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    image.header.set_xyzt_units("mm" if placed or scan.spacing_mm else "unknown")
+    code = _SCANNER if placed else _NO_PLACE  # the spacing stays in either case
+    image.set_sform(affine, code=code)
+    image.set_qform(affine, code=code if _right_angled(affine) else _NO_PLACE)
+    # No time in the gzip header: equal masks are equal files.
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+
+
 def full_range(values: np.ndarray) -> np.ndarray:
     """Values as 8 bits, their smallest black and their largest white; 8-bit values as they are."""
     if values.dtype == np.uint8:
@@ -128,22 +181,33 @@ def full_range(values: np.ndarray) -> np.ndarray:
     return np.round((values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-def _open(path: Path) -> Any:
+# Reading: the header, its checks, and the voxels.
+
+
+def _open_file(path: Path) -> Any:
+    return gzip.open(path, "rb") if _is_packed(path) else path.open("rb")
+
+
+def _is_packed(path: Path) -> bool:
     with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    return gzip.open(path, "rb") if packed else path.open("rb")
+        return stream.read(2) == _GZIP
 
 
 def _damaged(path: Path) -> InputError:
     return InputError(f"NIfTI {path}: must be a whole file, got a damaged or truncated one; copy it again")
 
 
-def _header(path: Path) -> Any:
+def _load_nibabel() -> Any:
+    """The library; its functions have no types."""
     try:
-        import nibabel as library
+        import nibabel
     except ImportError:
         raise need("nibabel", "medical") from None
-    nibabel: Any = library  # its functions have no types
+    return nibabel
+
+
+def _read_header(path: Path) -> Any:
+    nibabel = _load_nibabel()
     version = nifti_version(path)
     if version is None:
         raise InputError(
@@ -152,7 +216,7 @@ def _header(path: Path) -> Any:
     kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header
     length = _HEADERS[version][0]
     try:
-        with _open(path) as stream:
+        with _open_file(path) as stream:
             raw = kind(stream.read(length), check=False)
             raw.get_data_shape(), raw.get_data_dtype(), raw.get_data_offset(), raw.get_best_affine()
             return raw
@@ -160,7 +224,7 @@ def _header(path: Path) -> Any:
         raise _damaged(path) from None
 
 
-def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _check_kind(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     size = "×".join(map(str, shape))
     if not 2 <= len(shape) <= 4 or (len(shape) == 4 and shape[3] != 1):
         raise InputError(
@@ -180,12 +244,13 @@ def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         )
     rgb = dtype.fields is not None and set(dtype.fields) == set("RGB")
     if not rgb and dtype.kind not in "iuf":
+        name = "RGBA" if dtype.fields else dtype.name
         raise InputError(
-            f"NIfTI {path}: must hold numbers or RGB, got the data type {_type_name(dtype)}; convert it first"
+            f"NIfTI {path}: must hold numbers or RGB, got the data type {name}; convert it first"
         )
 
 
-def _offset(path: Path, raw: Any) -> int:
+def _voxel_offset(path: Path, raw: Any) -> int:
     length = int(raw.sizeof_hdr)  # as the class says it; the file may lie
     offset = int(raw.get_data_offset()) or length + 4  # some writers leave 0
     if not length <= offset <= _MAX_UNPACKED_BYTES:
@@ -193,11 +258,7 @@ def _offset(path: Path, raw: Any) -> int:
     return offset
 
 
-def _type_name(dtype: np.dtype[Any]) -> str:
-    return "RGBA" if dtype.fields else dtype.name
-
-
-def _scaling(path: Path, raw: Any) -> tuple[float, float]:
+def _value_scale(path: Path, raw: Any) -> tuple[float, float]:
     try:
         slope, intercept = raw.get_slope_inter()
     except Exception:  # nibabel's own type: a finite slope with an intercept that is not
@@ -205,7 +266,7 @@ def _scaling(path: Path, raw: Any) -> tuple[float, float]:
     return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
 
 
-def _oriented(path: Path, raw: Any, shape: tuple[int, ...]) -> NiftiHeader:
+def _find_axes(path: Path, raw: Any, shape: tuple[int, ...]) -> NiftiHeader:
     import nibabel.orientations as library
 
     unit = _MM_PER_UNIT.get(int(raw["xyzt_units"]) & 7, 1.0)
@@ -243,14 +304,12 @@ def _from_scan(header: NiftiHeader) -> np.ndarray:
     return back
 
 
-def _stored(
+def _stored_array(
     path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Callable[[], np.ndarray]:
     """Gives the file's own array: mapped from a plain file at every call, unpacked once from a packed one."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    if not packed:
+    if not _is_packed(path):
         if path.stat().st_size < offset + size_bytes:
             raise _damaged(path)
         return lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
@@ -259,6 +318,7 @@ def _stored(
             f"NIfTI {path}: must be at most {_MAX_UNPACKED_BYTES} bytes unpacked, got {size_bytes}; "
             "unpack it with gunzip first"
         )
+    # gzip cannot be entered in the middle, so the neighbouring slices would each unpack all that lies before them.
     lock = threading.Lock()
     kept: list[bytes] = []
 
@@ -283,76 +343,15 @@ def _unpack(path: Path, offset: int, size_bytes: int) -> bytes:
     return data
 
 
-# Masks as NIfTI on the grid of their scan, and back, whatever axes the file keeps them in.
-
-# NIfTI's axes go right, anterior, superior; DICOM's left, posterior, superior. Its own inverse.
-_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_CLOSE_VOXELS = 0.05
-_NO_PLACE, _SCANNER = 0, 1
-"""Codes of NIfTI's forms: no place in the patient is known, and scanner coordinates."""
-
-
-def encode_nifti(scan: Scan, masks: np.ndarray, *, description: str) -> bytes:
-    """The bytes of a .nii.gz: uint8 class indices, and the scan's place in the patient where it is known.
-
-    Args:
-        scan: its grid. A NIfTI's mask has the axes, shape and affine of the NIfTI. Others have columns, rows, slices;
-            without a place in the patient the file says none, so that readers keep rows and columns as they are.
-        masks: N×H×W uint8.
-        description: at most 79 characters of ASCII, for the header.
-    """
-    nibabel = _nibabel()
-    placed = scan.affine is not None
-    if scan.kind == "nifti":
-        stored, affine = scan.header.to_stored(masks), scan.header.affine
-    else:
-        stored, affine = masks.transpose(2, 1, 0), _LPS_RAS @ (scan.affine if placed else _own_affine(scan))
-        if scan.slices == 1 and not placed:
-            stored = stored[..., 0]
-    image = nibabel.Nifti1Image(np.ascontiguousarray(stored, np.uint8), affine)
-    image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    image.header.set_xyzt_units("mm" if placed or scan.spacing_mm else "unknown")
-    code = _SCANNER if placed else _NO_PLACE  # the spacing stays in either case
-    image.set_sform(affine, code=code)
-    image.set_qform(affine, code=code if _right_angled(affine) else _NO_PLACE)
-    # No time in the gzip header: equal masks are equal files.
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
-
-
-def _right_angled(affine: np.ndarray) -> bool:
-    """Whether a qform can hold the axes: it has no shear, as slices of a leaning gantry have, and drops it silently."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
-
-
-def _own_affine(scan: Scan) -> np.ndarray:
-    rows, columns = scan.spacing_mm or (1.0, 1.0)
-    return np.diag([columns, rows, scan.slice_spacing_mm or 1.0, 1.0])
-
-
-def read_nifti_mask(path: Path, scan: Scan) -> np.ndarray:
-    """Stored values on the scan's grid, N×H×W uint8.
-
-    Raises:
-        InputError: no whole NIfTI, values that are no class indices, or another grid.
-    """
-    mask = read_nifti(path)
-    values = np.stack([mask.values(index) for index in range(mask.slices)])
-    if values.ndim != 3:
-        raise InputError(f"mask {path}: must be one grey channel, got RGB; save class indices as grey")
-    if (values != np.round(values)).any():
-        raise InputError(f"mask {path}: must hold class indices 0 to 255, got fractions")
-    if values.min() < 0 or values.max() > 255:
-        raise InputError(
-            f"mask {path}: must hold class indices 0 to 255, got values {values.min():g} to {values.max():g}"
-        )
-    return np.ascontiguousarray(_on_grid(values.astype(np.uint8), mask, scan, path))
+# A mask onto its scan's grid.
 
 
 def _on_grid(values: np.ndarray, mask: Scan, scan: Scan, path: Path) -> np.ndarray:
     """N×H×W of the mask's own scan to the scan's grid: by their places, else by the order of the stored axes."""
     moved: np.ndarray
-    if scan.affine is None or mask.affine is None:
+    if (
+        scan.affine is None or mask.affine is None
+    ):  # as a radiograph, or a NIfTI that says nothing of its place
         stored = mask.header.to_stored(values)
         if scan.kind == "nifti" and stored.shape == scan.header.shape:
             moved = scan.header.from_stored(stored)
@@ -388,11 +387,7 @@ def _check_corners(step: np.ndarray, shape: tuple[int, ...], scan: Scan, path: P
 
 
 def _check_shape(moved: np.ndarray, scan: Scan, path: Path) -> None:
-    if moved.shape[1:] != scan.size_px:
-        raise InputError(
-            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
-            f"got {moved.shape[1]}×{moved.shape[2]}"
-        )
+    check_mask_size((moved.shape[1], moved.shape[2]), scan, path)
     if moved.shape[0] != scan.slices:
         raise InputError(
             f"mask {path}: must have the slices of its image, {scan.slices}, got {moved.shape[0]}"
@@ -405,9 +400,15 @@ def _another_grid(path: Path, scan: Scan) -> InputError:
     )
 
 
-def _nibabel() -> Any:
-    try:
-        import nibabel
-    except ImportError:
-        raise need("nibabel", "medical") from None
-    return nibabel
+# The place that a mask is written with.
+
+
+def _own_affine(scan: Scan) -> np.ndarray:
+    rows, columns = scan.spacing_mm or (1.0, 1.0)
+    return np.diag([columns, rows, scan.slice_spacing_mm or 1.0, 1.0])
+
+
+def _right_angled(affine: np.ndarray) -> bool:
+    """Whether a qform can hold the axes: it has no shear, as slices of a leaning gantry have, and drops it silently."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))

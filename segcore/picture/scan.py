@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -76,4 +77,22 @@ class Scan:
             return values.astype(np.float32)
         raise InputError(
             f"{self.slice_name(index)}: must hold {depth} values as the model was trained on, got {values.dtype.name}"
+        )
+
+
+def check_mask_size(size_px: tuple[int, int], scan: Scan, path: Path) -> None:
+    """Refuses a mask that has another size than its scan.
+
+    Args:
+        size_px: height and width of the mask.
+        scan: what it is a mask of.
+        path: the mask's file or folder.
+
+    Raises:
+        InputError: naming both sizes.
+    """
+    if size_px != scan.size_px:
+        raise InputError(
+            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
+            f"got {size_px[0]}×{size_px[1]}"
         )

@@ -1,10 +1,15 @@
-"""A DICOM header without the patient: only what geometry, pixels and modality need is kept."""
+"""A DICOM header without the patient, and the pseudonym that stands for who it was.
+
+Only what geometry, pixels and modality need is kept. A pseudonym is the same for all files of one patient, and slow to
+turn back.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from copy import deepcopy
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from segcore.errors import InputError
@@ -12,8 +17,11 @@ from segcore.medical.dicom.file import load_pydicom, text_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-from functools import lru_cache
 
+KEY_VARIABLE = "SAM2EDGE_PSEUDONYM_KEY"
+_PUBLIC_KEY = "sam2edge pseudonym 1"
+# 2^12 rounds in 4 MiB: about 10 ms a patient on one core. Source: RFC 7914, section 2 (N, r, p).
+_SCRYPT_COST, _SCRYPT_BLOCK, _SCRYPT_PARALLEL = 2**12, 8, 1
 # Everything else goes: an allow-list cannot forget a tag that the next scanner invents.
 _KEPT = {
     "SpecificCharacterSet",
@@ -129,7 +137,7 @@ def deidentified(dataset: Dataset, *, name: str = "DICOM") -> Dataset:
             f"{name}: must hold no text in its pixels to be de-identified, got BurnedInAnnotation YES; "
             "cover the text first"
         )
-    clean = _kept(dataset, _KEPT)
+    clean = _keep_elements(dataset, _KEPT)
     for keyword in _UIDS:
         if dataset.get(keyword):
             setattr(clean, keyword, _new_uid(str(dataset[keyword].value)))
@@ -157,34 +165,6 @@ def patient_of(dataset: Dataset) -> str | None:
     return pseudonym(patient_id, text_of(dataset, "PatientBirthDate"), text_of(dataset, "IssuerOfPatientID"))
 
 
-def _kept(dataset: Dataset, keywords: set[str]) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    clean = Dataset()
-    for element in dataset:
-        if element.keyword in _KEPT_SEQUENCES:
-            items = [_kept(item, _KEPT | _KEPT_INSIDE) for item in element.value]
-            setattr(clean, element.keyword, items)
-        elif element.keyword in keywords:
-            clean.add(deepcopy(element))
-    return clean
-
-
-def _new_uid(old: str) -> str:
-    """A UID from a hash of the old one, keyed as pseudonyms are. Source: DICOM PS3.5, B.2 (2.25 and 128 bits)."""
-    key = hashlib.sha256(os.environ.get(KEY_VARIABLE, "").encode()).digest()
-    digest = hashlib.blake2b(old.encode(), key=key, digest_size=16).digest()
-    return f"2.25.{int.from_bytes(digest, 'big')}"
-
-
-# A patient's pseudonym: the same for one patient's files, and slow to turn back.
-
-KEY_VARIABLE = "SAM2EDGE_PSEUDONYM_KEY"
-_PUBLIC_KEY = "sam2edge pseudonym 1"
-# 2^12 rounds in 4 MiB: about 10 ms a patient on one core. Source: RFC 7914, section 2 (N, r, p).
-_SCRYPT_COST, _SCRYPT_BLOCK, _SCRYPT_PARALLEL = 2**12, 8, 1
-
-
 def pseudonym(patient_id: str, birth_date: str = "", issuer: str = "") -> str:
     """A keyed, slow hash of who the patient is in one hospital's files: "p-" and 12 hexadecimal digits.
 
@@ -201,11 +181,33 @@ def pseudonym(patient_id: str, birth_date: str = "", issuer: str = "") -> str:
 
     Source: RFC 7914 (scrypt).
     """
-    return _hashed(patient_id.strip(), birth_date.strip(), issuer.strip(), os.environ.get(KEY_VARIABLE, ""))
+    return _hash_patient(
+        patient_id.strip(), birth_date.strip(), issuer.strip(), os.environ.get(KEY_VARIABLE, "")
+    )
 
 
-@lru_cache(maxsize=4096)
-def _hashed(patient_id: str, birth_date: str, issuer: str, key: str) -> str:
+def _keep_elements(dataset: Dataset, keywords: set[str]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    clean = Dataset()
+    for element in dataset:
+        if element.keyword in _KEPT_SEQUENCES:
+            items = [_keep_elements(item, _KEPT | _KEPT_INSIDE) for item in element.value]
+            setattr(clean, element.keyword, items)
+        elif element.keyword in keywords:
+            clean.add(deepcopy(element))
+    return clean
+
+
+def _new_uid(old: str) -> str:
+    """A UID from a hash of the old one, keyed as pseudonyms are. Source: DICOM PS3.5, B.2 (2.25 and 128 bits)."""
+    key = hashlib.sha256(os.environ.get(KEY_VARIABLE, "").encode()).digest()
+    digest = hashlib.blake2b(old.encode(), key=key, digest_size=16).digest()
+    return f"2.25.{int.from_bytes(digest, 'big')}"
+
+
+@lru_cache(maxsize=4096)  # a series asks for its one patient at every slice, and the hash is slow on purpose
+def _hash_patient(patient_id: str, birth_date: str, issuer: str, key: str) -> str:
     # NUL cannot stand in a DICOM string, so no two patients run into one another.
     digest = hashlib.scrypt(
         "\0".join((patient_id, birth_date, issuer)).encode(),

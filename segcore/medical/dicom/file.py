@@ -1,4 +1,8 @@
-"""Opens one DICOM file: its header, and where its pixels lie. Nothing is decoded here."""
+"""Opens one DICOM file: its header, and where its pixels lie. Nothing is decoded here.
+
+Nothing in the file is trusted: a malformed element counts as missing, and a file that holds fewer pixels than its
+header promises is refused before anything makes room for them.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,11 @@ from segcore.image import MAX_PIXELS, MAX_SIDE_PX
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 MAX_VOXELS = 2_000_000_000
 MAX_INFLATED_BYTES = 2**30
 DEFLATED = "1.2.840.10008.1.2.1.99"
-_SYNTAXES = {  # (implicit VR, little endian) of a file that does not name its transfer syntax
+_UNNAMED_SYNTAXES = {  # (implicit VR, little endian) of a file that does not name its transfer syntax
     (True, True): "1.2.840.10008.1.2",
     (False, True): "1.2.840.10008.1.2.1",
     (False, False): "1.2.840.10008.1.2.2",
@@ -43,8 +39,9 @@ _NOT_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.11": "a presentation state; give the image that it presents",
     "1.2.840.10008.1.3.10": "a DICOMDIR; give the folder that it lists",
 }
-_UNDEFINED = 0xFFFFFFFF
+# The one radiotherapy object that is a picture.
 _RT_IMAGE = "1.2.840.10008.5.1.4.1.1.481.1"
+_UNDEFINED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class DicomFile:
             raise InputError(
                 f"DICOM {self.path}: must stay as it is while it is read, was changed; read it again"
             )
-        stream = _inflated(self.path) if self.syntax == DEFLATED else self.path.open("rb")
+        stream = _inflate_file(self.path) if self.syntax == DEFLATED else self.path.open("rb")
         stream.seek(self.offset)
         return stream
 
@@ -111,42 +108,111 @@ def load_pydicom() -> Any:
     return pydicom
 
 
-def read_header(path: Path, tags: list[str] | None = None) -> Dataset:
-    """Every element before the pixels, or only those of `tags`.
-
-    Raises:
-        InputError: no DICOM, damaged or cut off.
-    """
-    header, stream = _parse(path, tags)
-    stream.close()
-    return header
-
-
 def open_dicom(path: Path) -> DicomFile:
     """Reads a file's header and checks that it can hold a picture.
 
     Raises:
         InputError: no DICOM, damaged, cut off, no picture, too large, or it promises more than it holds.
     """
-    header, stream = _parse(path)
+    header, stream = _parse_header(path)
     changed_ns = path.stat().st_mtime_ns
     with stream:
         _refuse_other_objects(header, path)
-        pixel_vr, length = pixel_element(stream, header, path)
+        pixel_vr, length = _pixel_element(stream, header, path)
         offset = stream.tell()
         held = stream.seek(0, 2) - offset
         stream.seek(offset)
-        frames = _frames(header, path)
-        size_px = _size(header, path, frames)
-        file = DicomFile(path, header, _syntax(header, path), frames, size_px, offset, pixel_vr, changed_ns)
+        frames = _frame_count(header, path)
+        size_px = _frame_size(header, path, frames)
+        file = DicomFile(
+            path, header, _transfer_syntax(header, path), frames, size_px, offset, pixel_vr, changed_ns
+        )
         if file.syntax.is_encapsulated:
-            check_fragments(stream, path, offset, frames)
+            _check_fragments(stream, path, offset, frames)
         else:
-            check_length(header, path, size_px, frames, min(held, length))
+            # The element may claim more than the file has left, or less.
+            _check_length(header, path, size_px, frames, min(held, length))
     return file
 
 
-def _parse(path: Path, tags: list[str] | None = None) -> tuple[Dataset, BinaryIO]:
+def read_header(path: Path, tags: list[str] | None = None) -> Dataset:
+    """Every element before the pixels, or only those of `tags`.
+
+    Raises:
+        InputError: no DICOM, damaged or cut off.
+    """
+    header, stream = _parse_header(path, tags)
+    stream.close()
+    return header
+
+
+# Elements of a header, read without trust: what is malformed counts as missing.
+
+
+def text_of(header: Dataset, keyword: str) -> str:
+    """An element as one line of text; "" where it is missing or malformed."""
+    try:
+        text = str(header.get(keyword) or "")
+    except Exception:  # as in `numbers_of`
+        return ""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def whole_number(header: Dataset, keyword: str) -> int | None:
+    """An element as an integer; None where it is missing or is none."""
+    numbers = numbers_of(header, keyword)  # of several values the first counts
+    return int(numbers[0]) if numbers and numbers[0] == int(numbers[0]) else None
+
+
+def numbers_of(header: Dataset, keyword: str) -> tuple[float, ...]:
+    """An element's values as finite numbers; empty where it is missing or one of them is no number."""
+    try:
+        value = header.get(keyword)
+        values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+        numbers = tuple(float(v) for v in values)
+    except Exception:  # whatever pydicom raises on a malformed value: it counts as missing
+        return ()
+    return numbers if all(abs(n) < float("inf") for n in numbers) else ()
+
+
+def frame_group(header: Dataset, sequence: str, frame: int) -> Dataset:
+    """The frame's own item of a functional group, else the one that all frames share, else the header itself.
+
+    Source: DICOM PS3.3, C.7.6.16.
+    """
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    own = per_frame[frame : frame + 1]
+    for group in (*own, *(header.get("SharedFunctionalGroupsSequence") or [])):
+        if group.get(sequence):
+            item: Dataset = group[sequence].value[0]
+            return item
+    return header
+
+
+def _drop_malformed(header: Dataset) -> None:
+    """Deletes, in place, elements that pydicom cannot convert or that are a sequence where none belongs, or none.
+
+    pydicom converts an element when it is asked for; after this, asking raises nothing.
+    """
+    from pydicom.datadict import dictionary_VR
+
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+            is_sequence = element.VR == "SQ"
+            if not element.tag.is_private and element.keyword and is_sequence != (dictionary_VR(tag) == "SQ"):
+                del header[tag]
+            elif is_sequence:
+                for item in element.value:
+                    _drop_malformed(item)
+        except Exception:  # pydicom raises many types, by what is wrong
+            del header[tag]
+
+
+# Reading the header.
+
+
+def _parse_header(path: Path, tags: list[str] | None = None) -> tuple[Dataset, BinaryIO]:
     """The header, and the stream at the element after it."""
     pydicom = load_pydicom()
     try:
@@ -158,16 +224,18 @@ def _parse(path: Path, tags: list[str] | None = None) -> tuple[Dataset, BinaryIO
         if not is_dicom(head):
             raise InputError(f"DICOM {path}: must be a DICOM file, got something else")
         stream.seek(0)
+        # Read by itself, because of a deflated file only this group can be read before the rest is inflated.
         meta = pydicom.filereader.read_file_meta_info(path) if head[128:] == b"DICM" else None
         if meta is not None and meta.get("TransferSyntaxUID") == DEFLATED:
             stream.close()
-            stream = _inflated(path)
+            stream = _inflate_file(path)
+        # Forced, because files without a preamble and the inflated rest of a deflated one begin at once with elements.
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
         _check_whole(header, path)
-        drop_malformed(header)
+        _drop_malformed(header)
         if meta is not None:
-            drop_malformed(meta)
-            header.file_meta = meta
+            _drop_malformed(meta)
+            header.file_meta = meta  # of a deflated file, pydicom has not seen it
         return header, stream
     except InputError:
         stream.close()
@@ -180,7 +248,7 @@ def _parse(path: Path, tags: list[str] | None = None) -> tuple[Dataset, BinaryIO
         ) from None
 
 
-def _inflated(path: Path) -> BytesIO:
+def _inflate_file(path: Path) -> BytesIO:
     """A deflated file's data set without its file meta information. Source: DICOM PS3.5, A.5."""
     raw = path.read_bytes()
     (group_length,) = struct.unpack("<L", raw[140:144])
@@ -206,6 +274,9 @@ def _check_whole(header: Dataset, path: Path) -> None:
         )
 
 
+# Checks that the header promises a picture, and that the file holds as many pixels as promised.
+
+
 def _refuse_other_objects(header: Dataset, path: Path) -> None:
     kind = text_of(header, "SOPClassUID") or text_of(
         getattr(header, "file_meta", header), "MediaStorageSOPClassUID"
@@ -215,12 +286,12 @@ def _refuse_other_objects(header: Dataset, path: Path) -> None:
             raise InputError(f"DICOM {path}: must be an image, got {what}")
 
 
-def _syntax(header: Dataset, path: Path) -> UID:
+def _transfer_syntax(header: Dataset, path: Path) -> UID:
     from pydicom.uid import UID
 
     named = text_of(getattr(header, "file_meta", header), "TransferSyntaxUID")
-    implicit, little = header.original_encoding
-    syntax = UID(named or _SYNTAXES[bool(implicit), bool(little)])
+    implicit, little = header.original_encoding  # what pydicom found the elements to be written in
+    syntax = UID(named or _UNNAMED_SYNTAXES[bool(implicit), bool(little)])
     if not syntax.is_transfer_syntax:
         raise InputError(
             f"DICOM {path}: must be in a transfer syntax that the extra medical reads, got an unknown one; "
@@ -229,7 +300,7 @@ def _syntax(header: Dataset, path: Path) -> UID:
     return syntax
 
 
-def _frames(header: Dataset, path: Path) -> int:
+def _frame_count(header: Dataset, path: Path) -> int:
     if "NumberOfFrames" not in header:
         return 1
     frames = whole_number(header, "NumberOfFrames")
@@ -238,7 +309,7 @@ def _frames(header: Dataset, path: Path) -> int:
     return frames
 
 
-def _size(header: Dataset, path: Path, frames: int) -> tuple[int, int]:
+def _frame_size(header: Dataset, path: Path, frames: int) -> tuple[int, int]:
     height, width = whole_number(header, "Rows") or 0, whole_number(header, "Columns") or 0
     if min(height, width) < 1:
         raise InputError(f"DICOM {path}: must have pixels, got {height}×{width}")
@@ -255,10 +326,7 @@ def _size(header: Dataset, path: Path, frames: int) -> tuple[int, int]:
     return height, width
 
 
-# Checks that a DICOM file holds as many pixels as its header promises; nothing is decoded.
-
-
-def pixel_element(stream: BinaryIO, header: Dataset, path: Path) -> tuple[str, int]:
+def _pixel_element(stream: BinaryIO, header: Dataset, path: Path) -> tuple[str, int]:
     """VR and length of the pixel data's element, whose value is then next in the stream."""
     implicit, little = header.original_encoding
     order = "<" if little else ">"
@@ -280,7 +348,9 @@ def pixel_element(stream: BinaryIO, header: Dataset, path: Path) -> tuple[str, i
     return vr, int(length)
 
 
-def check_length(header: Dataset, path: Path, size_px: tuple[int, int], frames: int, held_bytes: int) -> None:
+def _check_length(
+    header: Dataset, path: Path, size_px: tuple[int, int], frames: int, held_bytes: int
+) -> None:
     """Compares the bytes of uncompressed pixels with the header's promise."""
     samples, bits = (whole_number(header, key) or 1 for key in ("SamplesPerPixel", "BitsAllocated"))
     if header.get("PhotometricInterpretation") == "YBR_FULL_422":
@@ -294,7 +364,7 @@ def check_length(header: Dataset, path: Path, size_px: tuple[int, int], frames: 
         )
 
 
-def check_fragments(stream: BinaryIO, path: Path, offset: int, frames: int) -> None:
+def _check_fragments(stream: BinaryIO, path: Path, offset: int, frames: int) -> None:
     """Walks over the fragments' lengths up to the end mark, which a file cut off has lost. Source: DICOM PS3.5, A.4."""
     fragments, end = -1, stream.seek(0, 2)  # the first item is the offset table
     stream.seek(offset)
@@ -312,66 +382,3 @@ def check_fragments(stream: BinaryIO, path: Path, offset: int, frames: int) -> N
         raise InputError(
             f"DICOM {path}: must hold the {frames} frames its header promises, got {fragments}; copy it again"
         )
-
-
-# Reads elements of a DICOM header without trusting them: what is malformed counts as missing.
-
-
-def drop_malformed(header: Dataset) -> None:
-    """Deletes, in place, elements that pydicom cannot convert or that are a sequence where none belongs, or none.
-
-    pydicom converts an element when it is asked for; after this, asking raises nothing.
-    """
-    from pydicom.datadict import dictionary_VR
-
-    for tag in list(header.keys()):
-        try:
-            element = header[tag]
-            is_sequence = element.VR == "SQ"
-            if not element.tag.is_private and element.keyword and is_sequence != (dictionary_VR(tag) == "SQ"):
-                del header[tag]
-            elif is_sequence:
-                for item in element.value:
-                    drop_malformed(item)
-        except Exception:  # pydicom raises many types, by what is wrong
-            del header[tag]
-
-
-def whole_number(header: Dataset, keyword: str) -> int | None:
-    """An element as an integer; None where it is missing or is none."""
-    numbers = numbers_of(header, keyword)
-    return int(numbers[0]) if numbers and numbers[0] == int(numbers[0]) else None
-
-
-def numbers_of(header: Dataset, keyword: str) -> tuple[float, ...]:
-    """An element's values as finite numbers; empty where it is missing or one of them is no number."""
-    try:
-        value = header.get(keyword)
-        values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-        numbers = tuple(float(v) for v in values)
-    except Exception:  # whatever pydicom raises on a malformed value: it counts as missing
-        return ()
-    return numbers if all(abs(n) < float("inf") for n in numbers) else ()
-
-
-def text_of(header: Dataset, keyword: str) -> str:
-    """An element as one line of text; "" where it is missing or malformed."""
-    try:
-        text = str(header.get(keyword) or "")
-    except Exception:  # as above
-        return ""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
-
-
-def frame_group(header: Dataset, sequence: str, frame: int) -> Dataset:
-    """The frame's own item of a functional group, else the one that all frames share, else the header itself.
-
-    Source: DICOM PS3.3, C.7.6.16.
-    """
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
-    own = per_frame[frame : frame + 1]
-    for group in (*own, *(header.get("SharedFunctionalGroupsSequence") or [])):
-        if group.get(sequence):
-            item: Dataset = group[sequence].value[0]
-            return item
-    return header

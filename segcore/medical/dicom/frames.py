@@ -1,4 +1,7 @@
-"""Decodes one frame's stored values, with the decoder chosen here for each transfer syntax."""
+"""Decodes one frame's stored values, with the decoder chosen here for each transfer syntax.
+
+What a compressed frame says of its own picture is read before any decoder is asked: it must be what the header says.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,8 @@ _DECODERS = {
     "1.2.840.10008.1.2.5": _RLE,
 }
 _STORE_UNCOMPRESSED = "store it uncompressed first (a JPEG by dcmtk's dcmdjpeg)"
+_LOSSLESS_MARKER, _LS_MARKER = 0xC3, 0xF7
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # tables and extensions among the markers of frames
 
 
 def check_syntax(file: DicomFile) -> None:
@@ -50,8 +55,8 @@ def check_syntax(file: DicomFile) -> None:
     # Source: DICOM PS3.5, 8.2.1; pydicom 3.0.2 refuses it with Pillow and with GDCM.
     if file.syntax == "1.2.840.10008.1.2.4.51" and whole_number(file.header, "BitsStored") != 8:
         raise InputError(
-            f"DICOM {file.path}: must be 8 bit where it is {_named(file)}, got 12 bit, which no decoder of the extra "
-            f"medical reads; {_STORE_UNCOMPRESSED}"
+            f"DICOM {file.path}: must be 8 bit where it is {_syntax_name(file)}, got 12 bit, which no decoder of the "
+            f"extra medical reads; {_STORE_UNCOMPRESSED}"
         )
 
 
@@ -65,6 +70,7 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
     from pydicom.pixels.utils import as_pixel_options
 
     name = _decoder_name(file)
+    # `DicomFile.stream` has inflated a deflated file, which is then explicit little endian.
     syntax = "1.2.840.10008.1.2.1" if file.syntax == DEFLATED else file.syntax
     options = as_pixel_options(file.header, number_of_frames=file.frames)
     options |= {"pixel_keyword": "PixelData", "pixel_vr": file.pixel_vr}
@@ -73,6 +79,7 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
             if file.syntax.is_encapsulated:
                 codestream = _checked_codestream(stream, file, index)
             if name == "gdcm":
+                # GDCM ends its process on damaged data, so it works in another one, which is sent this frame alone.
                 options = {**options, "number_of_frames": 1}
                 options.pop("extended_offsets", None)
                 return decode_by_gdcm(codestream, file.syntax, options)
@@ -85,7 +92,7 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
     except Exception:
         # The decoders raise anything; what they say may quote the header, so it is not repeated.
         raise InputError(
-            f"DICOM {file.path}: must hold pixels that decode as {_named(file)}, got damaged ones; copy it again"
+            f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
         ) from None
     return np.asarray(frame)
 
@@ -96,7 +103,7 @@ def _decoder_name(file: DicomFile) -> str:
     names = _DECODERS.get(file.syntax)
     if names is None:
         raise InputError(
-            f"DICOM {file.path}: must be in a transfer syntax that the extra medical reads, got {_named(file)}; "
+            f"DICOM {file.path}: must be in a transfer syntax that the extra medical reads, got {_syntax_name(file)}; "
             f"{_STORE_UNCOMPRESSED}"
         )
     if not names:
@@ -106,12 +113,12 @@ def _decoder_name(file: DicomFile) -> str:
         if name in installed:
             return name
     raise InputError(
-        f"DICOM {file.path}: is in the transfer syntax {_named(file)}, whose decoder must be installed, is not; "
+        f"DICOM {file.path}: is in the transfer syntax {_syntax_name(file)}, whose decoder must be installed, is not; "
         "run: pip install 'sam2edge[medical]'"
     )
 
 
-def _named(file: DicomFile) -> str:
+def _syntax_name(file: DicomFile) -> str:
     name = file.syntax.name
     return str(file.syntax) if name == file.syntax else f"{name} ({file.syntax})"
 
@@ -126,10 +133,10 @@ def _checked_codestream(stream: BinaryIO, file: DicomFile, index: int) -> bytes:
     stream.seek(start)
     if names == _RLE:
         return frame
-    found = jpeg_2000_picture(frame) if names == _JPEG_2000 else jpeg_picture(frame)
+    found = _jpeg_2000_codestream(frame) if names == _JPEG_2000 else _jpeg_codestream(frame)
     if found is None or (names == _JPEG_LOSSLESS and not found.lossless):
         raise InputError(
-            f"DICOM {file.path}: must hold pixels that decode as {_named(file)}, got damaged ones; copy it again"
+            f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
         )
     if found.size_px != file.size_px:
         (height, width), (own_height, own_width) = file.size_px, found.size_px
@@ -138,7 +145,7 @@ def _checked_codestream(stream: BinaryIO, file: DicomFile, index: int) -> bytes:
             f"got one of {own_height}×{own_width}; export it again"
         )
     samples, bits = (whole_number(file.header, key) or 1 for key in ("SamplesPerPixel", "BitsAllocated"))
-    stored = 8 * math.ceil(found.bits / 8)
+    stored = 8 * math.ceil(found.bits / 8)  # 12 bits of a codestream come out of the decoder in 16
     if found.samples != samples or stored > bits or (names == _JPEG_LOSSLESS and stored != bits):
         raise InputError(
             f"DICOM {file.path}: must hold {samples} samples of {bits} bit a pixel as its header says, "
@@ -148,20 +155,14 @@ def _checked_codestream(stream: BinaryIO, file: DicomFile, index: int) -> bytes:
 
 
 def _extended_offsets(file: DicomFile) -> tuple[Any, Any] | None:
-    """The table of frames in files of over 4 GiB."""
+    """The table of frames that files of over 4 GiB need, whose offsets do not fit into the usual one."""
     if "ExtendedOffsetTable" in file.header:
         return file.header.ExtendedOffsetTable, file.header.ExtendedOffsetTableLengths
     return None
 
 
-# What a JPEG, JPEG-LS or JPEG 2000 codestream says of its picture, before anything decodes it.
-
-_LOSSLESS_MARKER, _LS_MARKER = 0xC3, 0xF7
-_NO_FRAME = (0xC4, 0xC8, 0xCC)  # tables and extensions among the markers of frames
-
-
 @dataclass(frozen=True)
-class Codestream:
+class _Codestream:
     """A codestream's own word on its picture: height and width, samples a pixel, bits a sample, losslessness."""
 
     size_px: tuple[int, int]
@@ -170,29 +171,31 @@ class Codestream:
     lossless: bool
 
 
-def jpeg_picture(frame: bytes) -> Codestream | None:
+def _jpeg_codestream(frame: bytes) -> _Codestream | None:
     """Reads the frame header of JPEG or JPEG-LS; None where there is none.
 
     Source: ITU-T T.81, B.2.2, and T.87, C.2.2.
     """
-    at = 2
+    at = 2  # past the mark of the picture's start; each segment then begins with its marker and its length
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], struct.unpack(">H", frame[at + 2 : at + 4])[0]
         if (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME) or marker == _LS_MARKER:
             bits, height, width, samples = struct.unpack(">BHHB", frame[at + 4 : at + 10])
-            return Codestream((height, width), samples, bits, marker in (_LOSSLESS_MARKER, _LS_MARKER))
+            return _Codestream((height, width), samples, bits, marker in (_LOSSLESS_MARKER, _LS_MARKER))
         at += 2 + length
     return None
 
 
-def jpeg_2000_picture(frame: bytes) -> Codestream | None:
+def _jpeg_2000_codestream(frame: bytes) -> _Codestream | None:
     """Reads the size marker of JPEG 2000, with or without boxes around; None where there is none.
 
     Source: ITU-T T.800, A.5.1.
     """
-    at = frame.find(b"\xff\x4f\xff\x51", 0, 1024)
+    at = frame.find(
+        b"\xff\x4f\xff\x51", 0, 1024
+    )  # start of the codestream and its size marker, past any boxes
     if at < 0 or at + 43 > len(frame):
         return None
     right, bottom, left, top = struct.unpack(">4L", frame[at + 8 : at + 24])
     samples, depth = struct.unpack(">HB", frame[at + 40 : at + 43])
-    return Codestream((bottom - top, right - left), samples, (depth & 0x7F) + 1, False)
+    return _Codestream((bottom - top, right - left), samples, (depth & 0x7F) + 1, False)

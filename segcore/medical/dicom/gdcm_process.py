@@ -34,14 +34,15 @@ def decode_by_gdcm(frame: bytes, syntax: str, options: dict[str, Any]) -> np.nda
         ValueError: GDCM cannot decode it, took too long, or died of it.
     """
     with _lock:
-        process = _process()
+        process = _running_process()
+        # A decoder that hangs is ended with its process; the next frame starts another one.
         watch = threading.Timer(_LIMIT_S, process.kill)
         watch.start()
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            _send(process.stdin, {"syntax": syntax, "options": options}, frame)
-            head, data = _receive(process.stdout)
+            _send_message(process.stdin, {"syntax": syntax, "options": options}, frame)
+            head, data = _receive_message(process.stdout)
         except (OSError, EOFError):
             process.kill()
             process.wait()
@@ -53,10 +54,10 @@ def decode_by_gdcm(frame: bytes, syntax: str, options: dict[str, Any]) -> np.nda
     return np.asarray(np.frombuffer(data, head["dtype"]).reshape(head["shape"]))
 
 
-def _process() -> subprocess.Popen[bytes]:
+def _running_process() -> subprocess.Popen[bytes]:
     running = _started.get(os.getpid())
     if running is None or running.poll() is not None:
-        root = str(Path(__file__).parents[3])
+        root = str(Path(__file__).parents[3])  # where segcore lies, for a child started from another folder
         known = os.environ.get("PYTHONPATH")
         running = subprocess.Popen(
             [sys.executable, "-m", "segcore.medical.dicom.gdcm_process"],
@@ -69,22 +70,22 @@ def _process() -> subprocess.Popen[bytes]:
     return running
 
 
-def _send(stream: BinaryIO | Any, head: dict[str, Any], data: bytes) -> None:
+def _send_message(stream: BinaryIO | Any, head: dict[str, Any], data: bytes) -> None:
     text = json.dumps({**head, "bytes": len(data)}).encode()
     stream.write(struct.pack("<L", len(text)) + text)
     stream.write(data)
     stream.flush()
 
 
-def _receive(stream: BinaryIO | Any) -> tuple[dict[str, Any], bytes]:
-    (length,) = struct.unpack("<L", _exactly(stream, 4))
-    head: dict[str, Any] = json.loads(_exactly(stream, length))
-    return head, _exactly(stream, head["bytes"])
+def _receive_message(stream: BinaryIO | Any) -> tuple[dict[str, Any], bytes]:
+    (length,) = struct.unpack("<L", _read_exactly(stream, 4))
+    head: dict[str, Any] = json.loads(_read_exactly(stream, length))
+    return head, _read_exactly(stream, head["bytes"])
 
 
-def _exactly(stream: BinaryIO | Any, count: int) -> bytes:
+def _read_exactly(stream: BinaryIO | Any, count: int) -> bytes:
     data: bytes = stream.read(count)
-    if len(data) < count:
+    if len(data) < count:  # the other side has ended
         raise EOFError
     return data
 
@@ -98,7 +99,7 @@ def _serve() -> None:
     os.dup2(2, 1)  # whatever GDCM prints must not come between the messages
     while True:
         try:
-            head, frame = _receive(sys.stdin.buffer)
+            head, frame = _receive_message(sys.stdin.buffer)
         except EOFError:
             return
         try:
@@ -106,9 +107,9 @@ def _serve() -> None:
                 encapsulate([frame]), index=0, decoding_plugin="gdcm", validate=False, **head["options"]
             )
         except Exception:  # pydicom and GDCM raise many types; the parent names the file
-            _send(answers, {}, b"")
+            _send_message(answers, {}, b"")
             continue
-        _send(answers, {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes())
+        _send_message(answers, {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""From a file's stored integers to the scan's values: rescale, MONOCHROME1, palette and YBR."""
+"""From a file's stored integers to the scan's values, and to what a screen shows.
+
+Values are after the modality's rescale, with MONOCHROME1 turned over and colours as RGB; a model is fed with them. The
+display goes on from there: 8 bits through the file's own VOI LUT or window.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,18 +15,23 @@ import numpy as np
 from segcore.errors import InputError
 from segcore.medical.dicom.file import DicomFile, frame_group, numbers_of, text_of, whole_number
 from segcore.medical.dicom.frames import check_syntax, stored_frame
+from segcore.picture.preprocess import Window
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-import re
-
-from segcore.picture.preprocess import Window
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 # Refused by name; anything else might be a patient's, written into the wrong element.
 _REFUSED = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB")
+_NARROWEST = 1e-3
+# A window's explanation is free text, which may hold anything: it is repeated only where it is made of these words.
+_WINDOW_WORDS = re.compile(
+    r"(abdomen|angio|bone|brain|breast|chest|contrast|default|ear|hard|harder|head|heart|high|inner|kidney|liver|low"
+    r"|lungs?|mediastinum|neck|normal|pelvis|pulmonary|soft|softer|spine|standard|stroke|thorax|tissue|vessel|wide"
+    r"|window)\d{0,2}"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Pixels:
         return self.photometric == "MONOCHROME1"
 
     @property
-    def ends_sum(self) -> int:
+    def stored_ends_sum(self) -> int:
         """Smallest and largest number that the stored bits can hold, added: turning over is this minus the value."""
         return -1 if self.signed else 2**self.stored - 1
 
@@ -103,7 +113,7 @@ def gives_float(file: DicomFile) -> bool:
     if not pixels.grey:
         return False
     table = "ModalityLUTSequence" in file.header
-    return pixels.signed or table or any(rescale(file, i) != (1.0, 0.0) for i in range(file.frames))
+    return pixels.signed or table or any(_rescale_of(file, i) != (1.0, 0.0) for i in range(file.frames))
 
 
 def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
@@ -113,10 +123,10 @@ def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
     """
     pixels = pixels_of(file)
     if not pixels.grey:
-        return _rgb(stored_frame(file, index), file)
-    values: np.ndarray = measured(file, index)
+        return _rgb_values(stored_frame(file, index), file)
+    values: np.ndarray = _modality_values(file, index)
     if pixels.inverted:
-        values = np.asarray(ends_sum(file, index) - values)
+        values = np.asarray(_ends_sum(file, index) - values)
     if as_float:
         return values.astype(np.float32)
     if pixels.allocated == 1:
@@ -124,19 +134,62 @@ def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
     return np.asarray(values, np.uint8 if pixels.stored <= 8 else np.uint16)
 
 
-def measured(file: DicomFile, index: int) -> np.ndarray:
+def frame_display(file: DicomFile, index: int) -> np.ndarray:
+    """One frame through its VOI LUT, else its first window, else the full range of its values; colours as they are.
+
+    Returns:
+        H×W or H×W×3 (RGB), uint8. 8-bit values without a window are shown as stored.
+    """
+    pixels = pixels_of(file)
+    if not pixels.grey or pixels.allocated == 1:
+        return frame_values(file, index, as_float=False)
+    values: np.ndarray = _modality_values(file, index)
+    listed = _file_windows(file, index)
+    shown: np.ndarray
+    group = frame_group(file.header, "FrameVOILUTSequence", index)
+    if group.get("VOILUTSequence"):
+        looked_up, top = _through_table(np.round(values).astype(np.int32), group, "VOILUTSequence", file)
+        shown = looked_up / top
+    elif listed:
+        shown = _through_window(values, listed[0])
+    elif pixels.stored == 8 and not gives_float(file):  # the usual 8-bit picture is what it shows
+        shown = values / 255.0
+    else:
+        low, high = float(values.min()), float(values.max())
+        shown = (values - low) / ((high - low) or 1.0)
+    if pixels.inverted:
+        shown = 1.0 - shown
+    return np.round(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def windows_of(file: DicomFile, index: int) -> tuple[Window, ...]:
+    """The windows that one frame's header lists, the default first, in the scan's values; of a sigmoid the middle."""
+    turned = _ends_sum(file, index) if pixels_of(file).inverted else None
+    windows = []
+    for voi in _file_windows(file, index):
+        low, high = voi.ends()
+        windows.append(
+            Window(voi.name, low, high) if turned is None else Window(voi.name, turned - high, turned - low)
+        )
+    return tuple(windows)
+
+
+# From stored integers to the scan's values.
+
+
+def _modality_values(file: DicomFile, index: int) -> np.ndarray:
     """A grey frame after the modality's rescale, MONOCHROME1 as it is: H×W, float64, or int32 where none applies."""
     pixels = pixels_of(file)
     values: np.ndarray = stored_frame(file, index).astype(np.int32)
     if not pixels.signed:
         values &= 2**pixels.stored - 1  # an overlay may lie in the bits above. Source: DICOM PS3.5, 8.1.1
     if "ModalityLUTSequence" in file.header:
-        return through_table(values, file.header, "ModalityLUTSequence", file)[0]
-    slope, intercept = rescale(file, index)
+        return _through_table(values, file.header, "ModalityLUTSequence", file)[0]
+    slope, intercept = _rescale_of(file, index)
     return values if (slope, intercept) == (1.0, 0.0) else values * slope + intercept
 
 
-def rescale(file: DicomFile, index: int) -> tuple[float, float]:
+def _rescale_of(file: DicomFile, index: int) -> tuple[float, float]:
     """One frame's slope and intercept."""
     group = frame_group(file.header, "PixelValueTransformationSequence", index)
     slope, intercept = numbers_of(group, "RescaleSlope"), numbers_of(group, "RescaleIntercept")
@@ -144,15 +197,16 @@ def rescale(file: DicomFile, index: int) -> tuple[float, float]:
     return (slope[0] if slope and slope[0] else 1.0), (intercept[0] if intercept else 0.0)
 
 
-def ends_sum(file: DicomFile, index: int) -> float:
+def _ends_sum(file: DicomFile, index: int) -> float:
     """The smallest and the largest value that can occur, added: MONOCHROME1 is turned over by this minus a value."""
     if "ModalityLUTSequence" in file.header:
-        return through_table(np.zeros(1, np.int32), file.header, "ModalityLUTSequence", file)[1]
-    slope, intercept = rescale(file, index)
-    return slope * pixels_of(file).ends_sum + 2 * intercept
+        return _through_table(np.zeros(1, np.int32), file.header, "ModalityLUTSequence", file)[1]
+    slope, intercept = _rescale_of(file, index)
+    # Of low and high: (slope·low + intercept) + (slope·high + intercept).
+    return slope * pixels_of(file).stored_ends_sum + 2 * intercept
 
 
-def through_table(
+def _through_table(
     values: np.ndarray, group: Dataset, sequence: str, file: DicomFile
 ) -> tuple[np.ndarray, float]:
     """Integers through a modality's or a display's lookup table: int32, and the largest number it can give.
@@ -173,7 +227,7 @@ def through_table(
         ) from None
 
 
-def _rgb(stored: np.ndarray, file: DicomFile) -> np.ndarray:
+def _rgb_values(stored: np.ndarray, file: DicomFile) -> np.ndarray:
     if stored.ndim == 2:
         from pydicom.pixels import apply_color_lut
 
@@ -183,27 +237,18 @@ def _rgb(stored: np.ndarray, file: DicomFile) -> np.ndarray:
             raise InputError(
                 f"DICOM {file.path}: must hold the palette of its colours, got none or a damaged one; export it again"
             ) from None
-        if stored.dtype == np.uint16:
+        if stored.dtype == np.uint16:  # entries of 16 bits span all of them. Source: DICOM PS3.3, C.7.6.3.1.5
             stored = (stored >> 8).astype(np.uint8)
     grey = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
     # Grey pictures saved as RGB are common; one channel is what they hold, as in segcore.image.
     return np.ascontiguousarray(stored[..., 0] if grey else stored)
 
 
-# A DICOM frame as a screen shows it: 8 bits through the file's own VOI LUT or window. Source:
-# DICOM PS3.3, C.11.2.
-
-_NARROWEST = 1e-3
-# A window's explanation is free text, which may hold anything: it is repeated only where it is made of these words.
-_WINDOW_WORDS = re.compile(
-    r"(abdomen|angio|bone|brain|breast|chest|contrast|default|ear|hard|harder|head|heart|high|inner|kidney|liver|low"
-    r"|lungs?|mediastinum|neck|normal|pelvis|pulmonary|soft|softer|spine|standard|stroke|thorax|tissue|vessel|wide"
-    r"|window)\d{0,2}"
-)
+# The file's own windows. Source: DICOM PS3.3, C.11.2.
 
 
 @dataclass(frozen=True)
-class _Voi:
+class _FileWindow:
     """One window as the file writes it, in values before MONOCHROME1 is turned over."""
 
     name: str
@@ -219,47 +264,7 @@ class _Voi:
         return self.centre - self.width / 2, self.centre + self.width / 2
 
 
-def windows_of(file: DicomFile, index: int) -> tuple[Window, ...]:
-    """The windows that one frame's header lists, the default first, in the scan's values; of a sigmoid the middle."""
-    turned = ends_sum(file, index) if pixels_of(file).inverted else None
-    windows = []
-    for voi in _listed(file, index):
-        low, high = voi.ends()
-        windows.append(
-            Window(voi.name, low, high) if turned is None else Window(voi.name, turned - high, turned - low)
-        )
-    return tuple(windows)
-
-
-def frame_display(file: DicomFile, index: int) -> np.ndarray:
-    """One frame through its VOI LUT, else its first window, else the full range of its values; colours as they are.
-
-    Returns:
-        H×W or H×W×3 (RGB), uint8. 8-bit values without a window are shown as stored.
-    """
-    pixels = pixels_of(file)
-    if not pixels.grey or pixels.allocated == 1:
-        return frame_values(file, index, as_float=False)
-    values: np.ndarray = measured(file, index)
-    listed = _listed(file, index)
-    shown: np.ndarray
-    group = frame_group(file.header, "FrameVOILUTSequence", index)
-    if group.get("VOILUTSequence"):
-        looked_up, top = through_table(np.round(values).astype(np.int32), group, "VOILUTSequence", file)
-        shown = looked_up / top
-    elif listed:
-        shown = _through_window(values, listed[0])
-    elif pixels.stored == 8 and not gives_float(file):
-        shown = values / 255.0
-    else:
-        low, high = float(values.min()), float(values.max())
-        shown = (values - low) / ((high - low) or 1.0)
-    if pixels.inverted:
-        shown = 1.0 - shown
-    return np.round(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def _listed(file: DicomFile, index: int) -> list[_Voi]:
+def _file_windows(file: DicomFile, index: int) -> list[_FileWindow]:
     if not pixels_of(file).grey:
         return []
     group = frame_group(file.header, "FrameVOILUTSequence", index)
@@ -269,18 +274,20 @@ def _listed(file: DicomFile, index: int) -> list[_Voi]:
     names = [names] if isinstance(names, str) else [str(name) for name in names]
     listed = []
     for i, (centre, width) in enumerate(zip(centres, widths, strict=False)):
-        own = _harmless(names[i]) if i < len(names) else ""
+        own = _harmless_name(names[i]) if i < len(names) else ""
         if width > 0:  # some writers leave 0 where they mean none
-            listed.append(_Voi(own or ("file" if i == 0 else f"file {i + 1}"), centre, width, function))
+            listed.append(
+                _FileWindow(own or ("file" if i == 0 else f"file {i + 1}"), centre, width, function)
+            )
     return listed
 
 
-def _harmless(name: str) -> str:
+def _harmless_name(name: str) -> str:
     words = re.split(r"[\s_-]+", name.strip().lower())
     return name.strip() if all(_WINDOW_WORDS.fullmatch(word) for word in words) else ""
 
 
-def _through_window(values: np.ndarray, voi: _Voi) -> np.ndarray:
+def _through_window(values: np.ndarray, voi: _FileWindow) -> np.ndarray:
     if voi.function == "SIGMOID":
         with np.errstate(over="ignore"):
             return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (values - voi.centre) / voi.width)))

@@ -1,4 +1,7 @@
-"""DICOM files as one scan: a file of one or many frames, or a folder that is one series."""
+"""DICOM files as one scan: a file of one or many frames, or a folder that is one series.
+
+Slices are put in order by where they lie in the patient, and a series that is mixed, doubled or has gaps is refused.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ import numpy as np
 
 from segcore.errors import InputError
 from segcore.medical.dicom.deidentify import deidentified, patient_of
-from segcore.medical.dicom.file import DicomFile, is_dicom, open_dicom, text_of, whole_number
+from segcore.medical.dicom.file import (
+    DicomFile,
+    frame_group,
+    is_dicom,
+    numbers_of,
+    open_dicom,
+    text_of,
+    whole_number,
+)
 from segcore.medical.dicom.pixels import (
     check_pixels,
     frame_display,
@@ -26,17 +37,12 @@ from segcore.picture.scan import Scan
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-from typing import TYPE_CHECKING
-
-from segcore.medical.dicom.file import frame_group, numbers_of
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 # Of the usual distance of slices: positions are rounded, but a slice that is missing is a whole distance.
 _TOLERANCE = 0.1
 _SAME_PLACE_MM = 1e-3
 _IGNORED = ("dicomdir", "thumbs.db", "desktop.ini")
+_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3
 
 
 def read_dicom(path: Path, *, deidentify: bool = False) -> Scan:
@@ -47,7 +53,7 @@ def read_dicom(path: Path, *, deidentify: bool = False) -> Scan:
     """
     file = open_dicom(path)
     check_pixels(file)
-    return _scan(path.name, [(file, frame) for frame in range(file.frames)], deidentify)
+    return _build_scan(path.name, [(file, frame) for frame in range(file.frames)], deidentify)
 
 
 def read_series(folder: Path, *, deidentify: bool = False) -> Scan:
@@ -63,12 +69,60 @@ def read_series(folder: Path, *, deidentify: bool = False) -> Scan:
     _check_one_series(folder, files)
     for file in files:
         check_pixels(file)
-    return _scan(folder.resolve().name, [(file, 0) for file in _sorted(folder, files)], deidentify)
+    return _build_scan(
+        folder.resolve().name, [(file, 0) for file in _sort_by_place(folder, files)], deidentify
+    )
 
 
 def is_clutter(path: Path) -> bool:
     """Whether a file beside images is none of them by its name: hidden, a DICOMDIR, a file manager's."""
     return path.name.startswith(".") or path.name.lower().startswith(_IGNORED)
+
+
+def _build_scan(name: str, frames: Sequence[tuple[DicomFile, int]], deidentify: bool) -> Scan:
+    first = frames[0][0]
+    files = list({id(file): file for file, _ in frames}.values())
+    spacing_mm = _pixel_spacing_mm(first.header, frames[0][1])
+    for file, frame in frames:
+        if _rounded_text(_pixel_spacing_mm(file.header, frame)) != _rounded_text(spacing_mm):
+            raise InputError(
+                f"DICOM {file.path}: must have one pixel spacing in all frames, got several; split it"
+            )
+    planes = {_rounded_text(_directions(file.header, frame)) for file, frame in frames}
+    positions = [_position_mm(file.header, frame) for file, frame in frames]
+    affine, slice_spacing_mm = _affine_of(
+        spacing_mm,
+        _directions(first.header) if len(planes) == 1 else None,
+        [p for p in positions if p is not None] if all(p is not None for p in positions) else [],
+    )
+    as_float = any(gives_float(file) for file in files)  # one depth for all slices
+    return Scan(
+        name=name,
+        kind="dicom",
+        slices=len(frames),
+        size_px=first.size_px,
+        values=lambda index: frame_values(*frames[index], as_float=as_float),
+        display=lambda index: frame_display(*frames[index]),
+        spacing_mm=spacing_mm,
+        slice_spacing_mm=slice_spacing_mm,
+        windows=windows_of(*frames[0]),
+        modality=_modality_text(first.header),
+        patient=patient_of(first.header),
+        affine=affine,
+        header=tuple(
+            deidentified(file.header, name=f"DICOM {file.path}") if deidentify else file.header
+            for file in files
+        ),
+    )
+
+
+def _modality_text(header: Dataset) -> str:
+    """CT, DX, …: a picture's has two or three letters; what is longer might be a patient's name, and counts as none."""
+    text = text_of(header, "Modality")
+    return text if re.fullmatch("[A-Z]{2,3}", text) else ""
+
+
+# Which files are one series, and their order.
 
 
 def _series_files(folder: Path) -> list[Path]:
@@ -102,8 +156,8 @@ def _check_one_series(folder: Path, files: Sequence[DicomFile]) -> None:
             )
     properties: dict[str, Callable[[DicomFile], Hashable]] = {
         "size": lambda file: "×".join(map(str, file.size_px)),
-        "pixel spacing": lambda file: _rounded(pixel_spacing_mm(file.header)),
-        "orientation": lambda file: _rounded(directions(file.header)),
+        "pixel spacing": lambda file: _rounded_text(_pixel_spacing_mm(file.header)),
+        "orientation": lambda file: _rounded_text(_directions(file.header)),
         "kind of colours": lambda file: pixels_of(file).photometric or "unknown",
     }
     for what, get in properties.items():
@@ -116,26 +170,26 @@ def _check_one_series(folder: Path, files: Sequence[DicomFile]) -> None:
             )
 
 
-def _rounded(numbers: Sequence[float] | np.ndarray | None) -> str:
+def _rounded_text(numbers: Sequence[float] | np.ndarray | None) -> str:
     """Numbers that differ by a writer's rounding only become the same text."""
     if numbers is None:
         return "none"
     return ", ".join(f"{round(float(n), 3) + 0.0:g}" for n in np.ravel(numbers))
 
 
-def _sorted(folder: Path, files: list[DicomFile]) -> list[DicomFile]:
-    plane = directions(files[0].header)
-    positions = [position_mm(file.header) for file in files]
+def _sort_by_place(folder: Path, files: list[DicomFile]) -> list[DicomFile]:
+    plane = _directions(files[0].header)
+    positions = [_position_mm(file.header) for file in files]
     known = [p for p in positions if p is not None]
     if plane is None or not known:
-        return _sorted_by_number(folder, files)
+        return _sort_by_number(folder, files)
     if len(known) < len(files):
         missing = files[next(i for i, p in enumerate(positions) if p is None)]
         raise InputError(
             f"folder {folder}: must hold slices that all tell their position, got {missing.path.name} without; "
             "export the series again"
         )
-    normal = np.cross(plane[0], plane[1])
+    normal = np.cross(plane[0], plane[1])  # a gantry may lean, so no single patient axis tells the order
     depths_mm = np.array([float(p @ normal) for p in known])
     order = np.argsort(depths_mm, kind="stable")
     _check_spacing(folder, [files[i] for i in order], np.diff(depths_mm[order]))
@@ -162,7 +216,7 @@ def _check_spacing(folder: Path, files: Sequence[DicomFile], steps_mm: np.ndarra
         )
 
 
-def _sorted_by_number(folder: Path, files: Sequence[DicomFile]) -> list[DicomFile]:
+def _sort_by_number(folder: Path, files: Sequence[DicomFile]) -> list[DicomFile]:
     numbers = [whole_number(file.header, "InstanceNumber") for file in files]
     by_number: dict[int, DicomFile] = {}
     for number, file in zip(numbers, files, strict=True):
@@ -180,56 +234,10 @@ def _sorted_by_number(folder: Path, files: Sequence[DicomFile]) -> list[DicomFil
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _modality(header: Dataset) -> str:
-    """CT, DX, …: a picture's has two or three letters; what is longer might be a patient's name, and counts as none."""
-    text = text_of(header, "Modality")
-    return text if re.fullmatch("[A-Z]{2,3}", text) else ""
+# Where pixels lie in the patient.
 
 
-def _scan(name: str, frames: Sequence[tuple[DicomFile, int]], deidentify: bool) -> Scan:
-    first = frames[0][0]
-    files = list({id(file): file for file, _ in frames}.values())
-    spacing_mm = pixel_spacing_mm(first.header, frames[0][1])
-    for file, frame in frames:
-        if _rounded(pixel_spacing_mm(file.header, frame)) != _rounded(spacing_mm):
-            raise InputError(
-                f"DICOM {file.path}: must have one pixel spacing in all frames, got several; split it"
-            )
-    planes = {_rounded(directions(file.header, frame)) for file, frame in frames}
-    positions = [position_mm(file.header, frame) for file, frame in frames]
-    affine, slice_spacing_mm = affine_of(
-        spacing_mm,
-        directions(first.header) if len(planes) == 1 else None,
-        [p for p in positions if p is not None] if all(p is not None for p in positions) else [],
-    )
-    as_float = any(gives_float(file) for file in files)  # one depth for all slices
-    return Scan(
-        name=name,
-        kind="dicom",
-        slices=len(frames),
-        size_px=first.size_px,
-        values=lambda index: frame_values(*frames[index], as_float=as_float),
-        display=lambda index: frame_display(*frames[index]),
-        spacing_mm=spacing_mm,
-        slice_spacing_mm=slice_spacing_mm,
-        windows=windows_of(*frames[0]),
-        modality=_modality(first.header),
-        patient=patient_of(first.header),
-        affine=affine,
-        header=tuple(
-            deidentified(file.header, name=f"DICOM {file.path}") if deidentify else file.header
-            for file in files
-        ),
-    )
-
-
-# Where DICOM pixels lie in the patient: spacing, orientation, positions.
-
-_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3
-_EVEN = 0.1  # of the slice spacing: scanners round positions, and a missing slice is a whole spacing
-
-
-def pixel_spacing_mm(header: Dataset, frame: int = 0) -> tuple[float, float] | None:
+def _pixel_spacing_mm(header: Dataset, frame: int = 0) -> tuple[float, float] | None:
     """Distance of neighbouring rows and columns; None where the file does not say.
 
     PixelSpacing; else ImagerPixelSpacing, at the detector, divided by the estimated magnification where that is
@@ -237,8 +245,8 @@ def pixel_spacing_mm(header: Dataset, frame: int = 0) -> tuple[float, float] | N
 
     Source: DICOM PS3.3, 10.7.1.3, C.8.7.1.1 and C.8.5.5.
     """
-    spacing = _positive(numbers_of(frame_group(header, "PixelMeasuresSequence", frame), "PixelSpacing"))
-    if spacing is None and (imager := _positive(numbers_of(header, "ImagerPixelSpacing"))):
+    spacing = _positive_pair(numbers_of(frame_group(header, "PixelMeasuresSequence", frame), "PixelSpacing"))
+    if spacing is None and (imager := _positive_pair(numbers_of(header, "ImagerPixelSpacing"))):
         magnification = (numbers_of(header, "EstimatedRadiographicMagnificationFactor") or (1.0,))[0]
         if magnification > 0:
             spacing = imager[0] / magnification, imager[1] / magnification
@@ -251,15 +259,18 @@ def _ultrasound_spacing_mm(header: Dataset) -> tuple[float, float] | None:
         units = {whole_number(region, f"PhysicalUnits{axis}Direction") for axis in "XY"}
         deltas = numbers_of(region, "PhysicalDeltaY") + numbers_of(region, "PhysicalDeltaX")
         flat = whole_number(region, "RegionSpatialFormat") == _TWO_DIMENSIONAL
-        found.add(_positive(tuple(10 * abs(d) for d in deltas)) if flat and units == {_CENTIMETRES} else None)
+        # Centimetres; a delta is negative where its axis runs up or to the left.
+        found.add(
+            _positive_pair(tuple(10 * abs(d) for d in deltas)) if flat and units == {_CENTIMETRES} else None
+        )
     return found.pop() if len(found) == 1 else None
 
 
-def _positive(numbers: tuple[float, ...]) -> tuple[float, float] | None:
+def _positive_pair(numbers: tuple[float, ...]) -> tuple[float, float] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
 
 
-def directions(header: Dataset, frame: int = 0) -> np.ndarray | None:
+def _directions(header: Dataset, frame: int = 0) -> np.ndarray | None:
     """2×3: unit vectors along a row (of increasing column) and down a column, in patient axes; None where unknown."""
     group = frame_group(header, "PlaneOrientationSequence", frame)
     vectors = np.array(numbers_of(group, "ImageOrientationPatient"))
@@ -271,20 +282,20 @@ def directions(header: Dataset, frame: int = 0) -> np.ndarray | None:
     return vectors
 
 
-def position_mm(header: Dataset, frame: int = 0) -> np.ndarray | None:
+def _position_mm(header: Dataset, frame: int = 0) -> np.ndarray | None:
     """Centre of the first pixel in patient axes (left, posterior, superior); None where unknown."""
     position = numbers_of(frame_group(header, "PlanePositionSequence", frame), "ImagePositionPatient")
     return np.array(position) if len(position) == 3 else None
 
 
-def affine_of(
+def _affine_of(
     spacing_mm: tuple[float, float] | None, plane: np.ndarray | None, positions: list[np.ndarray]
 ) -> tuple[np.ndarray | None, float | None]:
     """From (column, row, slice, 1) to millimetres, and the slice spacing; None for what is not known.
 
     Args:
         spacing_mm: of rows and columns.
-        plane: as `directions` gives it, the same for all slices.
+        plane: as `_directions` gives it, the same for all slices.
         positions: of the slices, in their order; evenly spaced, or there is no affine.
     """
     if spacing_mm is None or plane is None or not positions:
@@ -295,7 +306,8 @@ def affine_of(
         steps = np.diff(np.array(positions), axis=0)
         step = steps.mean(axis=0)
         slice_spacing = float(abs(step @ normal))
-        if slice_spacing < 1e-3 or np.abs(steps - step).max() > _EVEN * slice_spacing:
+        # A file's own frames may lie anywhere (an angiography's all in one place): no error, but no affine either.
+        if slice_spacing < _SAME_PLACE_MM or np.abs(steps - step).max() > _TOLERANCE * slice_spacing:
             return None, None
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = plane[0] * spacing_mm[1], plane[1] * spacing_mm[0]

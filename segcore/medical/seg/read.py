@@ -12,7 +12,7 @@ import numpy as np
 from segcore.errors import InputError
 from segcore.medical.dicom.file import MAX_VOXELS, read_header, whole_number
 from segcore.medical.seg.source import Reference, load_highdicom, references
-from segcore.picture.scan import Scan
+from segcore.picture.scan import Scan, check_mask_size
 
 # Segmentation Storage, Label Map Segmentation Storage.
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -32,13 +32,8 @@ def read_seg(path: Path, scan: Scan) -> np.ndarray:
         raise InputError(
             f"mask {path}: must be PNG or NIfTI for a picture that is no DICOM, got a DICOM segmentation"
         )
-    seg = _open(path)
-    size = int(seg.Rows), int(seg.Columns)
-    if size != scan.size_px:
-        raise InputError(
-            f"mask {path}: must have the size of its image, {scan.size_px[0]}×{scan.size_px[1]}, "
-            f"got {size[0]}×{size[1]}"
-        )
+    seg = _open_seg(path)
+    check_mask_size((int(seg.Rows), int(seg.Columns)), scan, path)
     refs = references(scan)
     _check_sources(seg, refs, path, scan)
     numbers = list(seg.segment_numbers)
@@ -68,7 +63,7 @@ def read_seg(path: Path, scan: Scan) -> np.ndarray:
     return np.asarray(found, np.uint8)
 
 
-def _open(path: Path) -> Any:
+def _open_seg(path: Path) -> Any:
     load_highdicom()
     from highdicom.seg import Segmentation, SegmentationTypeValues
     from pydicom import dcmread

@@ -38,7 +38,9 @@ _LONGEST = 64
 """Characters of a DICOM long string."""
 _NOMINAL_MM = 1.0
 """Slice thickness of a source that has none, as a radiograph: highdicom reads no pixel spacing without one."""
-_NAMED = re.compile(r"no attribute '(\w+)'")
+_STACK = "1"
+"""The one stack that every frame is of."""
+_MISSING_ATTRIBUTE = re.compile(r"no attribute '(\w+)'")
 
 
 def encode_seg(
@@ -69,9 +71,11 @@ def encode_seg(
         if has_planes(headers):
             seg = _in_planes(scan, headers, masks, manifest, bundle_sha256)
         else:
-            seg = place_frames(_flat(headers[0], masks, manifest, bundle_sha256, scan), scan, masks)
+            seg = _place_frames(
+                _as_single_capture(headers[0], masks, manifest, bundle_sha256, scan), scan, masks
+            )
     except AttributeError as error:  # highdicom takes what it needs of the source without looking first
-        found = _NAMED.search(str(error))
+        found = _MISSING_ATTRIBUTE.search(str(error))
         if found is None or not found[1][:1].isupper():
             raise
         raise missing(scan.name, found[1]) from None
@@ -95,11 +99,13 @@ def _in_planes(
     else:
         for header in headers:
             _fill_thickness(header, scan)
-    return _segmentation(headers, masks, manifest, bundle_sha256)
+    return _build_segmentation(headers, masks, manifest, bundle_sha256)
 
 
-def _flat(header: Any, masks: np.ndarray, manifest: Manifest, bundle_sha256: str | None, scan: Scan) -> Any:
-    """A SEG of the first slice, as if it were a single secondary capture; `place_frames` gives it its frames."""
+def _as_single_capture(
+    header: Any, masks: np.ndarray, manifest: Manifest, bundle_sha256: str | None, scan: Scan
+) -> Any:
+    """A SEG of the first slice, as if it were a single secondary capture; `_place_frames` gives it its frames."""
     from highdicom import PixelMeasuresSequence
 
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PerFrameFunctionalGroupsSequence",
@@ -110,7 +116,7 @@ def _flat(header: Any, masks: np.ndarray, manifest: Manifest, bundle_sha256: str
         del header.FrameOfReferenceUID
     _fill_thickness(header, scan)
     measures = PixelMeasuresSequence(scan.spacing_mm, header.SliceThickness) if scan.spacing_mm else None
-    seg = _segmentation([header], masks[:1], manifest, bundle_sha256, pixel_measures=measures)
+    seg = _build_segmentation([header], masks[:1], manifest, bundle_sha256, pixel_measures=measures)
     seg.PatientOrientation = header.get("PatientOrientation", "")  # of the same pixels; may be empty
     return seg
 
@@ -121,7 +127,7 @@ def _fill_thickness(item: Any, scan: Scan) -> None:
         replace_element(item, "SliceThickness", scan.slice_spacing_mm or _NOMINAL_MM)
 
 
-def _segmentation(
+def _build_segmentation(
     headers: list[Any], masks: np.ndarray, manifest: Manifest, bundle_sha256: str | None, **more: Any
 ) -> Any:
     from highdicom import UID
@@ -131,7 +137,7 @@ def _segmentation(
         headers,
         masks,
         SegmentationTypeValues.BINARY,
-        _segments(manifest, bundle_sha256),
+        _describe_segments(manifest, bundle_sha256),
         series_instance_uid=UID(),
         series_number=_SERIES_NUMBER,
         sop_instance_uid=UID(),
@@ -156,7 +162,7 @@ def _series_description(model: str) -> str:
     return f"sam2edge {model}"[: _LONGEST - len(words)] + words
 
 
-def _segments(manifest: Manifest, bundle_sha256: str | None) -> list[Any]:
+def _describe_segments(manifest: Manifest, bundle_sha256: str | None) -> list[Any]:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.dataset import Dataset
@@ -185,40 +191,134 @@ def _segments(manifest: Manifest, bundle_sha256: str | None) -> list[Any]:
     return described
 
 
+# Frames of a segmentation whose source has no planes.
+#
+# highdicom 0.28 writes such a segmentation for a single picture only; ultrasound loops and radiographs in one series
+# have several. Remove this part when it writes them all.
+
+
+def _place_frames(seg: Any, scan: Scan, masks: np.ndarray) -> Any:
+    """Gives a segmentation of one picture the frames and references of every slice, and returns it.
+
+    Args:
+        seg: highdicom's Segmentation of the first slice.
+        scan: with its references.
+        masks: N×H×W uint8 class indices. Slices without a class have no frame of it; an empty mask has one empty
+            frame a class, as a file must have some.
+    """
+    from highdicom import UID
+    from pydicom.pixels.utils import pack_bits
+
+    refs = references(scan)
+    numbers = [int(item.SegmentNumber) for item in seg.SegmentSequence]
+    present = [(k, i) for k in numbers for i in range(scan.slices) if (masks[i] == k).any()]
+    present = present or [(k, 0) for k in numbers]
+    _index_by_segment_and_slice(seg, UID())
+    seg.PerFrameFunctionalGroupsSequence = [_frame_item(k, i, refs[i]) for k, i in present]
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    if "SegmentIdentificationSequence" in shared:  # now said by every frame
+        del shared.SegmentIdentificationSequence
+    seg.NumberOfFrames = len(present)
+    bits = np.concatenate([(masks[i] == k).ravel() for k, i in present]).astype(np.uint8)
+    seg.PixelData = pack_bits(bits, pad=True)
+    instances = {ref.instance: ref for ref in refs}.values()
+    seg.SourceImageSequence = [_instance_item(ref) for ref in instances]
+    series = _new_item(SeriesInstanceUID=refs[0].series)
+    series.ReferencedInstanceSequence = [_instance_item(ref) for ref in instances]
+    seg.ReferencedSeriesSequence = [series]
+    return seg
+
+
+def _frame_item(segment: int, index: int, ref: Reference) -> Any:
+    from pydicom.sr.codedict import codes
+
+    source = _instance_item(ref)
+    source.PurposeOfReferenceCodeSequence = [_code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    source.SpatialLocationsPreserved = "YES"
+    if ref.frame is not None:
+        source.ReferencedFrameNumber = ref.frame
+    derivation = _new_item(SourceImageSequence=[source])
+    derivation.DerivationCodeSequence = [_code_item(codes.DCM.SegmentationImageDerivation)]
+    content = _new_item(
+        StackID=_STACK, InStackPositionNumber=index + 1, DimensionIndexValues=[segment, index + 1]
+    )
+    return _new_item(
+        FrameContentSequence=[content],
+        DerivationImageSequence=[derivation],
+        SegmentIdentificationSequence=[_new_item(ReferencedSegmentNumber=segment)],
+    )
+
+
+def _index_by_segment_and_slice(seg: Any, organisation: str) -> None:
+    from pydicom.datadict import tag_for_keyword
+
+    def pointer(attribute: str, group: str) -> Any:
+        return _new_item(
+            DimensionOrganizationUID=organisation,
+            DimensionIndexPointer=tag_for_keyword(attribute),
+            FunctionalGroupPointer=tag_for_keyword(group),
+            DimensionDescriptionLabel=attribute,
+        )
+
+    seg.DimensionOrganizationSequence = [_new_item(DimensionOrganizationUID=organisation)]
+    seg.DimensionIndexSequence = [
+        pointer("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+        pointer("InStackPositionNumber", "FrameContentSequence"),
+    ]
+
+
+def _instance_item(ref: Reference) -> Any:
+    return _new_item(ReferencedSOPClassUID=ref.sop_class, ReferencedSOPInstanceUID=ref.instance)
+
+
+def _code_item(code: Any) -> Any:
+    return _new_item(
+        CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning
+    )
+
+
+def _new_item(**values: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
+
+
 # What a segment is, in SNOMED CT, by the name of its class.
 #
 # Source: DICOM PS3.16, CID 7150 (categories), CID 7151 and 7191 (types); the codes are those of pydicom's dictionary.
 
-Code = tuple[str, str]
+SnomedCode = tuple[str, str]
 """A code of SNOMED CT and its meaning in words."""
-
-_ANATOMY: Code = ("91723000", "Anatomical Structure")
-_ABNORMAL: Code = ("49755003", "Morphologically Abnormal Structure")
-_OBJECT: Code = ("260787004", "Physical object")
-_TISSUE: Code = ("85756007", "Tissue")
-
-_LUNG: Code = ("39607008", "Lung")
-_HEAD: Code = ("69536005", "Head")
-_TOOTH: Code = ("38199008", "Tooth")
-_LESION: Code = ("52988006", "Lesion")
-_NODULE: Code = ("27925004", "Nodule")
-_MASS: Code = ("4147007", "Mass")
-_NEOPLASM: Code = ("108369006", "Neoplasm")
-_IMPLANT: Code = ("40388003", "Implant")
-_LEFT: Code = ("7771000", "Left")
-_RIGHT: Code = ("24028007", "Right")
+_ANATOMY: SnomedCode = ("91723000", "Anatomical Structure")
+_ABNORMAL: SnomedCode = ("49755003", "Morphologically Abnormal Structure")
+_OBJECT: SnomedCode = ("260787004", "Physical object")
+_TISSUE: SnomedCode = ("85756007", "Tissue")
+_LUNG: SnomedCode = ("39607008", "Lung")
+_HEAD: SnomedCode = ("69536005", "Head")
+_TOOTH: SnomedCode = ("38199008", "Tooth")
+_LESION: SnomedCode = ("52988006", "Lesion")
+_NODULE: SnomedCode = ("27925004", "Nodule")
+_MASS: SnomedCode = ("4147007", "Mass")
+_NEOPLASM: SnomedCode = ("108369006", "Neoplasm")
+_IMPLANT: SnomedCode = ("40388003", "Implant")
+_LEFT: SnomedCode = ("7771000", "Left")
+_RIGHT: SnomedCode = ("24028007", "Right")
 
 
 @dataclass(frozen=True)
 class SegmentCodes:
     """Category and type of a segmented property, and the side of the body where the name tells it."""
 
-    category: Code
-    kind: Code
-    side: Code | None = None
+    category: SnomedCode
+    kind: SnomedCode
+    side: SnomedCode | None = None
 
 
-# Keys as `_key` gives them.
+# Keys as `segment_codes` looks them up: in lower case, words apart by one space.
+
 _BY_NAME = {
     "lung": SegmentCodes(_ANATOMY, _LUNG),
     "lungs": SegmentCodes(_ANATOMY, _LUNG),
@@ -256,105 +356,4 @@ def segment_codes(name: str) -> SegmentCodes:
     Args:
         name: as the bundle has it; "left_lung" and "Left lung" are the same.
     """
-    return _BY_NAME.get(_key(name), _OTHER)
-
-
-def _key(name: str) -> str:
-    return " ".join(re.split(r"[\s_\-]+", name.strip().lower()))
-
-
-# Frames of a segmentation whose source has no planes: each refers to its picture by instance and
-# frame number.
-#
-# highdicom 0.28 writes such a segmentation for a single picture only; ultrasound loops and radiographs in one series
-# have several. Remove this module when it writes them all.
-
-_ALL = "1"
-"""The one stack that every frame is of."""
-
-
-def place_frames(seg: Any, scan: Scan, masks: np.ndarray) -> Any:
-    """Gives a segmentation of one picture the frames and references of every slice, and returns it.
-
-    Args:
-        seg: highdicom's Segmentation of the first slice.
-        scan: with its references.
-        masks: N×H×W uint8 class indices. Slices without a class have no frame of it; an empty mask has one empty
-            frame a class, as a file must have some.
-    """
-    from highdicom import UID
-    from pydicom.pixels.utils import pack_bits
-
-    refs = references(scan)
-    numbers = [int(item.SegmentNumber) for item in seg.SegmentSequence]
-    present = [(k, i) for k in numbers for i in range(scan.slices) if (masks[i] == k).any()]
-    present = present or [(k, 0) for k in numbers]
-    _index_by_segment_and_slice(seg, UID())
-    seg.PerFrameFunctionalGroupsSequence = [_frame(k, i, refs[i]) for k, i in present]
-    shared = seg.SharedFunctionalGroupsSequence[0]
-    if "SegmentIdentificationSequence" in shared:  # now said by every frame
-        del shared.SegmentIdentificationSequence
-    seg.NumberOfFrames = len(present)
-    bits = np.concatenate([(masks[i] == k).ravel() for k, i in present]).astype(np.uint8)
-    seg.PixelData = pack_bits(bits, pad=True)
-    instances = {ref.instance: ref for ref in refs}.values()
-    seg.SourceImageSequence = [_instance(ref) for ref in instances]
-    series = _item(SeriesInstanceUID=refs[0].series)
-    series.ReferencedInstanceSequence = [_instance(ref) for ref in instances]
-    seg.ReferencedSeriesSequence = [series]
-    return seg
-
-
-def _frame(segment: int, index: int, ref: Reference) -> Any:
-    from pydicom.sr.codedict import codes
-
-    source = _instance(ref)
-    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
-    source.SpatialLocationsPreserved = "YES"
-    if ref.frame is not None:
-        source.ReferencedFrameNumber = ref.frame
-    derivation = _item(SourceImageSequence=[source])
-    derivation.DerivationCodeSequence = [_code(codes.DCM.SegmentationImageDerivation)]
-    content = _item(StackID=_ALL, InStackPositionNumber=index + 1, DimensionIndexValues=[segment, index + 1])
-    return _item(
-        FrameContentSequence=[content],
-        DerivationImageSequence=[derivation],
-        SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=segment)],
-    )
-
-
-def _index_by_segment_and_slice(seg: Any, organisation: str) -> None:
-    from pydicom.datadict import tag_for_keyword
-
-    def pointer(attribute: str, group: str) -> Any:
-        return _item(
-            DimensionOrganizationUID=organisation,
-            DimensionIndexPointer=tag_for_keyword(attribute),
-            FunctionalGroupPointer=tag_for_keyword(group),
-            DimensionDescriptionLabel=attribute,
-        )
-
-    seg.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organisation)]
-    seg.DimensionIndexSequence = [
-        pointer("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
-        pointer("InStackPositionNumber", "FrameContentSequence"),
-    ]
-
-
-def _instance(ref: Reference) -> Any:
-    return _item(ReferencedSOPClassUID=ref.sop_class, ReferencedSOPInstanceUID=ref.instance)
-
-
-def _code(code: Any) -> Any:
-    return _item(
-        CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning
-    )
-
-
-def _item(**values: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    for keyword, value in values.items():
-        setattr(item, keyword, value)
-    return item
+    return _BY_NAME.get(" ".join(re.split(r"[\s_\-]+", name.strip().lower())), _OTHER)
