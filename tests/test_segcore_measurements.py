@@ -17,12 +17,12 @@ from segcore.measure.masks import (
     volume_text,
 )
 from segcore.measure.shapes import (
-    _steps,
+    _crossing_steps,
     circumference,
     connected_parts,
-    diameters,
     find_parts,
     fit_ellipse,
+    longest_of_parts,
     perimeter,
 )
 from segcore.words import figures
@@ -58,7 +58,7 @@ def test_bias_on_digitised_ellipses_is_small(spacing, radius_px, flat, border, r
     for angle in rng.uniform(0, np.pi, 15):
         mask = ellipse(a, b, angle, spacing, rng)
         fitted = fit_ellipse(mask, spacing)
-        longest, short = diameters(mask, spacing)
+        longest, short = longest_of_parts(find_parts([mask]), spacing)
         true = length_by_steps(a, b)
         errors.append(
             [
@@ -93,11 +93,13 @@ def test_a_straight_edge_has_its_length_in_any_direction(spacing, degrees):
 
 def test_directions_leave_no_wide_gap_whatever_the_spacing():
     for spacing in ((1, 1), (0.2, 1), (1, 0.15)):
-        angles = [math.degrees(math.atan2(d * spacing[0], r * spacing[1])) for d, r in _steps(spacing)]
+        angles = [
+            math.degrees(math.atan2(d * spacing[0], r * spacing[1])) for d, r in _crossing_steps(spacing)
+        ]
         assert np.diff([*angles, 180]).max() <= 30
         assert angles == sorted(angles)
-    assert len(_steps((1, 1))) == 8
-    assert np.abs(_steps((1e-9, 1.0))).max() <= 16  # a file can claim anything
+    assert len(_crossing_steps((1, 1))) == 8
+    assert np.abs(_crossing_steps((1e-9, 1.0))).max() <= 16  # a file can claim anything
 
 
 def test_holes_have_borders_and_no_part_in_the_ellipse():
@@ -189,7 +191,9 @@ def test_parts_specks_and_the_longest_of_one_part():
     mask[55, 1:6] = 1  # 5 pixels
     (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert (found.parts, found.specks, found.least_part_px) == (2, 1, 10)
-    assert found.longest_diameter == diameters(mask[30:50, 30:40] == 1)[0]  # not across the picture
+    assert (
+        found.longest_diameter == longest_of_parts(find_parts([mask[30:50, 30:40] == 1]))[0]
+    )  # not across the picture
     assert found.ellipse.centre_px == (39.5, 34.5)
     assert dict(describe(found))["Parts"] == "2, and 1 smaller than 10 px"
     (all_parts,) = measure_mask(mask, ["spot"], spacing_mm=None, least_part_px=1)
@@ -254,7 +258,9 @@ def test_a_volume_by_hand():
     assert lesion.share_of_reference == pytest.approx(40 / 601)
     assert (lesion.longest_slice, lesion.slices, lesion.voxels) == (2, 1, 40)
     assert (lung.touches_border, lung.touches_ends) == (False, False)
-    assert lung.longest_diameter == pytest.approx(diameters(block()[1] == 1, (2.0, 0.5))[0])
+    assert lung.longest_diameter == pytest.approx(
+        longest_of_parts(find_parts([block()[1] == 1]), (2.0, 0.5))[0]
+    )
     assert lung.longest_slice == 1
     words = dict(describe(lesion))
     assert (words["Volume"], words["Slices"], words["Parts"]) == ("0.200 ml", "1 of 6", "1")

@@ -19,13 +19,16 @@ from segcore.words import figures
 
 LEAST_PART = 10
 """Pixels (in a series: voxels) below which a part is a speck and is not counted, unless told otherwise."""
+UNKNOWN = "(spacing unknown)"
+CUT_OFF = "touches the picture's edge; what lies beyond it is not measured"
+CUT_OFF_ENDS = "goes through the first or last slice; what lies beyond them is not measured"
 
 
-class _Measured(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ClassMeasurements(_Measured):
+class ClassMeasurements(_Record):
     """One class in one picture. What cannot be measured is None; of an empty class that is all but area, parts, share.
 
     Attributes:
@@ -63,7 +66,7 @@ class ClassMeasurements(_Measured):
     share_of_reference: float | None = None
 
 
-class VolumeMeasurements(_Measured):
+class VolumeMeasurements(_Record):
     """One class in a series of slices.
 
     Attributes:
@@ -103,6 +106,31 @@ class VolumeMeasurements(_Measured):
     share_of_reference: float | None = None
 
 
+def measure_scan(
+    scan: Scan, masks: np.ndarray, classes: Sequence[str], *, reference: str | None = None
+) -> tuple[ClassMeasurements, ...] | tuple[VolumeMeasurements, ...]:
+    """Measures every class, of one slice as areas, of several as volumes; in millimetres where the spacing is known.
+
+    Args:
+        scan: whose masks they are.
+        masks: class indices, N×H×W.
+        classes: names of the K classes.
+        reference: the class that shares are of.
+
+    Raises:
+        InputError: the reference is none of the classes.
+    """
+    if scan.slices == 1:
+        return measure_mask(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
+    return measure_volume(
+        masks,
+        classes,
+        spacing_mm=scan.spacing_mm,
+        slice_spacing_mm=scan.slice_spacing_mm,
+        reference=reference,
+    )
+
+
 def measure_mask(
     mask: np.ndarray,
     classes: Sequence[str],
@@ -132,14 +160,94 @@ def measure_mask(
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must be H×W, got {mask.shape}")
-    shares = _shares(_pixels(mask, classes), classes, reference)
+    shares = _reference_shares(_count_pixels(mask, classes), classes, reference)
     return tuple(
         _measure_class(mask == k, name, spacing_mm, least_part_px, *shares[k - 1])
         for k, name in enumerate(classes, start=1)
     )
 
 
-def _pixels(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def measure_volume(
+    masks: np.ndarray,
+    classes: Sequence[str],
+    *,
+    spacing_mm: tuple[float, float] | None,
+    slice_spacing_mm: float | None,
+    reference: str | None = None,
+    least_part_voxels: int = LEAST_PART,
+) -> tuple[VolumeMeasurements, ...]:
+    """Measures every class of a series, each voxel as a box of the three spacings.
+
+    Args:
+        masks: class indices, N×H×W, in order of position.
+        classes: names of the K classes.
+        spacing_mm: distance of neighbouring rows and columns, None where unknown.
+        slice_spacing_mm: distance of neighbouring slices, None where unknown.
+        reference: the class that shares are of, as in `measure_mask`.
+        least_part_voxels: voxels below which a part is a speck.
+
+    Returns:
+        One for each class, in their order.
+
+    Raises:
+        InputError: the reference is none of the classes.
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be N×H×W, got {masks.shape}")
+    counts = np.stack([_count_pixels(mask, classes) for mask in masks])
+    voxels = counts.sum(axis=0)
+    shares = _reference_shares(voxels, classes, reference)
+    voxel_ml = np.prod([*spacing_mm, slice_spacing_mm]) / 1000 if spacing_mm and slice_spacing_mm else None
+    found = []
+    for k, name in enumerate(classes, start=1):
+        shown = np.flatnonzero(counts[:, k - 1])
+        sizes = find_parts(mask == k for mask in masks).sizes
+        length, where = _longest_slice(masks, shown, k, spacing_mm or (1.0, 1.0))
+        found.append(
+            VolumeMeasurements(
+                name=name,
+                unit="ml" if voxel_ml else "voxel",
+                length_unit="mm" if spacing_mm else "px",
+                volume=float(voxels[k - 1] * (voxel_ml or 1.0)),
+                voxels=int(voxels[k - 1]),
+                slices=len(shown),
+                slices_in_all=len(masks),
+                longest_diameter=length,
+                longest_slice=where,
+                parts=int((sizes >= least_part_voxels).sum()),
+                specks=int((sizes < least_part_voxels).sum()),
+                least_part_voxels=least_part_voxels,
+                touches_border=any(_touches_edge(masks[i] == k) for i in shown),
+                touches_ends=bool({0, len(masks) - 1} & set(shown.tolist())),
+                reference=shares[k - 1][0],
+                share_of_reference=shares[k - 1][1],
+            )
+        )
+    return tuple(found)
+
+
+def describe(measured: ClassMeasurements | VolumeMeasurements) -> list[tuple[str, str]]:
+    """The measurements of one class as (label, text), in the order to show them; what is not known is left out.
+
+    Three significant figures; pixels and voxels are counted exactly; cm² from 1000 mm², litres from 1000 ml, mm³
+    below 0.1 ml.
+    """
+    lines = _volume_lines(measured) if isinstance(measured, VolumeMeasurements) else _area_lines(measured)
+    if measured.share_of_reference is not None:
+        share = f"{figures(100 * measured.share_of_reference)} %"
+        whole = f"(of {measured.reference} and {measured.name} together)"
+        lines.append((f"Share of {measured.reference}", f"{share} {whole}"))
+    if measured.touches_border:
+        lines.append(("Cut off", CUT_OFF))
+    if isinstance(measured, VolumeMeasurements) and measured.touches_ends:
+        lines.append(("Cut off", CUT_OFF_ENDS))
+    return lines
+
+
+# Measuring.
+
+
+def _count_pixels(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     counts = np.bincount(mask.ravel(), minlength=len(classes) + 1)
     if len(counts) > len(classes) + 1:
         raise ValueError(f"mask must hold class indices up to {len(classes)}, got {len(counts) - 1}")
@@ -177,7 +285,7 @@ def _measure_class(
         longest_diameter=longest,
         short_diameter=short,
         perimeter=perimeter(mask, spacing),
-        ellipse=_ellipse(found, int(sizes.argmax()), spacing),
+        ellipse=_fit_part(found, int(sizes.argmax()), spacing),
         parts=int((sizes >= least_part_px).sum()),
         specks=int((sizes < least_part_px).sum()),
         least_part_px=least_part_px,
@@ -185,13 +293,13 @@ def _measure_class(
             float(found.row @ length) / pixels,
             float((found.start + found.end - 1) @ length) / (2 * pixels),
         ),
-        touches_border=_at_edge(mask),
+        touches_border=_touches_edge(mask),
         reference=reference,
         share_of_reference=share,
     )
 
 
-def _ellipse(found: Runs, part: int, spacing: tuple[float, float]) -> Ellipse | None:
+def _fit_part(found: Runs, part: int, spacing: tuple[float, float]) -> Ellipse | None:
     picture, (top, left) = found.picture(part)
     fitted = fit_ellipse(filled(picture), spacing)
     if fitted is None:
@@ -200,11 +308,11 @@ def _ellipse(found: Runs, part: int, spacing: tuple[float, float]) -> Ellipse | 
     return fitted.model_copy(update={"centre_px": (row + top, column + left)})
 
 
-def _at_edge(mask: np.ndarray) -> bool:
+def _touches_edge(mask: np.ndarray) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-def _shares(
+def _reference_shares(
     pixels: np.ndarray, classes: Sequence[str], reference: str | None
 ) -> list[tuple[str | None, float | None]]:
     """For each class, what its share is of and the share; none for the reference itself."""
@@ -219,127 +327,19 @@ def _shares(
     ]
 
 
-def measure_volume(
-    masks: np.ndarray,
-    classes: Sequence[str],
-    *,
-    spacing_mm: tuple[float, float] | None,
-    slice_spacing_mm: float | None,
-    reference: str | None = None,
-    least_part_voxels: int = LEAST_PART,
-) -> tuple[VolumeMeasurements, ...]:
-    """Measures every class of a series, each voxel as a box of the three spacings.
-
-    Args:
-        masks: class indices, N×H×W, in order of position.
-        classes: names of the K classes.
-        spacing_mm: distance of neighbouring rows and columns, None where unknown.
-        slice_spacing_mm: distance of neighbouring slices, None where unknown.
-        reference: the class that shares are of, as in `measure_mask`.
-        least_part_voxels: voxels below which a part is a speck.
-
-    Returns:
-        One for each class, in their order.
-
-    Raises:
-        InputError: the reference is none of the classes.
-    """
-    if masks.ndim != 3:
-        raise ValueError(f"masks must be N×H×W, got {masks.shape}")
-    counts = np.stack([_pixels(mask, classes) for mask in masks])
-    voxels = counts.sum(axis=0)
-    shares = _shares(voxels, classes, reference)
-    voxel_ml = np.prod([*spacing_mm, slice_spacing_mm]) / 1000 if spacing_mm and slice_spacing_mm else None
-    found = []
-    for k, name in enumerate(classes, start=1):
-        shown = np.flatnonzero(counts[:, k - 1])
-        sizes = find_parts(mask == k for mask in masks).sizes
-        length, where = _longest_slice(masks, shown, k, spacing_mm or (1.0, 1.0))
-        found.append(
-            VolumeMeasurements(
-                name=name,
-                unit="ml" if voxel_ml else "voxel",
-                length_unit="mm" if spacing_mm else "px",
-                volume=float(voxels[k - 1] * (voxel_ml or 1.0)),
-                voxels=int(voxels[k - 1]),
-                slices=len(shown),
-                slices_in_all=len(masks),
-                longest_diameter=length,
-                longest_slice=where,
-                parts=int((sizes >= least_part_voxels).sum()),
-                specks=int((sizes < least_part_voxels).sum()),
-                least_part_voxels=least_part_voxels,
-                touches_border=any(_at_edge(masks[i] == k) for i in shown),
-                touches_ends=bool({0, len(masks) - 1} & set(shown.tolist())),
-                reference=shares[k - 1][0],
-                share_of_reference=shares[k - 1][1],
-            )
-        )
-    return tuple(found)
-
-
 def _longest_slice(
     masks: np.ndarray, shown: np.ndarray, k: int, spacing: tuple[float, float]
 ) -> tuple[float | None, int | None]:
     best: tuple[float, int | None] = 0.0, None
     for index in shown:
+        # Most slices are passed over by their boxes alone, which cannot hold a longer diameter.
         length, _ = longest_of_parts(find_parts([masks[index] == k]), spacing, above=best[0])
         if length > best[0]:
             best = length, int(index)
     return (None, None) if best[1] is None else best
 
 
-# What a scan's masks measure: a picture's as an area, those of several slices as a volume.
-
-
-def measure_scan(
-    scan: Scan, masks: np.ndarray, classes: Sequence[str], *, reference: str | None = None
-) -> tuple[ClassMeasurements, ...] | tuple[VolumeMeasurements, ...]:
-    """Measures every class, in millimetres where the scan knows its spacing.
-
-    Args:
-        scan: whose masks they are.
-        masks: class indices, N×H×W.
-        classes: names of the K classes.
-        reference: the class that shares are of.
-
-    Raises:
-        InputError: the reference is none of the classes.
-    """
-    if scan.slices == 1:
-        return measure_mask(masks[0], classes, spacing_mm=scan.spacing_mm, reference=reference)
-    return measure_volume(
-        masks,
-        classes,
-        spacing_mm=scan.spacing_mm,
-        slice_spacing_mm=scan.slice_spacing_mm,
-        reference=reference,
-    )
-
-
-# Measurements as a reader wants them: a label and a text each, three figures, a unit.
-
-UNKNOWN = "(spacing unknown)"
-CUT_OFF = "touches the picture's edge; what lies beyond it is not measured"
-CUT_OFF_ENDS = "goes through the first or last slice; what lies beyond them is not measured"
-
-
-def describe(measured: ClassMeasurements | VolumeMeasurements) -> list[tuple[str, str]]:
-    """The measurements of one class as (label, text), in the order to show them; what is not known is left out.
-
-    Three significant figures; pixels and voxels are counted exactly; cm² from 1000 mm², litres from 1000 ml, mm³
-    below 0.1 ml.
-    """
-    lines = _volume_lines(measured) if isinstance(measured, VolumeMeasurements) else _area_lines(measured)
-    if measured.share_of_reference is not None:
-        share = f"{figures(100 * measured.share_of_reference)} %"
-        whole = f"(of {measured.reference} and {measured.name} together)"
-        lines.append((f"Share of {measured.reference}", f"{share} {whole}"))
-    if measured.touches_border:
-        lines.append(("Cut off", CUT_OFF))
-    if isinstance(measured, VolumeMeasurements) and measured.touches_ends:
-        lines.append(("Cut off", CUT_OFF_ENDS))
-    return lines
+# In words: a label and a text each, three figures, a unit.
 
 
 def _area_lines(measured: ClassMeasurements) -> list[tuple[str, str]]:
@@ -384,7 +384,7 @@ def area_text(area: float, unit: str) -> str:
     """123 mm², 12.3 cm², or 1234 px (spacing unknown)."""
     if unit == "px":
         return f"{area:.0f} px {UNKNOWN}"
-    return f"{figures(area)} mm²" if _rounded(area) < 1000 else f"{figures(area / 100)} cm²"
+    return f"{figures(area)} mm²" if _three_figures(area) < 1000 else f"{figures(area / 100)} cm²"
 
 
 def length_text(length: float, unit: str) -> str:
@@ -396,10 +396,11 @@ def volume_text(volume: float, unit: str) -> str:
     """12.3 mm³, 12.3 ml, 1.23 l, or 1234 voxels (spacing unknown)."""
     if unit == "voxel":
         return f"{volume:.0f} voxels {UNKNOWN}"
-    if _rounded(volume) >= 1000:
+    if _three_figures(volume) >= 1000:
         return f"{figures(volume / 1000)} l"
-    return f"{figures(volume)} ml" if _rounded(volume) >= 0.1 else f"{figures(1000 * volume)} mm³"
+    return f"{figures(volume)} ml" if _three_figures(volume) >= 0.1 else f"{figures(1000 * volume)} mm³"
 
 
-def _rounded(value: float) -> float:
+def _three_figures(value: float) -> float:
+    """As it will be shown, so that 999.9 mm² does not become 1000 mm² beside 10.0 cm²."""
     return float(f"{value:.2e}")

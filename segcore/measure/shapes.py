@@ -1,4 +1,7 @@
-"""Separate parts of a mask, of one slice or of many, and holes."""
+"""Shapes of a mask: its separate parts and holes, the length of its border, its caliper diameters, its ellipse.
+
+Parts are found in one slice or in many; all else is of one slice, in the unit of its spacing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+_WIDEST_GAP = math.radians(30)
+"""Between neighbouring directions that a border is crossed in; square pixels get 8 directions."""
+_FARTHEST_PX = 16
+"""The longest step, whatever spacing a file claims."""
+# Pixel centres lie inside the border, pixel edges outside it, as a diameter is the largest of many: `_diameters_of`.
+_REACH_PX = 0.25
+
+
+# Parts and holes.
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def find_parts(slices: Iterable[np.ndarray]) -> Runs:
     Args:
         slices: H×W bool each, in order.
     """
-    rows, starts, ends = _runs(slices)
+    rows, starts, ends = _find_runs(slices)
     if not len(rows):
         none = np.zeros(0, int)
         return Runs(none, none, none, none, none, 0)
@@ -91,7 +104,7 @@ def find_parts(slices: Iterable[np.ndarray]) -> Runs:
         here = np.repeat(np.arange(len(line)), many)
         there = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many) + np.repeat(low, many)
         pairs.append(np.stack([here, there]))
-    root = _join(len(line), np.concatenate(pairs, axis=1))
+    root = _join_groups(len(line), np.concatenate(pairs, axis=1))
     named, part = np.unique(root, return_inverse=True)
     return Runs(rows[:, 0], rows[:, 1], starts, ends, part, len(named))
 
@@ -103,7 +116,15 @@ def connected_parts(mask: np.ndarray) -> np.ndarray:
     return parts
 
 
-def _runs(slices: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def filled(mask: np.ndarray) -> np.ndarray:
+    """The mask with its holes: all that is not joined to the outside."""
+    outside = connected_parts(
+        ~np.pad(mask, 1)
+    )  # the frame of padding joins all that touches the picture's edge
+    return np.asarray(outside != outside[0, 0])[1:-1, 1:-1]
+
+
+def _find_runs(slices: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every run: slice and row (N×2), first column, one past the last column; in reading order."""
     rows, starts, ends = [np.zeros((0, 2), int)], [np.zeros(0, int)], [np.zeros(0, int)]
     for index, mask in enumerate(slices):
@@ -117,7 +138,7 @@ def _runs(slices: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.concatenate(rows), np.concatenate(starts), np.concatenate(ends)
 
 
-def _join(count: int, pairs: np.ndarray) -> np.ndarray:
+def _join_groups(count: int, pairs: np.ndarray) -> np.ndarray:
     """The least member of each one's group, where `pairs` (2×P) are of one group.
 
     Source: Shiloach and Vishkin, An O(log n) parallel connectivity algorithm, J. Algorithms 3(1), 1982 (the idea).
@@ -130,25 +151,13 @@ def _join(count: int, pairs: np.ndarray) -> np.ndarray:
             return root
         pairs, a, b = pairs[:, apart], a[apart], b[apart]
         np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
-        while (root[root] != root).any():
+        while (
+            root[root] != root
+        ).any():  # every member points at its group's least one before the next round
             root = root[root]
 
 
-def filled(mask: np.ndarray) -> np.ndarray:
-    """The mask with its holes: all that is not joined to the outside."""
-    outside = connected_parts(~np.pad(mask, 1))
-    return np.asarray(outside != outside[0, 0])[1:-1, 1:-1]
-
-
-# Length of a mask's border and its caliper diameters, in millimetres where rows and columns may
-# differ.
-
-_WIDEST_GAP = math.radians(30)
-"""Between neighbouring directions that a border is crossed in; square pixels get 8 directions."""
-_FARTHEST_PX = 16
-"""The longest step, whatever spacing a file claims."""
-# Pixel centres lie inside the border, pixel edges outside it, as a diameter is the largest of many. See `diameters`.
-_REACH_PX = 0.25
+# Border and diameters, in millimetres where rows and columns may differ.
 
 
 def perimeter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
@@ -168,7 +177,7 @@ def perimeter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> fl
 
     Source: Boykov and Kolmogorov, Computing geodesics and minimal surfaces via graph cuts, ICCV 2003, section 3.
     """
-    steps = _steps(spacing)
+    steps = _crossing_steps(spacing)
     padded = np.pad(_crop(mask), np.abs(steps).max())
     crossings = []
     for down, right in steps:
@@ -177,20 +186,48 @@ def perimeter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> fl
         there = padded[down:, shift : padded.shape[1] - left]
         crossings.append(np.count_nonzero(here != there))
     lengths = np.hypot(*(steps * spacing).T)
-    angles = np.array([_angle(step, spacing) for step in steps])  # rising from 0 to below pi
+    angles = np.array([_step_angle(step, spacing) for step in steps])  # rising from 0 to below pi
     share = (np.append(angles[1:], np.pi) - np.append(angles[-1] - np.pi, angles[:-1])) / 2
     apart = spacing[0] * spacing[1] / lengths  # of neighbouring lines in a direction
     return float((np.array(crossings) * apart * share).sum() / 2)
 
 
-def _steps(spacing: tuple[float, float]) -> np.ndarray:
+def longest_of_parts(
+    found: Runs, spacing: tuple[float, float] = (1.0, 1.0), *, above: float = 0.0
+) -> tuple[float, float]:
+    """The longest of the parts' caliper (Feret) diameters, and the extent at a right angle to it.
+
+    It is (`above`, 0) if all are shorter.
+
+    Args:
+        found: the parts of one slice.
+        spacing: of rows and columns.
+        above: only what is longer matters.
+
+    Returns:
+        Two lengths in the unit of `spacing`.
+    """
+    low, high = found.boxes()
+    diagonals = np.hypot(*((high - low + 1) * np.array(spacing)[:, None]))
+    best = above, 0.0
+    for k in np.argsort(-diagonals):
+        if diagonals[k] <= best[0]:
+            break  # no smaller box can hold a longer diameter
+        mine = found.part == k
+        best = max(
+            best, _diameters_of(_outermost(found.row[mine], found.start[mine], found.end[mine]), spacing)
+        )
+    return best
+
+
+def _crossing_steps(spacing: tuple[float, float]) -> np.ndarray:
     """Steps (down, right) in pixels that divide the half circle, N×2: the shortest that leave no wide gap."""
     steps = [(0, 1), (1, 0), (0, -1)]
     i = 0
     while i + 1 < len(steps):
         (down, right), (down_next, right_next) = steps[i : i + 2]
         between = down + down_next, right + right_next
-        wide = _angle(steps[i + 1], spacing) - _angle(steps[i], spacing) > _WIDEST_GAP
+        wide = _step_angle(steps[i + 1], spacing) - _step_angle(steps[i], spacing) > _WIDEST_GAP
         if wide and max(map(abs, between)) <= _FARTHEST_PX:
             steps.insert(i + 1, between)
         else:
@@ -198,30 +235,23 @@ def _steps(spacing: tuple[float, float]) -> np.ndarray:
     return np.array(steps[:-1])
 
 
-def _angle(step: tuple[int, int], spacing: tuple[float, float]) -> float:
+def _step_angle(step: tuple[int, int], spacing: tuple[float, float]) -> float:
     return math.atan2(step[0] * spacing[0], step[1] * spacing[1])
 
 
-def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
-    """The longest caliper (Feret) diameter of a mask and the extent at a right angle to it.
+def _crop(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else mask
 
-    Between the outermost pixels, each reaching a quarter of a pixel beyond its centre along rows and columns.
-    Mean error on digitised ellipses with half axes of 2 to 80 px: 0.0 to +0.4 px for discs, -0.1 to +0.2 px for axes of
-    1 : 0.7, -0.4 to 0.0 px for 1 : 0.2. With centres alone it is down to -1.0 px, with the middles of pixels' edges up
-    to +0.9 px, with their corners up to +1.3 px.
 
-    Args:
-        mask: H×W bool, not empty.
-        spacing: of rows and columns.
+def _diameters_of(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[float, float]:
+    """The diameter between outermost pixels (N×2, sorted), and the extent at a right angle to it.
 
-    Returns:
-        Two lengths in the unit of `spacing`.
+    Each pixel reaches a quarter of a pixel beyond its centre along rows and columns. Mean error on digitised ellipses
+    with half axes of 2 to 80 px: 0.0 to +0.4 px for discs, -0.1 to +0.2 px for axes of 1 : 0.7, -0.4 to 0.0 px for
+    1 : 0.2. With centres alone it is down to -1.0 px, with the middles of pixels' edges up to +0.9 px, with their
+    corners up to +1.3 px.
     """
-    found = find_parts([mask.astype(bool)])
-    return _diameters(_outermost(found.row, found.start, found.end), spacing)
-
-
-def _diameters(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[float, float]:
     corners = _hull(outermost)
     reach = _REACH_PX * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
     points = (corners[:, None] + reach).reshape(-1, 2) * np.array(spacing)
@@ -231,32 +261,6 @@ def _diameters(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[flo
     longest = float(np.hypot(down, right))
     across = points @ np.array([-right, down]) / longest
     return longest, float(np.ptp(across))
-
-
-def longest_of_parts(
-    found: Runs, spacing: tuple[float, float] = (1.0, 1.0), *, above: float = 0.0
-) -> tuple[float, float]:
-    """The longest of the parts' diameters, with the extent at a right angle to it; (`above`, 0) if all are shorter.
-
-    Args:
-        found: the parts of one slice.
-        spacing: of rows and columns.
-        above: only what is longer matters.
-    """
-    low, high = found.boxes()
-    diagonals = np.hypot(*((high - low + 1) * np.array(spacing)[:, None]))
-    best = above, 0.0
-    for k in np.argsort(-diagonals):
-        if diagonals[k] <= best[0]:
-            break  # no smaller box can hold a longer diameter
-        mine = found.part == k
-        best = max(best, _diameters(_outermost(found.row[mine], found.start[mine], found.end[mine]), spacing))
-    return best
-
-
-def _crop(mask: np.ndarray) -> np.ndarray:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else mask
 
 
 def _outermost(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -288,7 +292,7 @@ def _hull(points: np.ndarray) -> np.ndarray:
     return np.array(half(ordered) + half(ordered[::-1]))
 
 
-# The ellipse of a mask, as a head is measured: centre, axes, angle, circumference.
+# The ellipse, as a head is measured.
 
 
 class Ellipse(BaseModel):
