@@ -1,6 +1,8 @@
 """Golden cases: procedural pictures and the reference logits for them, in every exported bundle.
 
-They let a device without a dataset prove that its engine computes the masks that the network computes.
+They let a device without a dataset prove that its engine computes the masks that the network computes. A promptable
+bundle has golden prompts as well: questions about such pictures and the reference answers, so that its encoder and
+decoder are proved, too.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from segcore.picture.preprocess import InputSpec, prepare
 from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 
 GOLDEN_FILE = "golden.npz"
+GOLDEN_PROMPTS = "golden_prompts.npz"
 CASES_A_KIND = 4
+
+
+# Golden cases.
 
 
 def golden_inputs(spec: InputSpec) -> np.ndarray:
@@ -37,12 +43,7 @@ def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, n
         return stored["inputs"], stored["logits"]
 
 
-# Golden prompts: questions about golden pictures and the reference answers, in every exported
-# promptable bundle.
-#
-# They let a device without a dataset prove that its engine's encoder and decoder answer as the network does.
-
-GOLDEN_PROMPTS = "golden_prompts.npz"
+# Golden prompts: questions about golden pictures, and the reference answers.
 
 Features = dict[str, np.ndarray]
 Encode = Callable[[np.ndarray], Features]

@@ -42,22 +42,6 @@ class CheckSettings(Settings):
     """seed of the split by patient, where the index has no split column"""
 
 
-@dataclass(frozen=True)
-class CaseFacts:
-    """What one readable case holds.
-
-    Attributes:
-        kind: size, depth and channels of the image, "512×512 uint8 grey"; of DICOM also the modality, in front.
-        pixel_sha256: of the decoded image, so that a copy in another file format is found too; None where all pixels
-            are equal, as in the air above a patient.
-        pixels_per_class: background first; empty where there is no mask.
-    """
-
-    kind: str
-    pixel_sha256: str | None
-    pixels_per_class: tuple[int, ...]
-
-
 def check(settings: CheckSettings) -> None:
     """Checks, prints, draws.
 
@@ -67,7 +51,9 @@ def check(settings: CheckSettings) -> None:
     if not settings.data.startswith("phantom:"):
         _raise_all_problems(settings.data)
     dataset = open_dataset(settings.data, seed=settings.split_seed, need_masks=False)
-    facts = dict(zip((c.id for c in dataset.cases), _map(case_facts, dataset.cases, "reading"), strict=True))
+    facts = dict(
+        zip((c.id for c in dataset.cases), _map_cases(case_facts, dataset.cases, "reading"), strict=True)
+    )
     copies, hints = copies_across_splits(dataset.cases, facts), patient_hints(dataset.cases)
     for line in report(dataset, facts, copies, hints):
         print(line)
@@ -77,7 +63,7 @@ def check(settings: CheckSettings) -> None:
     print_result(
         data=dataset.name,
         cases=len(dataset.cases),
-        scans=len(_scans(dataset.cases)),
+        scans=len(_slices_by_scan(dataset.cases)),
         patients=len({c.patient for c in dataset.cases}),
         splits=split_counts(dataset),
         classes=dataset.classes,
@@ -91,13 +77,16 @@ def check(settings: CheckSettings) -> None:
     )
 
 
+# What is wrong with it.
+
+
 def find_problems(data: str) -> tuple[list[tuple[str, str]], int]:
     """Every (case, message) of a folder or index, and how many cases it has with the unpaired ones."""
     listing = list_data(data)
     problems = list(listing.problems)
     values: dict[str, frozenset[int]] = {}
     for case, (found, messages) in zip(
-        listing.cases, _map(_read_whole, listing.cases, "checking"), strict=True
+        listing.cases, _map_cases(_read_whole, listing.cases, "checking"), strict=True
     ):
         problems += [(case.id, message) for message in messages]
         if found is not None:
@@ -132,6 +121,25 @@ def _read_whole(case: Case) -> tuple[frozenset[int] | None, list[str]]:
     except InputError as error:
         messages.append(str(error))
     return values, list(dict.fromkeys(messages))
+
+
+# What it holds.
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What one readable case holds.
+
+    Attributes:
+        kind: size, depth and channels of the image, "512×512 uint8 grey"; of DICOM also the modality, in front.
+        pixel_sha256: of the decoded image, so that a copy in another file format is found too; None where all pixels
+            are equal, as in the air above a patient.
+        pixels_per_class: background first; empty where there is no mask.
+    """
+
+    kind: str
+    pixel_sha256: str | None
+    pixels_per_class: tuple[int, ...]
 
 
 def case_facts(case: Case) -> CaseFacts:
@@ -187,7 +195,7 @@ def report(
     patients = {name: len({c.patient for c in dataset.split(name)}) for name in SPLITS}
     shares = class_shares(facts.values(), len(dataset.classes))
     classes = (f"{name} {100 * share:.2f} %" for name, share in zip(dataset.classes, shares, strict=True))
-    scans = _scans(dataset.cases)
+    scans = _slices_by_scan(dataset.cases)
     lines = [
         f"data            {dataset.name}",
         f"cases           {len(dataset.cases)} of {len({c.patient for c in dataset.cases})} patients",
@@ -195,18 +203,52 @@ def report(
         *(f"  {name:13} {n} of {patients[name]} patients" for name, n in split_counts(dataset).items()
           if name in patients),
         f"  unlabelled    {sum(not c.labelled for c in dataset.cases)}",
-        f"images          {_counted(fact.kind for fact in facts.values())}",
+        f"images          {_counts_text(fact.kind for fact in facts.values())}",
         f"classes         {', '.join(classes)} (of all labelled pixels)",
-        f"empty masks     {len(empty)}{_named(empty)}",
-        f"pixel spacing   {_spacings(dataset.cases)}",
+        f"empty masks     {len(empty)}{_first_names(empty)}",
+        f"pixel spacing   {_spacing_text(dataset.cases)}",
         f"copies          {len(copies)} images are in more than one split",
-        *(f"  {_places(group)}" for group in copies),
+        *(f"  {_places_text(group)}" for group in copies),
     ]  # fmt: skip
     if hints:
         lines.append(f"same patient?   {len(hints)} groups in more than one split, by their names; "
                      "if so, give index.csv a patient column")  # fmt: skip
-        lines += [f"  {_places(group)}" for group in hints]
+        lines += [f"  {_places_text(group)}" for group in hints]
     return lines
+
+
+def _slices_by_scan(cases: Iterable[Case]) -> Counter[str]:
+    """Slices of each scan that has several."""
+    return Counter(case.volume for case in cases if case.volume is not None)
+
+
+def _spacing_text(cases: Sequence[Case]) -> str:
+    known = [case.spacing_mm for case in cases if case.spacing_mm is not None]
+    across = [side for spacing in known for side in spacing]
+    between = [case.slice_spacing_mm for case in cases if case.slice_spacing_mm is not None]
+    text = f"known for {len(known)}" + (f", {min(across):.3g} to {max(across):.3g} mm" if known else "")
+    return text + (f"; slices {min(between):.3g} to {max(between):.3g} mm apart" if between else "")
+
+
+def _empty_masks(facts: dict[str, CaseFacts]) -> list[str]:
+    return [name for name, fact in facts.items() if len(fact.pixels_per_class) == 1]
+
+
+def _first_names(names: list[str], most: int = 8) -> str:
+    return f": {', '.join(names[:most])}{', …' if len(names) > most else ''}" if names else ""
+
+
+def _places_text(group: list[Case]) -> str:
+    return ", ".join(f"{case.id} ({case.split or 'unlabelled'})" for case in group)
+
+
+def _counts_text(items: Iterable[str], most: int = 6) -> str:
+    counts = Counter(items).most_common()
+    shown = ", ".join(f"{n} of {item}" for item, n in counts[:most])
+    return shown + (f" and {len(counts) - most} other kinds" if len(counts) > most else "")
+
+
+# The contact sheet.
 
 
 def contact_sheet(dataset: Dataset, count: int = SHEET_CASES) -> Image.Image:
@@ -258,40 +300,9 @@ def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
     return settings.out / file
 
 
-def _map(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
+def _map_cases(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(function, cases), total=len(cases), desc=label, disable=None, leave=False))
-
-
-def _scans(cases: Iterable[Case]) -> Counter[str]:
-    """Slices of each scan that has several."""
-    return Counter(case.volume for case in cases if case.volume is not None)
-
-
-def _spacings(cases: Sequence[Case]) -> str:
-    known = [case.spacing_mm for case in cases if case.spacing_mm is not None]
-    across = [side for spacing in known for side in spacing]
-    between = [case.slice_spacing_mm for case in cases if case.slice_spacing_mm is not None]
-    text = f"known for {len(known)}" + (f", {min(across):.3g} to {max(across):.3g} mm" if known else "")
-    return text + (f"; slices {min(between):.3g} to {max(between):.3g} mm apart" if between else "")
-
-
-def _empty_masks(facts: dict[str, CaseFacts]) -> list[str]:
-    return [name for name, fact in facts.items() if len(fact.pixels_per_class) == 1]
-
-
-def _named(names: list[str], most: int = 8) -> str:
-    return f": {', '.join(names[:most])}{', …' if len(names) > most else ''}" if names else ""
-
-
-def _places(group: list[Case]) -> str:
-    return ", ".join(f"{case.id} ({case.split or 'unlabelled'})" for case in group)
-
-
-def _counted(items: Iterable[str], most: int = 6) -> str:
-    counts = Counter(items).most_common()
-    shown = ", ".join(f"{n} of {item}" for item, n in counts[:most])
-    return shown + (f" and {len(counts) - most} other kinds" if len(counts) > most else "")
 
 
 if __name__ == "__main__":

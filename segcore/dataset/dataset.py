@@ -6,7 +6,8 @@
                     image and mask may be any of the above; each slice of a scan is a case of its own, a-s001 …
     phantom:cxr | phantom:ct | phantom:dental | phantom:volume     procedural; phantom:cxr:60 takes the first 60 cases
 
-`python -m segcore.dataset --data D` checks one and draws a contact sheet.
+`python -m segcore.dataset --data D` checks one and draws a contact sheet. What training takes of an opened dataset, and
+whether a model may be used on it, is told here as well.
 """
 
 from __future__ import annotations
@@ -85,16 +86,16 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str
         InputError: anything that makes the data ambiguous or unusable, naming the file.
     """
     if data.startswith("phantom:"):
-        return _phantom(data, seed, fold)
+        return _open_phantom(data, seed, fold)
     listing = list_data(data)
-    for _, problem in listing.problems:
+    for _, problem in listing.problems:  # the first ends it; `python -m segcore.dataset` tells them all
         raise InputError(problem)
     labelled = [case for case in listing.cases if case.labelled]
     if not labelled and need_masks:
         images = len(listing.cases)
         raise InputError(f"--data {data}: must have masks, got {images} images alone; add a masks/ folder")
-    with ThreadPoolExecutor() as pool:
-        checked = list(pool.map(_checked, listing.cases))
+    with ThreadPoolExecutor() as pool:  # decoding and hashing leave Python's lock
+        checked = list(pool.map(_check_and_hash, listing.cases))
     values = {c.id: s.values for c, s in zip(listing.cases, checked, strict=True)}
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
@@ -106,10 +107,13 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str
     return Dataset(data, cases, classes, digest.hexdigest())
 
 
-@dataclass(frozen=True)
-class _Checked:
-    fingerprint: str
-    values: frozenset[int]
+def split_counts(dataset: Dataset) -> dict[str, int]:
+    """Labelled cases of each split, and the unlabelled ones."""
+    counts = {name: len(dataset.split(name)) for name in SPLITS}
+    return {**counts, "unlabelled": len(dataset.unlabelled)} if dataset.unlabelled else counts
+
+
+# Checks of what was listed, which `python -m segcore.dataset` makes one by one.
 
 
 def check_case(case: Case) -> frozenset[int]:
@@ -129,10 +133,6 @@ def check_case(case: Case) -> frozenset[int]:
             f"got {mask.shape[0]}×{mask.shape[1]}; export it again at the image's size"
         )
     return frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
-
-
-def _checked(case: Case) -> _Checked:
-    return _Checked(case.source.fingerprint(), check_case(case))
 
 
 def assign_splits(cases: Sequence[Case], data: str, seed: int, fold: str = "") -> list[Case]:
@@ -189,11 +189,6 @@ def odd_masks(
         yield case.id, f"mask {path}: must hold {expected}, got values {shown}; {save}"
 
 
-def _mask_path(case: Case) -> Path | None:
-    assert isinstance(case.source, FileSource | ScanSource)
-    return case.source.mask_path
-
-
 def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], int]:
     """Foreground class names, and what stored values are divided by."""
     if _is_0_255(seen, names):
@@ -204,11 +199,31 @@ def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[t
     return ("foreground",) if count <= 1 else tuple(f"class{k}" for k in range(1, count + 1)), 1
 
 
+@dataclass(frozen=True)
+class _CaseCheck:
+    """What opening one case found: its fingerprint and its stored mask values."""
+
+    fingerprint: str
+    values: frozenset[int]
+
+
+def _check_and_hash(case: Case) -> _CaseCheck:
+    return _CaseCheck(case.source.fingerprint(), check_case(case))
+
+
+def _mask_path(case: Case) -> Path | None:
+    assert isinstance(case.source, FileSource | ScanSource)
+    return case.source.mask_path
+
+
 def _is_0_255(seen: frozenset[int], names: tuple[str, ...] | None) -> bool:
     return seen <= {0, 255} and 255 in seen and (names is None or len(names) == 1)
 
 
-def _phantom(data: str, seed: int, fold: str) -> Dataset:
+# Procedural data sets.
+
+
+def _open_phantom(data: str, seed: int, fold: str) -> Dataset:
     _, kind, *count = data.split(":")
     if kind not in PHANTOM_KINDS or len(count) > 1 or (count and not count[0].isdigit()):
         kinds = ", ".join("phantom:" + k for k in PHANTOM_KINDS)
@@ -226,67 +241,22 @@ def _phantom(data: str, seed: int, fold: str) -> Dataset:
         # by the patient's number, so that phantom:cxr:60 and phantom:cxr never disagree on what is a test image
         split = _PHANTOM_SPLITS[patients.setdefault(patient, len(patients)) % len(_PHANTOM_SPLITS)]
         case = Case(f"{kind}-{i:04d}", patient, PhantomSource(kind, i, seed), "" if fold else split)
-        rows.append(_phantom_slice(case, i) if kind == VOLUME else case)
+        rows.append(_as_slice(case, i) if kind == VOLUME else case)
     cases = assign_splits(rows, data, seed, fold)
     digest = hashlib.sha256(f"{data}:{seed}".encode()).hexdigest()
     return Dataset(data, tuple(cases), phantom_classes(kind), digest)
 
 
-def _phantom_slice(case: Case, index: int) -> Case:
+def _as_slice(case: Case, index: int) -> Case:
     """With its volume, and named as the slices of a file are."""
     number, place = divmod(index, VOLUME_SLICES)
     volume = f"{VOLUME}-{number:03d}"
     return replace(case, id=f"{volume}-s{place + 1:03d}", volume=volume, slice_index=place)
 
 
-def split_counts(dataset: Dataset) -> dict[str, int]:
-    """Labelled cases of each split, and the unlabelled ones."""
-    counts = {name: len(dataset.split(name)) for name in SPLITS}
-    return {**counts, "unlabelled": len(dataset.unlabelled)} if dataset.unlabelled else counts
-
-
-# Hides the masks of all but a share of the training patients: what few labels and a teacher
-# reach.
+# Few labels: the masks of all but a share of the training patients are hidden.
 #
 # The data set, its hashes and its split stay as they are, so bundles of any share agree on what a test image is.
-
-
-@dataclass(frozen=True)
-class HiddenMask:
-    """A source whose mask training does not see."""
-
-    source: Source
-    labelled: bool = False
-
-    def image(self) -> np.ndarray:
-        """H×W or H×W×3; uint8, uint16 or float32."""
-        return self.source.image()
-
-    def mask(self) -> np.ndarray:
-        """Hidden: to ask for it is a bug of the caller."""
-        raise ValueError("the mask of this case is hidden")
-
-    def fingerprint(self) -> str:
-        """As if the mask were seen: hiding it does not change the data."""
-        return self.source.fingerprint()
-
-    def image_fingerprint(self) -> str:
-        """Of the image, which is not hidden."""
-        return self.source.image_fingerprint()
-
-
-def labelled_patients(patients: Iterable[str], *, share: float, seed: int) -> frozenset[str]:
-    """The patients who keep their masks: `share` of them, at least one, those of a smaller share among them.
-
-    The order comes from a hash of the patient's name, another one than that of the split.
-
-    Args:
-        patients: of the training split; repeats count once.
-        share: above 0, up to 1.
-        seed: of the choice.
-    """
-    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"labelled:{seed}:{p}".encode()).digest())
-    return frozenset(order[: max(1, round(share * len(order)))])
 
 
 def training_cases(
@@ -313,24 +283,45 @@ def training_cases(
     return tuple(c if c.patient in kept else replace(c, source=HiddenMask(c.source)) for c in cases)
 
 
-# A model and a dataset must agree before either is used on the other: the same classes, and the
-# same split.
+def labelled_patients(patients: Iterable[str], *, share: float, seed: int) -> frozenset[str]:
+    """The patients who keep their masks: `share` of them, at least one, those of a smaller share among them.
 
-
-def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
-    """Whether `dataset` is the data a model learnt from, under another split: its test images may have been seen."""
-    return data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256
-
-
-def tested_among(cases: Iterable[Case], data: DataRecord) -> list[str]:
-    """Cases whose pictures are in the test split that a model is judged on, whatever they are called here.
+    The order comes from a hash of the patient's name, another one than that of the split.
 
     Args:
-        cases: of any dataset.
-        data: what the model's manifest says of its own; older manifests do not know their test images.
+        patients: of the training split; repeats count once.
+        share: above 0, up to 1.
+        seed: of the choice.
     """
-    tested = set(data.test_images)
-    return [case.id for case in cases if tested and case.source.image_fingerprint() in tested]
+    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"labelled:{seed}:{p}".encode()).digest())
+    return frozenset(order[: max(1, round(share * len(order)))])
+
+
+@dataclass(frozen=True)
+class HiddenMask:
+    """A source whose mask training does not see."""
+
+    source: Source
+    labelled: bool = False
+
+    def image(self) -> np.ndarray:
+        """H×W or H×W×3; uint8, uint16 or float32."""
+        return self.source.image()
+
+    def mask(self) -> np.ndarray:
+        """Hidden: to ask for it is a bug of the caller."""
+        raise ValueError("the mask of this case is hidden")
+
+    def fingerprint(self) -> str:
+        """As if the mask were seen: hiding it does not change the data."""
+        return self.source.fingerprint()
+
+    def image_fingerprint(self) -> str:
+        """Of the image, which is not hidden."""
+        return self.source.image_fingerprint()
+
+
+# A model and a dataset must agree before either is used on the other: the same classes, and the same split.
 
 
 def check_agreement(
@@ -358,3 +349,19 @@ def check_agreement(
             f"{name}: must have the same split of {dataset.name}, got another; use the --split-seed it was trained "
             "with, else it has seen images that are now in the test split"
         )
+
+
+def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
+    """Whether `dataset` is the data a model learnt from, under another split: its test images may have been seen."""
+    return data_sha256 == dataset.sha256 and split_sha256 != dataset.split_sha256
+
+
+def tested_among(cases: Iterable[Case], data: DataRecord) -> list[str]:
+    """Cases whose pictures are in the test split that a model is judged on, whatever they are called here.
+
+    Args:
+        cases: of any dataset.
+        data: what the model's manifest says of its own; older manifests do not know their test images.
+    """
+    tested = set(data.test_images)
+    return [case.id for case in cases if tested and case.source.image_fingerprint() in tested]

@@ -70,27 +70,27 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
 
 def _read_folder(folder: Path, data: str) -> tuple[list[Case], list[tuple[str, str]]]:
     if not (folder / "images").is_dir():
-        found = _inputs(folder)
+        found = _input_paths(folder)
         if found:  # a plain folder of images: nothing labelled
-            return _all_cases([(p, None) for p in found])
+            return _collect_cases([(p, None) for p in found])
         raise InputError(f"--data {data}: must have images/ and masks/, or an index.csv; got neither")
-    images = _inputs(folder / "images")
+    images = _input_paths(folder / "images")
     if not images:
         raise InputError(
             f"--data {data}: images/ must hold {', '.join(IMAGE_SUFFIXES)} files, DICOM or NIfTI, got none"
         )
-    extra = _inputs(folder / "unlabelled") if (folder / "unlabelled").is_dir() else []
+    extra = _input_paths(folder / "unlabelled") if (folder / "unlabelled").is_dir() else []
     if not (folder / "masks").is_dir():
-        return _all_cases([(p, None) for p in images + extra])
-    files = _inputs(folder / "masks", folders=is_mask_folder)
+        return _collect_cases([(p, None) for p in images + extra])
+    files = _input_paths(folder / "masks", folders=is_mask_folder)
     masks = {stem_of(p): p for p in files}
     times = Counter(stem_of(p) for p in files)
     pairs = [(p, masks[stem_of(p)]) for p in images if times[stem_of(p)] == 1]  # the others are told below
-    cases, problems = _all_cases([*pairs, *((p, None) for p in extra)])
-    return cases, problems + _unpaired(images, files, folder)
+    cases, problems = _collect_cases([*pairs, *((p, None) for p in extra)])
+    return cases, problems + _pairing_problems(images, files, folder)
 
 
-def _unpaired(images: list[Path], masks: list[Path], folder: Path) -> list[tuple[str, str]]:
+def _pairing_problems(images: list[Path], masks: list[Path], folder: Path) -> list[tuple[str, str]]:
     named = {stem_of(p): p for p in masks}
     lonely_images = [
         (stem_of(p), f"image {p}: must have a mask of the same name in {folder / 'masks'}, got none; "
@@ -109,7 +109,7 @@ def _unpaired(images: list[Path], masks: list[Path], folder: Path) -> list[tuple
     return lonely_images + lonely_masks + rivals
 
 
-def _all_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case], list[tuple[str, str]]]:
+def _collect_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case], list[tuple[str, str]]]:
     cases: list[Case] = []
     problems: list[tuple[str, str]] = []
     for image, mask in pairs:
@@ -120,7 +120,7 @@ def _all_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case], l
     return cases, problems
 
 
-def _inputs(folder: Path, *, folders: Callable[[Path], bool] = is_scan) -> list[Path]:
+def _input_paths(folder: Path, *, folders: Callable[[Path], bool] = is_scan) -> list[Path]:
     """Pictures, NIfTI and DICOM files, and the folders that stand for one input."""
     return sorted(
         p
@@ -144,7 +144,7 @@ def _read_index(path: Path, data: str) -> tuple[list[Case], list[tuple[str, str]
             for row in reader:
                 try:
                     cases += _index_cases(row, path.parent, data, reader.line_num)
-                except InputError as error:
+                except InputError as error:  # of one row: the others are still listed
                     problems.append((row["case"] or f"line {reader.line_num}", str(error)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
@@ -165,12 +165,12 @@ def _index_cases(row: Mapping[str, str], folder: Path, data: str, line: int) -> 
         folder / row["mask"] if row.get("mask") else None,
         patient=row.get("patient"),
         split=row.get("split") or "",
-        spacing_mm=_spacing(row, data),
+        spacing_mm=_spacing_of_row(row, data),
         metadata={k: v for k, v in row.items() if k not in _INDEX_COLUMNS and isinstance(k, str) and v},
     )
 
 
-def _spacing(row: Mapping[str, str], data: str) -> tuple[float, float] | None:
+def _spacing_of_row(row: Mapping[str, str], data: str) -> tuple[float, float] | None:
     texts = row.get("spacing_row_mm") or "", row.get("spacing_col_mm") or ""
     if texts == ("", ""):
         return None

@@ -24,7 +24,9 @@ from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.picture.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
 
-_KEPT = 4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
+_MOST_KEPT = (
+    4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
+)
 V = TypeVar("V")
 
 
@@ -140,7 +142,7 @@ class ScanSource:
     def mask(self) -> np.ndarray:
         """H×W uint8, values as stored."""
         assert self.mask_path is not None
-        masks = _MASKS.get((self.image_path, self.mask_path, _changed(self.mask_path, "mask")))
+        masks = _MASKS.get((self.image_path, self.mask_path, _changed_ns(self.mask_path, "mask")))
         return np.asarray(masks[self.index])
 
     def size_px(self) -> tuple[int, int]:
@@ -174,7 +176,7 @@ def open_scan(path: Path) -> Scan:
     Raises:
         InputError: not a readable scan, or the extra `medical` is not installed.
     """
-    return _SCANS.get((path, _changed(path, "image")))
+    return _SCANS.get((path, _changed_ns(path, "image")))
 
 
 def slice_file(scan: Scan, path: Path, index: int) -> Path | None:
@@ -184,12 +186,13 @@ def slice_file(scan: Scan, path: Path, index: int) -> Path | None:
     """
     if not path.is_dir():
         return path
+    # A series has a header a slice; a folder of one file has one header for all frames.
     name = getattr(scan.header[index if len(scan.header) > 1 else 0], "filename", None)
     return Path(name) if name else None
 
 
 @dataclass
-class _Recent(Generic[V]):
+class _RecentValues(Generic[V]):
     """The last few values of a slow function; each is made once, however many threads ask for it at a time."""
 
     make: Callable[..., V]
@@ -198,17 +201,19 @@ class _Recent(Generic[V]):
 
     def get(self, key: tuple[object, ...]) -> V:
         with self.lock:
+            # Who asks first makes the value; the others wait outside the lock, so that other keys are not held up.
             future = self.kept.get(key)
             mine = future is None
             if future is None:
                 future = self.kept[key] = Future()
             self.kept.move_to_end(key)
-            while len(self.kept) > _KEPT:
+            while len(self.kept) > _MOST_KEPT:
                 self.kept.popitem(last=False)
         if mine:
             try:
                 future.set_result(self.make(*key))
             except BaseException as error:
+                # Not kept: the next one who asks tries again, while all who wait now get this error.
                 with self.lock:
                     self.kept.pop(key, None)
                 future.set_exception(error)
@@ -230,10 +235,10 @@ def _read_masks(image: Path, mask: Path, _: int) -> np.ndarray:
     return masks
 
 
-_SCANS, _MASKS = _Recent(_read_scan), _Recent(_read_masks)
+_SCANS, _MASKS = _RecentValues(_read_scan), _RecentValues(_read_masks)
 
 
-def _changed(path: Path, what: str) -> int:
+def _changed_ns(path: Path, what: str) -> int:
     """When a file was written, or a folder's list of files: what was opened before that is read anew."""
     try:
         return path.stat().st_mtime_ns
@@ -242,7 +247,7 @@ def _changed(path: Path, what: str) -> int:
 
 
 def _file_hash(path: Path, what: str) -> str:
-    return _hash_of(path, _changed(path, what))
+    return _hash_at(path, _changed_ns(path, what))
 
 
 def _folder_hash(folder: Path) -> str:
@@ -251,5 +256,5 @@ def _folder_hash(folder: Path) -> str:
 
 
 @lru_cache(maxsize=4096)  # of text: a volume is hashed once, not once a slice
-def _hash_of(path: Path, _: int) -> str:
+def _hash_at(path: Path, _: int) -> str:
     return hash_file(path).sha256

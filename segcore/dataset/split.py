@@ -20,16 +20,21 @@ def split_patients(patients: Iterable[str], *, name: str, seed: int = 0) -> dict
     Raises:
         InputError: too few patients to give every split one.
     """
-    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+    order = _shuffle_patients(patients, seed)
     if len(order) < len(SPLITS):
         raise InputError(
             f"--data {name}: must have at least 3 patients to be split into train, val and test, "
             f"got {len(order)}; "
             "add patients, or give index.csv a patient or split column"
         )
+    # Every split gets a patient, however few there are.
     train = min(max(1, round(SHARES[0] * len(order))), len(order) - 2)
     val = min(max(1, round(SHARES[1] * len(order))), len(order) - train - 1)
     return {p: "train" if i < train else "val" if i < train + val else "test" for i, p in enumerate(order)}
+
+
+def _shuffle_patients(patients: Iterable[str], seed: int) -> list[str]:
+    return sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
@@ -58,7 +63,7 @@ def fold_patients(patients: Iterable[str], *, name: str, fold: str, seed: int = 
         InputError: not a fold, or fewer patients than folds.
     """
     number, folds = parse_fold(fold)
-    order = sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+    order = _shuffle_patients(patients, seed)
     if len(order) < folds:
         raise InputError(
             f"--fold {fold}: must have a patient for each fold, {name} has {len(order)}; use fewer folds"

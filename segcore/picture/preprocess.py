@@ -18,7 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from segcore.errors import InputError
 
-# Display windows by name: the range of values that becomes black to white.
+Activation = Literal["sigmoid", "softmax"]
+Depth = Literal["uint8", "uint16", "float32"]
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
+
+
+# The window: the range of values that becomes black to white.
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Window:
 
 # Usual centres and widths in Hounsfield units: lung -600/1500, soft tissue 40/400, bone 400/1800.
 # Source: Radiopaedia.org, "Windowing (CT)".
+
 CT_WINDOWS = (
     Window("lung", -1350.0, 150.0),
     Window("soft-tissue", -160.0, 240.0),
@@ -59,9 +65,49 @@ def window_named(text: str, *, name: str = "--window") -> Window:
     return own
 
 
-Activation = Literal["sigmoid", "softmax"]
-Depth = Literal["uint8", "uint16", "float32"]
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
+def training_window(
+    images: Iterable[tuple[str, np.ndarray]], window: Window | None = None
+) -> tuple[Depth, tuple[float, float], str]:
+    """Depth, window and the window's name, from named training images.
+
+    Without `window` it is all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
+
+    Args:
+        images: (name, H×W or H×W×3).
+        window: what the user asked for; one with a name is in Hounsfield units.
+
+    Raises:
+        InputError: the images do not share one depth, or cannot hold Hounsfield units where a window is in them.
+    """
+    first: dict[str, str] = {}  # depth → an image of it
+    samples = []  # of each image two numbers: the data set need not fit into memory
+    for name, image in images:
+        first.setdefault(image.dtype.name, name)
+        samples.append(np.percentile(image, (0.5, 99.5)))
+    if len(first) != 1:
+        found = ", ".join(f"{depth} ({name})" for depth, name in sorted(first.items()))
+        raise InputError(f"--data: images must share one depth, got {found}; convert them to one")
+    ((text, name),) = first.items()
+    depth = cast(Depth, text)
+    if window is not None:
+        _check_hounsfield(window, depth, name)
+        return depth, (window.low, window.high), window.name if window in CT_WINDOWS else ""
+    if depth == "uint8":
+        return depth, (0.0, 255.0), ""
+    low, high = float(np.min([s[0] for s in samples])), float(np.max([s[1] for s in samples]))
+    return depth, (low, max(high, low + 1.0)), ""
+
+
+def _check_hounsfield(window: Window, depth: Depth, name: str) -> None:
+    """Grey values that were stored as they are have no unit: a window in Hounsfield units means nothing on them."""
+    if window in CT_WINDOWS and depth != "float32":
+        raise InputError(
+            f"--window {window.name}: must be used on Hounsfield units, got {depth} images ({name}), whose grey "
+            "values have no unit; leave --window away, or give LOW,HIGH in their own values"
+        )
+
+
+# What a model takes and gives.
 
 
 class InputSpec(BaseModel):
@@ -128,6 +174,9 @@ def output_spec(classes: Sequence[str], stride: int) -> OutputSpec:
     return OutputSpec(activation="softmax", channels=len(classes) + 1, stride=stride)
 
 
+# From a picture to the network's input.
+
+
 def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.ndarray:
     """Windows at the image's own depth, resizes, rounds.
 
@@ -150,8 +199,9 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
             f"(window {spec.window[0]:g} to {spec.window[1]:g}), "
             f"got {image.dtype.name}; convert it the way the training images were"
         )
-    image = _channels(image, spec.channels)
+    image = _match_channels(image, spec.channels)
     size = (spec.width_px, spec.height_px)
+    # The usual picture: Pillow resizes bytes several times as fast as floats, and rounds by itself.
     if image.dtype == np.uint8 and spec.window == (0.0, 255.0):
         resized = np.asarray(Image.fromarray(image).resize(size, _FILTERS[spec.resize_filter]))
         return resized.reshape(spec.height_px, spec.width_px, spec.channels)
@@ -159,7 +209,7 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
     windowed = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0.0, 255.0)
     planes = windowed[..., None] if windowed.ndim == 2 else windowed
     resized = np.stack(
-        [_resize(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1
+        [_resize_plane(planes[..., c], size, spec.resize_filter) for c in range(planes.shape[2])], axis=-1
     )
     return np.clip(np.round(resized), 0, 255).astype(np.uint8)
 
@@ -179,7 +229,7 @@ def through_window(image: np.ndarray, spec: InputSpec) -> np.ndarray:
     return seen if channels == 3 else seen[..., 0]
 
 
-def _channels(image: np.ndarray, channels: int) -> np.ndarray:
+def _match_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if channels == 1 and image.ndim == 3:  # ITU-R 601 luma, as Pillow's "L"
@@ -189,23 +239,12 @@ def _channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def resize_mask(mask: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask of class indices, nearest neighbour."""
-    return np.asarray(Image.fromarray(mask).resize((size_px[1], size_px[0]), Image.Resampling.NEAREST))
+# From logits to a mask.
 
 
-def resize_logits(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """Resizes logits K×h×w to K×H×W, bilinear (area-weighted where it shrinks)."""
-    if logits.shape[1:] == tuple(size_px):
-        return logits.astype(np.float32, copy=False)
-    size = (size_px[1], size_px[0])
-    return np.stack([_resize(plane, size, "bilinear") for plane in logits.astype(np.float32, copy=False)])
-
-
-def _resize(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter])
-    )
+def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
+    """`decide(probabilities(...))` for one image."""
+    return decide(probabilities(logits, spec, size_px), spec)
 
 
 def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
@@ -235,48 +274,22 @@ def decide(probability: np.ndarray, spec: OutputSpec) -> np.ndarray:
     return np.asarray(probability.argmax(axis=0), np.uint8)
 
 
-def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
-    """`decide(probabilities(...))` for one image."""
-    return decide(probabilities(logits, spec, size_px), spec)
+def resize_logits(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """Resizes logits K×h×w to K×H×W, bilinear (area-weighted where it shrinks)."""
+    if logits.shape[1:] == tuple(size_px):
+        return logits.astype(np.float32, copy=False)
+    size = (size_px[1], size_px[0])
+    return np.stack(
+        [_resize_plane(plane, size, "bilinear") for plane in logits.astype(np.float32, copy=False)]
+    )
 
 
-def training_window(
-    images: Iterable[tuple[str, np.ndarray]], window: Window | None = None
-) -> tuple[Depth, tuple[float, float], str]:
-    """Depth, window and the window's name, from named training images.
-
-    Without `window` it is all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
-
-    Args:
-        images: (name, H×W or H×W×3).
-        window: what the user asked for; one with a name is in Hounsfield units.
-
-    Raises:
-        InputError: the images do not share one depth, or cannot hold Hounsfield units where a window is in them.
-    """
-    first: dict[str, str] = {}  # depth → an image of it
-    samples = []
-    for name, image in images:
-        first.setdefault(image.dtype.name, name)
-        samples.append(np.percentile(image, (0.5, 99.5)))
-    if len(first) != 1:
-        found = ", ".join(f"{depth} ({name})" for depth, name in sorted(first.items()))
-        raise InputError(f"--data: images must share one depth, got {found}; convert them to one")
-    ((text, name),) = first.items()
-    depth = cast(Depth, text)
-    if window is not None:
-        _check_hounsfield(window, depth, name)
-        return depth, (window.low, window.high), window.name if window in CT_WINDOWS else ""
-    if depth == "uint8":
-        return depth, (0.0, 255.0), ""
-    low, high = float(np.min([s[0] for s in samples])), float(np.max([s[1] for s in samples]))
-    return depth, (low, max(high, low + 1.0)), ""
+def resize_mask(mask: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """Resizes a mask of class indices, nearest neighbour."""
+    return np.asarray(Image.fromarray(mask).resize((size_px[1], size_px[0]), Image.Resampling.NEAREST))
 
 
-def _check_hounsfield(window: Window, depth: Depth, name: str) -> None:
-    """Grey values that were stored as they are have no unit: a window in Hounsfield units means nothing on them."""
-    if window in CT_WINDOWS and depth != "float32":
-        raise InputError(
-            f"--window {window.name}: must be used on Hounsfield units, got {depth} images ({name}), whose grey "
-            "values have no unit; leave --window away, or give LOW,HIGH in their own values"
-        )
+def _resize_plane(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter])
+    )

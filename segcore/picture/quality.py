@@ -1,7 +1,10 @@
-"""How good a mask probably is: the student's own estimate of its Dice, from its logits alone.
+"""How far a mask and its probabilities can be trusted; what is found on validation cases travels in the manifest.
 
-A line of signs a class (how unsure, how ragged, how unlike the shapes of the validation cases) goes into a logistic
-regression of the Dice: 13 weights for a model, fitted on validation cases by `segcore.learn.seal`.
+The estimate: a student tells the Dice of its own mask from its logits alone. A line of signs a class (how unsure, how
+ragged, how unlike the shapes of the validation cases) goes into a logistic regression of the Dice: 13 weights for a
+model, fitted by `segcore.learn.seal`.
+
+The calibration: the threshold, and the temperature that logits are divided by, found by `segcore.learn.evaluate`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,12 @@ odd_shape: log of how far `SHAPE` is from the validation cases', in their standa
 SHAPE = ("ragged", "log_area", "x", "y", "width", "height", "tilt")
 _GRID_PX = 64
 _FAR = 8.0  # standard deviations: farther is not told apart
+BINS = 15
+THRESHOLDS: tuple[float, ...] = tuple(round(float(t), 3) for t in np.linspace(0.05, 0.95, 37))
+_PLATEAU = 0.0005  # Dice: 0.05 points are no reason to leave 0.5, which needs no explanation
+
+
+# The estimate of Dice.
 
 
 class QualityModel(BaseModel):
@@ -119,18 +128,11 @@ def signs_of(logits: np.ndarray, spec: OutputSpec) -> tuple[np.ndarray, np.ndarr
         ]
     )
     # Centre and standard deviation, as shares of the side.
-    down, right = _along(inside.sum(2), n), _along(inside.sum(1), n)
+    down, right = _centre_and_spread(inside.sum(2), n), _centre_and_spread(inside.sum(1), n)
     y, x = (np.arange(side, dtype=np.float32) / side for side in size)
     tilt = np.einsum("chw,h,w->c", inside, y, x) / n - down[0] * right[0]
     shape = np.column_stack([ragged, np.log(n / pixels), right[0], down[0], right[1], down[1], tilt])
     return confidence, shape, marked
-
-
-def _along(profile: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and standard deviation of profiles C×side, as shares of the side."""
-    at = np.arange(profile.shape[1]) / profile.shape[1]
-    centre = profile @ at / n
-    return centre, np.sqrt(np.maximum(profile @ at**2 / n - centre**2, 0.0))
 
 
 def odd_shape(shape: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -145,13 +147,14 @@ def regressors(signs: np.ndarray, centre: np.ndarray, spread: np.ndarray, high: 
     return np.concatenate([np.ones((*z.shape[:-1], 1)), z, np.log1p(np.maximum(z - high, 0.0))], axis=-1)
 
 
-# From which probability on a pixel is marked, and how far probabilities mean what they say.
-#
-# Both are found on validation cases when a model is sealed (`segcore.learn.evaluate`) and travel in the manifest.
+def _centre_and_spread(profile: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and standard deviation of profiles C×side, as shares of the side."""
+    at = np.arange(profile.shape[1]) / profile.shape[1]
+    centre = profile @ at / n
+    return centre, np.sqrt(np.maximum(profile @ at**2 / n - centre**2, 0.0))
 
-BINS = 15
-THRESHOLDS: tuple[float, ...] = tuple(round(float(t), 3) for t in np.linspace(0.05, 0.95, 37))
-_PLATEAU = 0.0005  # Dice: 0.05 points are no reason to leave 0.5, which needs no explanation
+
+# From which probability on a pixel is marked, and how far probabilities mean what they say.
 
 
 class Calibration(BaseModel):
@@ -187,18 +190,13 @@ def dice_at(probability: np.ndarray, truth: np.ndarray, thresholds: Sequence[flo
     Returns:
         T numbers; both empty is 1, one of them 0.
     """
+    # Counting by bins passes over the pixels once, not once a threshold.
     reached = np.searchsorted(np.asarray(thresholds, probability.dtype), probability.ravel(), side="right")
     wanted = truth.ravel() == 1
-    marked = _at_least(reached, None, len(thresholds))
-    both = _at_least(reached, wanted, len(thresholds))
+    marked = _count_reached(reached, None, len(thresholds))
+    both = _count_reached(reached, wanted, len(thresholds))
     total = marked + np.count_nonzero(wanted)
     return np.asarray(np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0))
-
-
-def _at_least(reached: np.ndarray, weights: np.ndarray | None, thresholds: int) -> np.ndarray:
-    """How many pixels reach each threshold, from how many thresholds each pixel reaches."""
-    counts = np.bincount(reached, weights=weights, minlength=thresholds + 1)
-    return np.asarray(counts[::-1].cumsum()[::-1][1:])
 
 
 def choose_threshold(thresholds: Sequence[float], dice: Sequence[float]) -> float:
@@ -249,14 +247,20 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     share = (np.sqrt(5) - 1) / 2
     while high - low > 1e-3:
         left, right = high - share * (high - low), low + share * (high - low)
-        if _surprise(logits / np.exp(left), truth) < _surprise(logits / np.exp(right), truth):
+        if _log_loss(logits / np.exp(left), truth) < _log_loss(logits / np.exp(right), truth):
             high = right
         else:
             low = left
     return float(np.exp((low + high) / 2))
 
 
-def _surprise(logits: np.ndarray, truth: np.ndarray) -> float:
+def _count_reached(reached: np.ndarray, weights: np.ndarray | None, thresholds: int) -> np.ndarray:
+    """How many pixels reach each threshold, from how many thresholds each pixel reaches."""
+    counts = np.bincount(reached, weights=weights, minlength=thresholds + 1)
+    return np.asarray(counts[::-1].cumsum()[::-1][1:])
+
+
+def _log_loss(logits: np.ndarray, truth: np.ndarray) -> float:
     """Mean negative log likelihood."""
     if logits.shape[1] == 1:
         signed = np.where(truth == 1, logits[:, 0], -logits[:, 0])
