@@ -124,7 +124,7 @@ def run_command(
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
-        problem = _mendable(error)
+        problem = _mendable_message(error)
         if problem is None:
             raise
         print(f"error: {problem}", file=sys.stderr)
@@ -132,7 +132,7 @@ def run_command(
     sys.exit(0)
 
 
-def _mendable(error: OSError) -> str | None:
+def _mendable_message(error: OSError) -> str | None:
     """One line for a full disk or a forbidden file; None for what is our bug."""
     name = error.filename or "output"
     if error.errno in (errno.EACCES, errno.EPERM):

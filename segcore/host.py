@@ -44,7 +44,7 @@ def made_now(command: str | None = None) -> Made:
     return Made(
         command=command or _command_line(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        commit=_commit(),
+        commit=_source_commit(),
         python=platform.python_version(),
         host=describe_host(),
         versions=library_versions(),
@@ -53,7 +53,7 @@ def made_now(command: str | None = None) -> Made:
 
 def describe_host() -> str:
     """Processor, cores, system; no host or user name."""
-    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{_processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 
 
 def library_versions() -> dict[str, str]:
@@ -73,7 +73,7 @@ def _command_line() -> str:
     return f"python -m {name} {shlex.join(sys.argv[1:])}".strip()
 
 
-def _commit() -> str:
+def _source_commit() -> str:
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -88,7 +88,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -30,7 +30,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InputError: not an image, truncated, empty, too large, NaN, several pages, or ambiguous colours.
     """
-    picture = _decode(path, "image")
+    picture = _decode_image(path, "image")
     mode = picture.mode
     if mode == "RGB":
         array = np.asarray(picture)
@@ -65,7 +65,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         InputError: as `read_image`, or the mask has colours or values over 255.
     """
-    picture = _decode(path, "mask")
+    picture = _decode_image(path, "mask")
     array = np.asarray(picture)
     if picture.mode == "1":
         return np.asarray(array, np.uint8)
@@ -85,12 +85,12 @@ def read_mask(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header, without decoding."""
-    with _open(path, "image") as picture:
+    with _open_image(path, "image") as picture:
         return _check_size(picture, path, "image")
 
 
-def _decode(path: Path, what: str) -> Image.Image:
-    picture = _open(path, what)
+def _decode_image(path: Path, what: str) -> Image.Image:
+    picture = _open_image(path, what)
     _check_size(picture, path, what)
     try:
         _check_one_reading(picture, path, what)
@@ -102,7 +102,7 @@ def _decode(path: Path, what: str) -> Image.Image:
     return picture
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def _open_image(path: Path, what: str) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{what} {path}: must be a file, no such file")
     if path.stat().st_size == 0:

@@ -63,18 +63,18 @@ def resampled(per_patient: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> 
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    return np.asarray(per_patient[..., _picks(per_patient.shape[-1], draws, seed)].sum(axis=-1))
+    return np.asarray(per_patient[..., _resample_picks(per_patient.shape[-1], draws, seed)].sum(axis=-1))
 
 
 def resampled_cases(patients: Sequence[str], *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
     """Indices of the cases of each resample of the patients, for what does not follow from sums, such as ranks."""
     names, group = np.unique(np.asarray(patients), return_inverse=True)
     members = [np.flatnonzero(group == k) for k in range(len(names))]
-    for picks in _picks(len(names), draws, seed):
+    for picks in _resample_picks(len(names), draws, seed):
         yield np.concatenate([members[k] for k in picks])
 
 
-def _picks(patients: int, draws: int, seed: int) -> np.ndarray:
+def _resample_picks(patients: int, draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, patients, size=(draws, patients))
 
 
@@ -104,7 +104,7 @@ def bootstrap_interval(
         draws: resamples.
         seed: of the resamples.
     """
-    return percentile_interval(_means(values, patients, counts, draws, seed))
+    return percentile_interval(_resampled_means(values, patients, counts, draws, seed))
 
 
 def interval(
@@ -114,7 +114,7 @@ def interval(
     return bootstrap_interval(values, patients, counts=counts) if len(set(patients)) > 1 else (None, None)
 
 
-def _means(
+def _resampled_means(
     values: Sequence[float],
     patients: Sequence[str],
     counts: Sequence[float] | None,
@@ -242,13 +242,13 @@ def places(values: np.ndarray, patients: Sequence[str], *, seed: int = 0) -> lis
     """
     sums = np.stack([sums_by_patient(row, patients) for row in values])  # S×P
     counts = sums_by_patient(np.ones(len(patients)), patients)
-    place = _place(resampled(sums, seed=seed) / resampled(counts, seed=seed))  # S×draws
+    place = _rank_means(resampled(sums, seed=seed) / resampled(counts, seed=seed))  # S×draws
     low, high = np.percentile(place, _ENDS, axis=1, method="nearest")
-    found = _place(values.mean(1, keepdims=True))[:, 0]
+    found = _rank_means(values.mean(1, keepdims=True))[:, 0]
     return [(int(a), int(b), int(c)) for a, b, c in zip(found, low, high, strict=True)]
 
 
-def _place(means: np.ndarray) -> np.ndarray:
+def _rank_means(means: np.ndarray) -> np.ndarray:
     """S×D means → S×D places; equal means share the better place."""
     better = means[None] > means[:, None]  # S×S×D: whether another is better than one
     return np.asarray(1 + better.sum(1))
@@ -277,7 +277,7 @@ def drop_between(
         patients = [by_case[case] for case in scores]
         if len(set(patients)) < 2:
             return Estimate(mean=mean, low=None, high=None)
-        drawn.append(_means(list(scores.values()), patients, None, DRAWS, seed + i))
+        drawn.append(_resampled_means(list(scores.values()), patients, None, DRAWS, seed + i))
     low, high = percentile_interval(drawn[1] - drawn[0])
     return Estimate(mean=mean, low=low, high=high)
 

@@ -85,7 +85,7 @@ class Table:
         ]
         for c in self.columns:
             unit = f"<small>{in_html(c.unit)}</small>" if c.unit else ""
-            lines.append(f'<th scope="col"{_class(c)}>{in_html(c.header)}{unit}</th>')
+            lines.append(f'<th scope="col"{_cell_class(c)}>{in_html(c.header)}{unit}</th>')
         lines += ["</tr></thead>", "<tbody>"]
         for record, row in zip(self.records, self.rows, strict=True):
             name = row_class(record) if row_class else ""
@@ -95,7 +95,7 @@ class Table:
                     lines.append(f'<th scope="row">{in_html(text)}</th>')
                 else:
                     said = in_html(text) if column.words else _with_small_range(text)
-                    lines.append(f"<td{_class(column)}>{said}</td>")
+                    lines.append(f"<td{_cell_class(column)}>{said}</td>")
             lines.append("</tr>")
         return "\n".join((*lines, "</tbody>", "</table>", "</div>"))
 
@@ -135,7 +135,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
 
 
-def _class(column: Column) -> str:
+def _cell_class(column: Column) -> str:
     return ' class="words"' if column.words else ""
 
 

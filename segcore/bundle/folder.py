@@ -92,7 +92,7 @@ def open_bundle(folder: Path | str) -> Bundle:
         )
         raise InputError(f"bundle {folder}: must be a folder with {MANIFEST}, got none{hint}")
     text = path.read_bytes()
-    manifest = _parse(text, folder)
+    manifest = _parse_manifest(text, folder)
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
     for name in (manifest.model_file, *(file for v in manifest.variants for file in (v.file, v.golden))):
@@ -101,7 +101,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
 
 
-def _parse(text: bytes, folder: Path) -> Manifest:
+def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     try:
         raw = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
-class _Part(BaseModel):
+class _RecordPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -18,7 +18,7 @@ def points_text(points: float) -> str:
     return f"{round(points, 2) + 0.0:.2f}"
 
 
-class DiceScore(_Part):
+class DiceScore(_RecordPart):
     """Dice over the guard's validation cases, 0–1.
 
     Attributes:
@@ -30,7 +30,7 @@ class DiceScore(_Part):
     p05: float
 
 
-class LayerSensitivity(_Part):
+class LayerSensitivity(_RecordPart):
     """What one layer costs when it alone computes in 8 bits.
 
     Attributes:
@@ -46,14 +46,14 @@ class LayerSensitivity(_Part):
     error: float
 
 
-class FloatLayer(_Part):
+class FloatLayer(_RecordPart):
     """A layer that could compute in 8 bits and does not."""
 
     layer: str
     why: str
 
 
-class GuardStep(_Part):
+class GuardStep(_RecordPart):
     """One thing the guard tried, and where that left Dice.
 
     Attributes:
@@ -73,7 +73,7 @@ class GuardStep(_Part):
     passed: bool
 
 
-class SpeedRatio(_Part):
+class SpeedRatio(_RecordPart):
     """How much faster INT8 is than a higher precision in the same engine, interleaved in one run.
 
     Attributes:
@@ -93,7 +93,7 @@ class SpeedRatio(_Part):
     rounds: int
 
 
-class GuardRecord(_Part):
+class GuardRecord(_RecordPart):
     """The guard's verdict, and how it came to it.
 
     Attributes:

@@ -16,18 +16,18 @@ from segcore.picture.quality import Calibration, QualityModel
 SCHEMA_VERSION = 1
 
 
-class _Part(BaseModel):
+class _ManifestPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FileEntry(_Part):
+class FileEntry(_ManifestPart):
     """Size and hash of one file of the bundle."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class DataRecord(_Part):
+class DataRecord(_ManifestPart):
     """The data a bundle was trained or calibrated on; names and hashes, no pixels.
 
     Attributes:
@@ -45,7 +45,7 @@ class DataRecord(_Part):
     test_images: tuple[str, ...] = ()
 
 
-class Metric(_Part):
+class Metric(_ManifestPart):
     """A measured number: `dice_mean` of the `val` split, say."""
 
     name: str
@@ -54,7 +54,7 @@ class Metric(_Part):
     cases: int
 
 
-class Variant(_Part):
+class Variant(_ManifestPart):
     """Another file of the same network: for another size, for several pictures a call, or with other number types.
 
     Attributes:
@@ -78,7 +78,7 @@ class Variant(_Part):
         return self.height_px, self.width_px
 
 
-class EngineTarget(_Part):
+class EngineTarget(_ManifestPart):
     """What a TensorRT engine was built for; it runs nowhere else.
 
     Attributes:
@@ -102,7 +102,7 @@ class EngineTarget(_Part):
     flags: tuple[str, ...] = ()
 
 
-class Manifest(_Part):
+class Manifest(_ManifestPart):
     """Everything needed to use a model and to know where it comes from.
 
     Attributes:

@@ -20,18 +20,18 @@ def dice_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> n
 
     Source: Dice, Measures of the Amount of Ecologic Association Between Species, Ecology 26(3), 1945.
     """
-    both, a, b = _overlap(prediction, truth, classes)
+    both, a, b = _count_overlaps(prediction, truth, classes)
     return np.where(a + b == 0, 1.0, 2.0 * both / np.maximum(a + b, 1))
 
 
 def iou_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     """Intersection over union of each foreground class, K numbers, 0–1; both empty 1, one empty 0."""
-    both, a, b = _overlap(prediction, truth, classes)
+    both, a, b = _count_overlaps(prediction, truth, classes)
     union = a + b - both
     return np.where(union == 0, 1.0, both / np.maximum(union, 1))
 
 
-def _overlap(
+def _count_overlaps(
     prediction: np.ndarray, truth: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     _check_shapes(prediction, truth)
@@ -73,18 +73,18 @@ def hd95_per_class(
         if not (a.any() and b.any()):
             found.append(diagonal if a.any() or b.any() else 0.0)
             continue
-        a, b = _border(a), _border(b)
-        found.append(max(np.percentile(_nearest(*pair, spacing), 95) for pair in ((a, b), (b, a))))
+        a, b = _border_pixels(a), _border_pixels(b)
+        found.append(max(np.percentile(_nearest_distances(*pair, spacing), 95) for pair in ((a, b), (b, a))))
     return np.array(found, float)
 
 
-def _border(mask: np.ndarray) -> np.ndarray:
+def _border_pixels(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.asarray(mask & ~inside)
 
 
-def _nearest(origin: np.ndarray, target: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+def _nearest_distances(origin: np.ndarray, target: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """Distance from every pixel of `origin` to the nearest of `target`, both H×W bool and not empty.
 
     Exact and separable: first along each column, then, for the pixels asked for, over all columns.

@@ -178,7 +178,7 @@ def perimeter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> fl
     Source: Boykov and Kolmogorov, Computing geodesics and minimal surfaces via graph cuts, ICCV 2003, section 3.
     """
     steps = _crossing_steps(spacing)
-    padded = np.pad(_crop(mask), np.abs(steps).max())
+    padded = np.pad(_crop_mask(mask), np.abs(steps).max())
     crossings = []
     for down, right in steps:
         left, shift = max(-right, 0), max(right, 0)
@@ -215,7 +215,8 @@ def longest_of_parts(
             break  # no smaller box can hold a longer diameter
         mine = found.part == k
         best = max(
-            best, _diameters_of(_outermost(found.row[mine], found.start[mine], found.end[mine]), spacing)
+            best,
+            _diameters_of(_outermost_pixels(found.row[mine], found.start[mine], found.end[mine]), spacing),
         )
     return best
 
@@ -239,7 +240,7 @@ def _step_angle(step: tuple[int, int], spacing: tuple[float, float]) -> float:
     return math.atan2(step[0] * spacing[0], step[1] * spacing[1])
 
 
-def _crop(mask: np.ndarray) -> np.ndarray:
+def _crop_mask(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else mask
 
@@ -252,7 +253,7 @@ def _diameters_of(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[
     1 : 0.2. With centres alone it is down to -1.0 px, with the middles of pixels' edges up to +0.9 px, with their
     corners up to +1.3 px.
     """
-    corners = _hull(outermost)
+    corners = _convex_hull(outermost)
     reach = _REACH_PX * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
     points = (corners[:, None] + reach).reshape(-1, 2) * np.array(spacing)
     apart = points[:, None] - points
@@ -263,7 +264,7 @@ def _diameters_of(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[
     return longest, float(np.ptp(across))
 
 
-def _outermost(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _outermost_pixels(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """First and last pixel of each row, N×2 (row, column), sorted: the hull has no other corners."""
     first = np.flatnonzero(np.diff(row, prepend=row[0] - 1))
     last = np.append(first[1:], len(row)) - 1
@@ -271,7 +272,7 @@ def _outermost(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
     return np.stack([np.repeat(row[first], 2), columns.ravel()], axis=1)
 
 
-def _hull(points: np.ndarray) -> np.ndarray:
+def _convex_hull(points: np.ndarray) -> np.ndarray:
     """Corners of the convex hull of sorted points, N×2.
 
     Source: Andrew, Another efficient algorithm for convex hulls in two dimensions, Inf. Process. Lett. 9(5), 1979.

@@ -58,7 +58,7 @@ def unpack(
         raise InputError(f"folder {folder}: must be empty to unpack into, is not; give another")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _unpack(path, folder, max_bytes, max_files, max_ratio)
+        _unpack_zip(path, folder, max_bytes, max_files, max_ratio)
     except BaseException as error:
         for child in folder.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
@@ -71,7 +71,7 @@ def unpack(
         raise
 
 
-def _unpack(path: Path, folder: Path, max_bytes: int, max_files: int, max_ratio: float) -> None:
+def _unpack_zip(path: Path, folder: Path, max_bytes: int, max_files: int, max_ratio: float) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if not entries:
@@ -92,7 +92,7 @@ def _unpack(path: Path, folder: Path, max_bytes: int, max_files: int, max_ratio:
                 start = True
                 while chunk := source.read(_CHUNK_BYTES):
                     if start and (chunk.startswith(_ARCHIVE_MAGIC) or chunk[257:262] == b"ustar"):
-                        raise _nested(path, entry)
+                        raise _nested_error(path, entry)
                     start = False
                     written += len(chunk)
                     if written > max_bytes:
@@ -121,39 +121,39 @@ def _check_names(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             or not all(c.isprintable() for c in name)
         ):
             raise InputError(
-                f"ZIP {path}: must hold names within its own folder, got {_shown(entry)}; pack it again"
+                f"ZIP {path}: must hold names within its own folder, got {_entry_name(entry)}; pack it again"
             )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise InputError(
-                f"ZIP {path}: must hold files only, got the link {_shown(entry)}; pack what it points to"
+                f"ZIP {path}: must hold files only, got the link {_entry_name(entry)}; pack what it points to"
             )
         if entry.flag_bits & _ENCRYPTED:
             raise InputError(
-                f"ZIP {path}: must not be encrypted, got {_shown(entry)}; pack it without a password"
+                f"ZIP {path}: must not be encrypted, got {_entry_name(entry)}; pack it without a password"
             )
         if entry.compress_type not in _METHODS:
             raise InputError(
                 f"ZIP {path}: must be packed by deflate or stored, got method {entry.compress_type} "
-                f"for {_shown(entry)}; pack it again"
+                f"for {_entry_name(entry)}; pack it again"
             )
         if name.lower().endswith(_ARCHIVE_SUFFIXES):
-            raise _nested(path, entry)
+            raise _nested_error(path, entry)
         # Two names that differ in case only are one file on Windows and macOS.
         key = "/".join(
             part for part in name.replace("\\", "/").split("/") if part not in ("", ".")
         ).casefold()
         if key in seen:
             raise InputError(
-                f"ZIP {path}: must hold every name once, got {_shown(entry)} twice; pack it again"
+                f"ZIP {path}: must hold every name once, got {_entry_name(entry)} twice; pack it again"
             )
         seen.add(key)
 
 
-def _nested(path: Path, entry: zipfile.ZipInfo) -> InputError:
-    return InputError(f"ZIP {path}: must hold no archives, got {_shown(entry)}; unpack that first")
+def _nested_error(path: Path, entry: zipfile.ZipInfo) -> InputError:
+    return InputError(f"ZIP {path}: must hold no archives, got {_entry_name(entry)}; unpack that first")
 
 
-def _shown(entry: zipfile.ZipInfo) -> str:
+def _entry_name(entry: zipfile.ZipInfo) -> str:
     """A name as one line of text, whatever bytes it is made of."""
     return (
         entry.filename.encode("unicode_escape").decode("ascii")

@@ -193,7 +193,7 @@ def _is_packed(path: Path) -> bool:
         return stream.read(2) == _GZIP
 
 
-def _damaged(path: Path) -> InputError:
+def _damaged_error(path: Path) -> InputError:
     return InputError(f"NIfTI {path}: must be a whole file, got a damaged or truncated one; copy it again")
 
 
@@ -221,7 +221,7 @@ def _read_header(path: Path) -> Any:
             raw.get_data_shape(), raw.get_data_dtype(), raw.get_data_offset(), raw.get_best_affine()
             return raw
     except Exception:  # nibabel raises its own types and numpy's on a damaged header
-        raise _damaged(path) from None
+        raise _damaged_error(path) from None
 
 
 def _check_kind(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -254,7 +254,7 @@ def _voxel_offset(path: Path, raw: Any) -> int:
     length = int(raw.sizeof_hdr)  # as the class says it; the file may lie
     offset = int(raw.get_data_offset()) or length + 4  # some writers leave 0
     if not length <= offset <= _MAX_UNPACKED_BYTES:
-        raise _damaged(path)
+        raise _damaged_error(path)
     return offset
 
 
@@ -262,7 +262,7 @@ def _value_scale(path: Path, raw: Any) -> tuple[float, float]:
     try:
         slope, intercept = raw.get_slope_inter()
     except Exception:  # nibabel's own type: a finite slope with an intercept that is not
-        raise _damaged(path) from None
+        raise _damaged_error(path) from None
     return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
 
 
@@ -311,7 +311,7 @@ def _stored_array(
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not _is_packed(path):
         if path.stat().st_size < offset + size_bytes:
-            raise _damaged(path)
+            raise _damaged_error(path)
         return lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
     if size_bytes > _MAX_UNPACKED_BYTES:
         raise InputError(
@@ -325,21 +325,21 @@ def _stored_array(
     def unpacked() -> np.ndarray:
         with lock:
             if not kept:
-                kept.append(_unpack(path, offset, size_bytes))
+                kept.append(_unpack_voxels(path, offset, size_bytes))
         return np.frombuffer(kept[0], dtype).reshape(shape, order="F")
 
     return unpacked
 
 
-def _unpack(path: Path, offset: int, size_bytes: int) -> bytes:
+def _unpack_voxels(path: Path, offset: int, size_bytes: int) -> bytes:
     try:
         with gzip.open(path, "rb") as stream:
             stream.seek(offset)
             data = stream.read(size_bytes)
     except (OSError, EOFError, zlib.error):
-        raise _damaged(path) from None
+        raise _damaged_error(path) from None
     if len(data) < size_bytes:
-        raise _damaged(path)
+        raise _damaged_error(path)
     return data
 
 

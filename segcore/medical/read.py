@@ -55,7 +55,7 @@ def read_scan(path: Path, *, deidentify: bool = False) -> Scan:
     """
     if path.is_dir():
         return read_series(path, deidentify=deidentify)
-    match _content(path):
+    match _file_kind(path):
         case "dicom":
             return read_dicom(path, deidentify=deidentify)
         case "nifti":
@@ -82,13 +82,13 @@ def scan_paths(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"folder {folder}: must be a folder, no such folder")
-    found = sorted(path for place, files in _files_by_folder(folder) for path in _inputs(place, files))
+    found = sorted(path for place, files in _files_by_folder(folder) for path in _folder_inputs(place, files))
     if not found:
         raise InputError(f"folder {folder}: must hold images (PNG, JPEG, TIFF, DICOM or NIfTI), got none")
     return found
 
 
-def _content(path: Path) -> Literal["image", "dicom", "nifti"] | None:
+def _file_kind(path: Path) -> Literal["image", "dicom", "nifti"] | None:
     if not path.is_file():
         return None  # a pipe would never end
     try:
@@ -120,8 +120,8 @@ def _files_by_folder(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         yield Path(place), [path for name in sorted(names) if not is_clutter(path := Path(place, name))]
 
 
-def _inputs(folder: Path, files: list[Path]) -> Iterator[Path]:
-    contents = {path: _content(path) for path in files}
+def _folder_inputs(folder: Path, files: list[Path]) -> Iterator[Path]:
+    contents = {path: _file_kind(path) for path in files}
     dicom = [path for path in files if contents[path] == "dicom"]
     if _hold_stack(dicom):
         yield folder

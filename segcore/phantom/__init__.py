@@ -75,13 +75,13 @@ def phantom_case(
     Raises:
         InputError: unknown kind, negative index or seed, or an image too small to show anything.
     """
-    _check(kind, index)
+    _check_case(kind, index)
     if seed < 0:
         raise InputError(f"phantom:{kind}: seed must be 0 or more, got {seed}")
     if size_px < 32:
         raise InputError(f"phantom:{kind}: size_px must be 32 or more, got {size_px}")
     # Patients and cases have streams of their own: patient 3 must not share its numbers with case 3.
-    patient = np.random.default_rng([seed, 10 * _KIND_CODE[kind], _patient(kind, index)])
+    patient = np.random.default_rng([seed, 10 * _KIND_CODE[kind], _patient_number(kind, index)])
     case = np.random.default_rng([seed, 10 * _KIND_CODE[kind] + 1, index])
     if kind == "cxr":
         return draw_cxr(patient, case, size_px)
@@ -107,11 +107,11 @@ def phantom_patient(kind: str, index: int) -> str:
     Raises:
         InputError: unknown kind or negative index.
     """
-    _check(kind, index)
-    return f"p{_patient(kind, index):03d}"
+    _check_case(kind, index)
+    return f"p{_patient_number(kind, index):03d}"
 
 
-def _patient(kind: str, index: int) -> int:
+def _patient_number(kind: str, index: int) -> int:
     return index // (VOLUME_SLICES if kind == VOLUME else _CASES_PER_PATIENT)
 
 
@@ -122,7 +122,7 @@ def _is_healthy(patient: int, seed: int) -> bool:
     return int(rng.integers(_HEALTHY_EVERY)) == place
 
 
-def _check(kind: str, index: int) -> None:
+def _check_case(kind: str, index: int) -> None:
     if kind not in PHANTOM_KINDS:
         known = ", ".join(f"phantom:{name}" for name in PHANTOM_KINDS)
         raise InputError(f"phantom:{kind}: must be one of {known}; got phantom:{kind}")

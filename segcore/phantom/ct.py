@@ -51,12 +51,12 @@ def draw_ct(
     pose = draw_pose(patient, case, size_px, scale=1.08, spread=0.7)
     anatomy = _draw_slice(patient)
     lungs = fill(pose, anatomy.lungs)
-    wall = _wall(pose, anatomy, patient)
+    wall = _draw_wall(pose, anatomy, patient)
     air = 0.15 + 0.06 * np.clip(pose.grid()[1], -0.5, 0.5) + 0.012 * smooth_noise(patient, size_px, 24)
-    inside = np.maximum(air, _vessels(pose, anatomy, patient))
+    inside = np.maximum(air, _draw_vessels(pose, anatomy, patient))
     mask = np.zeros((size_px, size_px), dtype=np.uint8)
     if not healthy:
-        opacity, mask = _lesions(pose, anatomy, lungs, patient)
+        opacity, mask = _draw_lesions(pose, anatomy, lungs, patient)
         inside = inside + opacity * np.maximum(0.72 - inside, 0.0)
     field = wall + lungs * (inside - wall)
     image = expose(np.asarray(field, dtype=np.float32), case, gamma=1.3, noise=0.045, blur=0.009)
@@ -80,7 +80,7 @@ def _draw_slice(rng: np.random.Generator) -> _Slice:
     return _Slice(body, (lungs[0], lungs[1]), level, depth)
 
 
-def _wall(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
+def _draw_wall(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     """Everything around the lungs: table, fat, muscle, heart, great vessels, bones, windpipe."""
     deep = anatomy.depth
     body = soften(fill(pose, [anatomy.body]), 0.006)
@@ -95,12 +95,12 @@ def _wall(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     tissue = tissue - 0.6 * fill(pose, pipes)
     table = curve([(-0.8, 0.86), (-0.4, 0.94), (0.4, 0.94), (0.8, 0.86)], closed=False)
     bones = np.maximum(
-        soften(_bones(pose, anatomy, rng), 0.008), 0.6 * stroke(pose, [table], [0.025]) * (1.0 - body)
+        soften(_draw_bones(pose, anatomy, rng), 0.008), 0.6 * stroke(pose, [table], [0.025]) * (1.0 - body)
     )
     return np.asarray(np.maximum(tissue, bones) + 0.03, dtype=np.float32)
 
 
-def _bones(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
+def _draw_bones(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     deep = anatomy.depth
     back = 0.40 * deep
     spine = [
@@ -124,7 +124,7 @@ def _bones(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     return np.asarray(bones, dtype=np.float32)
 
 
-def _vessels(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
+def _draw_vessels(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     """Branches from the hilum outward, thinner as they go, and vessels cut across: dots of every size."""
     lines, widths, dots, levels = [], [], [], []
     for sign in (-1, 1):
@@ -146,7 +146,7 @@ def _vessels(pose: Pose, anatomy: _Slice, rng: np.random.Generator) -> Field:
     return np.maximum(soften(tree, 0.004), fill(pose, dots, levels))
 
 
-def _lesions(pose: Pose, anatomy: _Slice, lungs: Field, rng: np.random.Generator) -> tuple[Field, Bytes]:
+def _draw_lesions(pose: Pose, anatomy: _Slice, lungs: Field, rng: np.random.Generator) -> tuple[Field, Bytes]:
     """Returns opacity 0..1 (ground glass to consolidation) and the mask, cut at the border of the lungs."""
     opacity = np.zeros_like(lungs)
     mask = np.zeros(lungs.shape, dtype=np.uint8)
@@ -155,7 +155,7 @@ def _lesions(pose: Pose, anatomy: _Slice, lungs: Field, rng: np.random.Generator
     # Evenly in the logarithm, tilted towards the large: a case of nothing but specks teaches little.
     least, most = np.log(1.1 * _RADIUS[0]), np.log(_RADIUS[1])
     largest = least + (most - least) * rng.random() ** 0.75
-    for x, y in _sites(anatomy, int(rng.choice([1, 2, 3, 5, 8])), rng):
+    for x, y in _lesion_sites(anatomy, int(rng.choice([1, 2, 3, 5, 8])), rng):
         radius = np.exp(rng.uniform(max(np.log(_RADIUS[0]), largest - 1.2), largest))
         rough = min(1.0, radius / 0.06)  # a nodule of a few pixels has no room for a ragged edge
         depth = blob(
@@ -169,7 +169,7 @@ def _lesions(pose: Pose, anatomy: _Slice, lungs: Field, rng: np.random.Generator
     return np.clip(opacity, 0.0, 1.0), mask
 
 
-def _sites(anatomy: _Slice, count: int, rng: np.random.Generator) -> Points:
+def _lesion_sites(anatomy: _Slice, count: int, rng: np.random.Generator) -> Points:
     """Draws `count` places inside the lungs, the same for every pose and image size."""
     inside = np.argwhere(fill(Pose(size_px=64), anatomy.lungs) > 0.95)
     rows = inside[rng.integers(0, len(inside), count)]

@@ -56,12 +56,14 @@ def draw_cxr(patient: np.random.Generator, case: np.random.Generator, size_px: i
     lungs = fill(pose, chest.lungs)
     body = _soft_tissue(pose, chest, patient)
     film = body - (0.40 + 0.06 * smooth_noise(patient, size_px, 4)) * soften(lungs, 0.010) * body / 0.62
-    film = film + _vessels(pose, chest, patient) * lungs
-    film = film + _bones(pose, chest, patient) * np.clip(2.0 * body, 0.0, 1.0)
-    film = film - _gas(pose, chest, patient)
+    film = film + _draw_vessels(pose, chest, patient) * lungs
+    film = film + _draw_bones(pose, chest, patient) * np.clip(2.0 * body, 0.0, 1.0)
+    film = film - _draw_gas(pose, chest, patient)
     # Wider than the lungs: an opacity that stopped at the border would draw it instead of hiding it.
-    film = film + (0.72 - film) * _disease(pose, chest, case) * np.clip(2.5 * soften(lungs, 0.03), 0.0, 1.0)
-    film = np.maximum(film, _devices(pose, chest, case))
+    film = film + (0.72 - film) * _draw_disease(pose, chest, case) * np.clip(
+        2.5 * soften(lungs, 0.03), 0.0, 1.0
+    )
+    film = np.maximum(film, _draw_devices(pose, chest, case))
     image = expose(np.asarray(film, dtype=np.float32), case, gamma=1.5, noise=0.05, blur=0.012)
     return image, np.asarray(lungs >= 0.5, dtype=np.uint8)
 
@@ -99,7 +101,7 @@ def _soft_tissue(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     return np.asarray(0.03 + np.maximum(body * inner, 0.5 * soften(arms, 0.012)), dtype=np.float32)
 
 
-def _bones(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
+def _draw_bones(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     lines, widths, levels = [], [], []
     step, slope = (chest.bottom + 0.25 - chest.top) / 10, rng.uniform(0.12, 0.3)
     for rib in range(11):
@@ -130,7 +132,7 @@ def _bones(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     return np.asarray(bone, dtype=np.float32)
 
 
-def _vessels(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
+def _draw_vessels(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     lines, widths = [], []
     for sign in (-1, 1):
         root = np.array([sign * 0.16, 0.55 * chest.top + 0.45 * chest.bottom])
@@ -143,7 +145,7 @@ def _vessels(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     return 0.10 * soften(stroke(pose, lines, widths), 0.008) + 0.12 * soften(hilum, 0.04)
 
 
-def _gas(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
+def _draw_gas(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     """Dark places that are not lung: windpipe, stomach bubble under the left diaphragm, bowel."""
     fork = chest.top + 0.42
     pipe = fill(pose, [np.array([(-0.04, -2.0), (0.04, -2.0), (0.05, fork), (-0.03, fork)])])
@@ -157,7 +159,7 @@ def _gas(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     return 0.16 * soften(pipe, 0.012) + rng.uniform(0.25, 0.45) * soften(fill(pose, bubbles), 0.014)
 
 
-def _disease(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
+def _draw_disease(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     """Opacity 0..1, from haze to a lung half white: consolidations anywhere, fluid from the diaphragm up."""
     white = np.zeros((pose.size_px, pose.size_px), dtype=np.float32)
     ragged = 0.3 * smooth_noise(rng, pose.size_px, 9)
@@ -173,7 +175,7 @@ def _disease(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     return white
 
 
-def _devices(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
+def _draw_devices(pose: Pose, chest: _Chest, rng: np.random.Generator) -> Field:
     """Lead marker, wires with electrodes, pacemaker: bright, sharp, mostly across the lungs."""
     lines, widths = [], []
     if rng.random() < 0.7:

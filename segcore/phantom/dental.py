@@ -56,9 +56,9 @@ def draw_dental(patient: np.random.Generator, case: np.random.Generator, size_px
     """Draws image and mask (see `PHANTOM_CLASSES`), uint8 H×W, from the streams of a patient and a case."""
     pose = draw_pose(patient, case, size_px, scale=1.06, spread=0.6)
     smile, gap = patient.uniform(0.05, 0.2), patient.uniform(0.01, 0.06)
-    teeth = [tooth for upward in (True, False) for tooth in _arch(patient, upward, smile, gap)]
+    teeth = [tooth for upward in (True, False) for tooth in _place_teeth(patient, upward, smile, gap)]
     standing = [tooth for tooth in teeth if not tooth.implant]
-    film = _jaws(pose, smile, patient)
+    film = _draw_jaws(pose, smile, patient)
     film, tooth_cover = _draw_teeth(pose, standing, film)
     caries = fill(pose, [shape for tooth in standing for shape in tooth.caries])
     fillings = fill(pose, [shape for tooth in standing for shape in tooth.fillings])
@@ -69,11 +69,11 @@ def draw_dental(patient: np.random.Generator, case: np.random.Generator, size_px
     mask[(caries >= 0.5) & (mask == _TOOTH)] = _CARIES
     mask[fillings >= 0.5] = _FILLING
     mask[implants >= 0.5] = _IMPLANT
-    film = _ghosts(pose, film, patient, case)
+    film = _draw_ghosts(pose, film, patient, case)
     return expose(film, case, gamma=1.4, noise=0.045, blur=0.010), mask
 
 
-def _arch(rng: np.random.Generator, upward: bool, smile: float, gap: float) -> list[_Tooth]:
+def _place_teeth(rng: np.random.Generator, upward: bool, smile: float, gap: float) -> list[_Tooth]:
     count = int(rng.integers(7, 9))
     widths = np.concatenate([_WIDTHS[:count][::-1], _WIDTHS[:count]]) * rng.normal(1.0, 0.04, 2 * count)
     widths = widths * (rng.uniform(1.5, 1.72) / widths.sum())
@@ -89,11 +89,13 @@ def _arch(rng: np.random.Generator, upward: bool, smile: float, gap: float) -> l
         # In the jaw, teeth lean away from the midline and the biting line rises towards the ears: the smile.
         lean = (0.35 * x if upward else -0.12 * x) + rng.normal(0.0, 0.06)
         edge = smile * (0.55 - x * x) + (-gap if upward else gap) + rng.normal(0.0, 0.012)
-        teeth.append(_tooth(rng, (x, edge), (1.1 * width, length), lean, upward, molar, kind == "gap", decay))
+        teeth.append(
+            _make_tooth(rng, (x, edge), (1.1 * width, length), lean, upward, molar, kind == "gap", decay)
+        )
     return teeth
 
 
-def _tooth(
+def _make_tooth(
     rng: np.random.Generator,
     edge: tuple[float, float],
     size: tuple[float, float],
@@ -123,13 +125,13 @@ def _tooth(
         radius = rng.uniform(0.12, 0.28)
         caries.append(at(oval(x, y, radius, 0.35 * radius) + rng.normal(0.0, 0.01, (24, 2))))
     cap = np.array([(-0.4, 0.02), (0.4, 0.02), (0.44, 0.25), (0.2, 0.34), (-0.2, 0.34), (-0.44, 0.25)])
-    screw = (at(cap), at(_screw()))
+    screw = (at(cap), at(_screw_outline()))
     crown = at(np.clip(outline, [-1.0, -1.0], [1.0, 0.34]))
     level = rng.uniform(0.8, 1.0)
     return _Tooth(at(outline), crown, pulp, tuple(fillings), tuple(caries), screw if implant else (), level)
 
 
-def _screw() -> Points:
+def _screw_outline() -> Points:
     turns = np.linspace(0.3, 0.86, 15)
     half = np.stack([np.where(np.arange(15) % 2 == 0, 0.2, 0.27) * (1.12 - 0.4 * turns), turns], axis=1)
     return np.concatenate([half, (half * [-1.0, 1.0])[::-1]])
@@ -154,7 +156,7 @@ def _draw_teeth(pose: Pose, teeth: list[_Tooth], film: Field) -> tuple[Field, Fi
     return film, cover
 
 
-def _jaws(pose: Pose, smile: float, rng: np.random.Generator) -> Field:
+def _draw_jaws(pose: Pose, smile: float, rng: np.random.Generator) -> Field:
     """Soft tissue, upper and lower jaw with spongy bone, sinuses, nose, nerve canal."""
     top, chin = rng.uniform(-0.62, -0.5), rng.uniform(0.72, 0.85)
     ridge = [(-0.7, 0.2 + smile * 0.1), (0.0, 0.2 + smile), (0.7, 0.2 + smile * 0.1)]
@@ -176,7 +178,7 @@ def _jaws(pose: Pose, smile: float, rng: np.random.Generator) -> Field:
     return np.asarray(film - 0.07 * soften(stroke(pose, canal, [0.04, 0.04]), 0.01), dtype=np.float32)
 
 
-def _ghosts(pose: Pose, film: Field, patient: np.random.Generator, case: np.random.Generator) -> Field:
+def _draw_ghosts(pose: Pose, film: Field, patient: np.random.Generator, case: np.random.Generator) -> Field:
     """Adds what the turning camera smears over the film (spine, other jaw), ear rings and a lead marker."""
     x, y = pose.grid()
     haze = patient.uniform(0.04, 0.16) * np.exp(-((x / 0.16) ** 2)) * (0.6 + 0.4 * y)

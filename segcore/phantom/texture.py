@@ -92,33 +92,33 @@ def oval(x: float, y: float, radius_x: float, radius_y: float) -> Points:
 
 def fill(pose: Pose, polygons: Sequence[Points], levels: Sequence[float] | None = None) -> Field:
     """Returns the coverage (0..1, times its level) of filled polygons; a later one covers an earlier one."""
-    canvas, factor = _canvas(pose)
+    canvas, factor = _new_canvas(pose)
     draw = ImageDraw.Draw(canvas)
     for number, polygon in enumerate(polygons):
         vertices = pose.place(polygon) * canvas.width - 0.5
-        draw.polygon([(x, y) for x, y in vertices.tolist()], fill=_ink(levels, number))
-    return _coverage(canvas, factor)
+        draw.polygon([(x, y) for x, y in vertices.tolist()], fill=_ink_level(levels, number))
+    return _canvas_coverage(canvas, factor)
 
 
 def stroke(
     pose: Pose, lines: Sequence[Points], widths: Sequence[float], levels: Sequence[float] | None = None
 ) -> Field:
     """Returns the coverage of open lines; `widths` are in anatomy units."""
-    canvas, factor = _canvas(pose)
+    canvas, factor = _new_canvas(pose)
     draw = ImageDraw.Draw(canvas)
     for number, (line, width) in enumerate(zip(lines, widths, strict=True)):
         vertices = pose.place(line) * canvas.width - 0.5
         width_px = max(1, round(width * pose.scale_x * canvas.width / 2))
         path = [(x, y) for x, y in vertices.tolist()]
-        draw.line(path, fill=_ink(levels, number), width=width_px, joint="curve")
-    return _coverage(canvas, factor)
+        draw.line(path, fill=_ink_level(levels, number), width=width_px, joint="curve")
+    return _canvas_coverage(canvas, factor)
 
 
 def soften(field: Field, sigma: float) -> Field:
     """Blurs a 0..1 field; `sigma` is in anatomy units (2 = the image side)."""
     radius_px = sigma * field.shape[0] / 2
     blurred = Image.fromarray(to_bytes(field)).filter(ImageFilter.GaussianBlur(radius_px))
-    return _fractions(blurred)
+    return _as_fractions(blurred)
 
 
 def smooth_noise(rng: np.random.Generator, size_px: int, cells: int) -> Field:
@@ -169,19 +169,19 @@ def to_bytes(field: Field) -> Bytes:
     return np.asarray(np.clip(field, 0.0, 1.0) * np.float32(255) + np.float32(0.5), dtype=np.uint8)
 
 
-def _canvas(pose: Pose) -> tuple[Image.Image, int]:
+def _new_canvas(pose: Pose) -> tuple[Image.Image, int]:
     """Returns an empty sheet, larger than the image by the returned factor so that edges come out smooth."""
     factor = 2 if pose.size_px >= 256 else 4
     return Image.new("L", (pose.size_px * factor, pose.size_px * factor)), factor
 
 
-def _ink(levels: Sequence[float] | None, number: int) -> int:
+def _ink_level(levels: Sequence[float] | None, number: int) -> int:
     return 255 if levels is None else round(255 * levels[number])
 
 
-def _coverage(canvas: Image.Image, factor: int) -> Field:
-    return _fractions(canvas.reduce(factor))
+def _canvas_coverage(canvas: Image.Image, factor: int) -> Field:
+    return _as_fractions(canvas.reduce(factor))
 
 
-def _fractions(image: Image.Image) -> Field:
+def _as_fractions(image: Image.Image) -> Field:
     return np.asarray(np.asarray(image, dtype=np.float32) / np.float32(255), dtype=np.float32)

@@ -84,9 +84,9 @@ def draw_volume(
     """
     z = 2.0 * level - 1.0
     pose = draw_pose(patient, patient, size_px, scale=1.05, spread=0.6)
-    organ = _draw_body(patient, _near(_ORGAN_AT, patient), (0.17, 0.25), (0.6, 0.95))
+    organ = _draw_body(patient, _points_near(_ORGAN_AT, patient), (0.17, 0.25), (0.6, 0.95))
     others = _draw_look_alikes(patient, organ)
-    tissue, inside = _tissue(pose, z, patient)
+    tissue, inside = _draw_tissue(pose, z, patient)
     grey = patient.uniform(0.60, 0.68)
     # One texture for all, which turns from one field into another along z.
     fields = [smooth_noise(patient, size_px, 26) for _ in range(2)]
@@ -129,7 +129,7 @@ def _draw_body(
     )
 
 
-def _near(at: tuple[tuple[float, float], tuple[float, float]], rng: np.random.Generator) -> Points:
+def _points_near(at: tuple[tuple[float, float], tuple[float, float]], rng: np.random.Generator) -> Points:
     return np.array([rng.normal(mean, spread) for mean, spread in at])
 
 
@@ -146,7 +146,7 @@ def _draw_look_alikes(rng: np.random.Generator, organ: _Body) -> list[_Body]:
     return placed[1:]
 
 
-def _tissue(pose: Pose, z: float, rng: np.random.Generator) -> tuple[Field, Field]:
+def _draw_tissue(pose: Pose, z: float, rng: np.random.Generator) -> tuple[Field, Field]:
     """Table, fat, muscle, liver, spine, ribs, aorta, gas: all that is not looked for; and where organs can be."""
     wide, high = rng.uniform(0.82, 0.92), rng.uniform(0.60, 0.70)
     skin = fill(pose, [oval(0.0, 0.02, wide * (1 - 0.03 * z), high * (1 - 0.03 * z))])
@@ -162,10 +162,12 @@ def _tissue(pose: Pose, z: float, rng: np.random.Generator) -> tuple[Field, Fiel
     at = rng.uniform(-1.0, 1.0, 4)  # each bubble lies about a level of its own
     shown = [bubble for bubble, where in zip(gas, at, strict=True) if abs(where - z) < 0.3]
     field = field * (1.0 - 0.8 * soften(fill(pose, shown), 0.004))
-    return np.asarray(np.maximum(field, _bones(pose, z, wide, high, rng)) + 0.03, dtype=np.float32), inside
+    return np.asarray(
+        np.maximum(field, _draw_bones(pose, z, wide, high, rng)) + 0.03, dtype=np.float32
+    ), inside
 
 
-def _bones(pose: Pose, z: float, wide: float, high: float, rng: np.random.Generator) -> Field:
+def _draw_bones(pose: Pose, z: float, wide: float, high: float, rng: np.random.Generator) -> Field:
     spine = [oval(0.0, 0.44, 0.12, 0.10), oval(0.0, 0.57, 0.06, 0.05), oval(0.0, 0.55, 0.03, 0.03)]
     lines = []
     for sign in (-1, 1):

@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, opacity: float = 0.35) -> np
         tables = [(grey + opacity * (c - grey)).round().astype(np.uint8) for c in colour]
         inside = picture[area]
         picture[area] = np.stack([t[inside[:, c]] for c, t in enumerate(tables)], axis=1)
-        picture[area & ~_eroded(area)] = colour
+        picture[area & ~_erode_area(area)] = colour
     return picture
 
 
@@ -72,7 +72,7 @@ def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224
     return canvas
 
 
-def _eroded(area: np.ndarray) -> np.ndarray:
+def _erode_area(area: np.ndarray) -> np.ndarray:
     inner = np.array(area, bool)
     for axis in (0, 1):
         for step in (1, -1):

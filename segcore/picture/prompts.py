@@ -72,22 +72,26 @@ def prompt_of(points: Sequence[float], background: Sequence[float], box: Sequenc
     """
     for flag, numbers in (("--point", points), ("--background", background)):
         if len(numbers) % 2:
-            raise InputError(f"{flag}: must be X,Y, got {_said(numbers)}; give two numbers for each point")
+            raise InputError(
+                f"{flag}: must be X,Y, got {_numbers_text(numbers)}; give two numbers for each point"
+            )
     if len(box) not in (0, 4):
-        raise InputError(f"--box: must be LEFT,TOP,RIGHT,BOTTOM, got {_said(box)}; give one box")
+        raise InputError(f"--box: must be LEFT,TOP,RIGHT,BOTTOM, got {_numbers_text(box)}; give one box")
     places = [
-        (*pair, inside) for many, inside in ((points, True), (background, False)) for pair in _pairs(many)
+        (*pair, inside)
+        for many, inside in ((points, True), (background, False))
+        for pair in _point_pairs(many)
     ]
     if not places and not box:
         return None
     return Prompt(points=tuple(places), box=(box[0], box[1], box[2], box[3]) if box else None)
 
 
-def _pairs(numbers: Sequence[float]) -> list[tuple[float, float]]:
+def _point_pairs(numbers: Sequence[float]) -> list[tuple[float, float]]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def _said(numbers: Sequence[float]) -> str:
+def _numbers_text(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:g}" for number in numbers)
 
 

@@ -88,11 +88,11 @@ def _build_scan(name: str, frames: Sequence[tuple[DicomFile, int]], deidentify: 
             raise InputError(
                 f"DICOM {file.path}: must have one pixel spacing in all frames, got several; split it"
             )
-    planes = {_rounded_text(_directions(file.header, frame)) for file, frame in frames}
+    planes = {_rounded_text(_plane_directions(file.header, frame)) for file, frame in frames}
     positions = [_position_mm(file.header, frame) for file, frame in frames]
     affine, slice_spacing_mm = _affine_of(
         spacing_mm,
-        _directions(first.header) if len(planes) == 1 else None,
+        _plane_directions(first.header) if len(planes) == 1 else None,
         [p for p in positions if p is not None] if all(p is not None for p in positions) else [],
     )
     as_float = any(gives_float(file) for file in files)  # one depth for all slices
@@ -157,7 +157,7 @@ def _check_one_series(folder: Path, files: Sequence[DicomFile]) -> None:
     properties: dict[str, Callable[[DicomFile], Hashable]] = {
         "size": lambda file: "×".join(map(str, file.size_px)),
         "pixel spacing": lambda file: _rounded_text(_pixel_spacing_mm(file.header)),
-        "orientation": lambda file: _rounded_text(_directions(file.header)),
+        "orientation": lambda file: _rounded_text(_plane_directions(file.header)),
         "kind of colours": lambda file: pixels_of(file).photometric or "unknown",
     }
     for what, get in properties.items():
@@ -178,7 +178,7 @@ def _rounded_text(numbers: Sequence[float] | np.ndarray | None) -> str:
 
 
 def _sort_by_place(folder: Path, files: list[DicomFile]) -> list[DicomFile]:
-    plane = _directions(files[0].header)
+    plane = _plane_directions(files[0].header)
     positions = [_position_mm(file.header) for file in files]
     known = [p for p in positions if p is not None]
     if plane is None or not known:
@@ -270,7 +270,7 @@ def _positive_pair(numbers: tuple[float, ...]) -> tuple[float, float] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
 
 
-def _directions(header: Dataset, frame: int = 0) -> np.ndarray | None:
+def _plane_directions(header: Dataset, frame: int = 0) -> np.ndarray | None:
     """2×3: unit vectors along a row (of increasing column) and down a column, in patient axes; None where unknown."""
     group = frame_group(header, "PlaneOrientationSequence", frame)
     vectors = np.array(numbers_of(group, "ImageOrientationPatient"))
@@ -295,7 +295,7 @@ def _affine_of(
 
     Args:
         spacing_mm: of rows and columns.
-        plane: as `_directions` gives it, the same for all slices.
+        plane: as `_plane_directions` gives it, the same for all slices.
         positions: of the slices, in their order; evenly spaced, or there is no affine.
     """
     if spacing_mm is None or plane is None or not positions:

@@ -63,11 +63,13 @@ def references(scan: Scan) -> list[Reference]:
     """Where each slice comes from, in the scan's order."""
     headers = scan.header
     if len(headers) == 1 and (scan.slices > 1 or "NumberOfFrames" in headers[0]):
-        return [_reference(headers[0], frame) for frame in range(1, scan.slices + 1)]  # in the file's order
-    return [_reference(header, None) for header in headers]
+        return [
+            _reference_of(headers[0], frame) for frame in range(1, scan.slices + 1)
+        ]  # in the file's order
+    return [_reference_of(header, None) for header in headers]
 
 
-def _reference(header: Any, frame: int | None) -> Reference:
+def _reference_of(header: Any, frame: int | None) -> Reference:
     return Reference(
         str(header.SeriesInstanceUID), str(header.SOPInstanceUID), str(header.SOPClassUID), frame
     )
@@ -123,7 +125,7 @@ def has_planes(headers: Sequence[Any]) -> bool:
     keywords = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     if not all(header.get(keyword) for header in headers for keyword in keywords):
         return False
-    return _distinct([h.ImagePositionPatient for h in headers]) and _equal(
+    return _are_distinct([h.ImagePositionPatient for h in headers]) and _are_equal(
         [h.ImageOrientationPatient for h in headers]
     )
 
@@ -139,13 +141,13 @@ def _regular_frames(header: Any) -> bool:
     ]
     if len(places) != int(header.get("NumberOfFrames") or 1) or not all(places):
         return False
-    return _distinct(places)
+    return _are_distinct(places)
 
 
-def _distinct(places: Sequence[Any]) -> bool:
+def _are_distinct(places: Sequence[Any]) -> bool:
     points = np.round(np.array(places, np.float64) / _SAME_MM)
     return len(np.unique(points, axis=0)) == len(points)
 
 
-def _equal(orientations: Sequence[Any]) -> bool:
+def _are_equal(orientations: Sequence[Any]) -> bool:
     return all(list(one) == list(orientations[0]) for one in orientations)
