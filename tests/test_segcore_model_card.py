@@ -86,6 +86,10 @@ def test_data_are_names_and_numbers_and_no_case():
     text = section(card, "What it was trained on")
     assert "**Name:** hospital\n" in text
     assert "651 train, 219 val, 203 test" in text
+    assert (
+        "**Split:** by patient, as far as the data names them, seed 0; test cases were kept out of training"
+        in text
+    )
     assert "2 train cases" in text
     assert "b" * 64 in text
     assert "Example" not in card

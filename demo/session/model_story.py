@@ -5,6 +5,7 @@ from __future__ import annotations
 from segcore.bundle.guard_record import GuardRecord
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import (
+    AS_NAMED,
     FORMAT_NAMES,
     PRECISION_WORDS,
     SPLIT_WORDS,
@@ -189,7 +190,7 @@ def _learned_words(manifest: Manifest) -> str:
         if split in counts and not (split == "val" and used < counts["train"])
     ]
     end = f"; {' and '.join(apart)}." if apart else "."
-    return words + end + (" The groups are split by patient, as far as the data names them." if apart else "")
+    return words + end + (f" The groups are split by patient, {AS_NAMED}." if apart else "")
 
 
 def _start_words(manifest: Manifest) -> str:

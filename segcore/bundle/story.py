@@ -43,6 +43,8 @@ PRECISION_WORDS = {
 }
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 UNMEASURED_SPEED = "unmeasured, the engine is on another device"
+AS_NAMED = "as far as the data names them"
+"""Of patients: where the data name none, each case counts as a patient of its own."""
 _METRICS = {
     "dice_mean": "Dice, mean over cases",
     "dice_p05": "Dice, 5th percentile (one case in twenty is worse)",
@@ -353,7 +355,7 @@ def _data_lines(m: Manifest) -> list[str]:
         "Name": _without_markup(data_name(m)),
         "Cases": ", ".join(f"{number} {_without_markup(split)}" for split, number in counts.items())
         or "not recorded",
-        "Split": f"by patient, seed {data.split_seed}; test cases were kept out of training",
+        "Split": f"by patient, {AS_NAMED}, seed {data.split_seed}; test cases were kept out of training",
         "Calibration of INT8": f"{len(data.calibration_cases)} train cases"
         if data.calibration_cases
         else None,
