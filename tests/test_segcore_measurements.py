@@ -191,9 +191,8 @@ def test_parts_specks_and_the_longest_of_one_part():
     mask[55, 1:6] = 1  # 5 pixels
     (found,) = measure_mask(mask, ["spot"], spacing_mm=None)
     assert (found.parts, found.specks, found.least_part_px) == (2, 1, 10)
-    assert (
-        found.longest_diameter == longest_of_parts(find_parts([mask[30:50, 30:40] == 1]))[0]
-    )  # not across the picture
+    one = find_parts([mask[30:50, 30:40] == 1])  # not across the picture
+    assert found.longest_diameter == longest_of_parts(one)[0]
     assert found.ellipse.centre_px == (39.5, 34.5)
     assert dict(describe(found))["Parts"] == "2, and 1 smaller than 10 px"
     (all_parts,) = measure_mask(mask, ["spot"], spacing_mm=None, least_part_px=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segcore.words import bounded_ratio, figures
+from segcore.words import bounded_ratio, figures, fixed_percent
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,12 @@ def test_three_figures(value, text):
 
 def test_two_figures():
     assert [figures(value, 2) for value in (0.996, 31.4, 1234)] == ["1.0", "31", "1200"]
+
+
+def test_shares_and_limits_have_three_decimals():
+    assert [fixed_percent(share) for share in (0.0, 0.00012345, 0.005, 1.0)] == [
+        "0.000 %", "0.012 %", "0.500 %", "100.000 %"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bound", [1.05, 1.15, 1.5, 2.0])

@@ -40,7 +40,7 @@ def list_data(data: str) -> Listing:
         InputError: there is nothing to list; a problem of single cases is returned instead.
     """
     path = Path(data)
-    if path.is_dir() and (path / "index.csv").is_file():
+    if path.is_dir() and (path / "index.csv").is_file():  # it says more than the folders do, so it goes first
         path = path / "index.csv"
     if path.is_file() and path.suffix == ".csv":
         cases, problems, folder = *_read_index(path, data), path.parent
@@ -51,6 +51,7 @@ def list_data(data: str) -> Listing:
             f"--data {data}: must be a folder, an index.csv or one of "
             f"{', '.join('phantom:' + k for k in PHANTOM_KINDS)}; no such file or folder"
         )
+    # All slices of a scan that comes twice are doubled; it is told once, by the scan's name.
     times = Counter(c.id for c in cases)
     for name, n in {c.volume or c.id: times[c.id] for c in cases if times[c.id] > 1}.items():
         problems.append((name, f"--data {data}: case names must differ, {name} comes {n} times; rename one"))

@@ -68,7 +68,8 @@ def fold_patients(patients: Iterable[str], *, name: str, fold: str, seed: int = 
         raise InputError(
             f"--fold {fold}: must have a patient for each fold, {name} has {len(order)}; use fewer folds"
         )
-    ordered = {p: 1 + i * folds // len(order) for i, p in enumerate(order)}  # patient → fold
+    # Patient → fold; folds differ by at most one patient.
+    ordered = {p: 1 + i * folds // len(order) for i, p in enumerate(order)}
     parts = {number: "test", number % folds + 1: "val"}
     return {p: parts.get(one, "train") for p, one in ordered.items()}
 

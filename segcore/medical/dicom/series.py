@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 0.1
 _SAME_PLACE_MM = 1e-3
 _IGNORED = ("dicomdir", "thumbs.db", "desktop.ini")
-_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3
+_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3  # codes of an ultrasound's region
 
 
 def read_dicom(path: Path, *, deidentify: bool = False) -> Scan:
@@ -197,12 +197,13 @@ def _sort_by_place(folder: Path, files: list[DicomFile]) -> list[DicomFile]:
 
 
 def _check_spacing(folder: Path, files: Sequence[DicomFile], steps_mm: np.ndarray) -> None:
+    # Sorted, so a slice that is there twice has its twin beside it.
     for i in map(int, np.flatnonzero(steps_mm < _SAME_PLACE_MM)):
         raise InputError(
             f"folder {folder}: must hold every slice once, got {files[i].path.name} and {files[i + 1].path.name} "
             "at the same position; remove one"
         )
-    usual = float(np.median(steps_mm))
+    usual = float(np.median(steps_mm))  # one gap does not move it, as it would the mean
     for i in map(int, np.flatnonzero(np.abs(steps_mm - usual) > _TOLERANCE * usual)):
         missing = round(float(steps_mm[i]) / usual) - 1
         raise InputError(
