@@ -69,7 +69,7 @@ def test_threshold_in_the_browser_is_the_servers_on_the_whole_slider():
         server, browser = (
             decide(probability, spec) == 1,
             stored >= threshold * LEVELS,
-        )  # viewer_draw.js's decide
+        )  # draw.js's decide
         assert np.all(np.abs(probability[0][browser != server] - threshold) < 1 / LEVELS)
     assert np.array_equal(stored >= 0.5 * LEVELS, probability[0] >= 0.5)  # exactly, where most models decide
 

@@ -344,7 +344,7 @@ LINES = ("solid", "dashed", "dotted")
 _DASH_PX = (0, 16, 6)  # length of a dash and of a gap, of each of `LINES`
 _WIDTH_PX = 3
 INSIDE, BESIDE = (0, 114, 178), (213, 94, 0)
-"""Colours of a prompt's points, as the viewer's (`viewer_prompts.js`); their shapes and signs tell them apart alone."""
+"""Colours of a prompt's points, as the viewer's (`prompts.js`); their shapes and signs tell them apart alone."""
 _MARK_PX = 11
 
 

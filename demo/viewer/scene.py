@@ -36,7 +36,7 @@ LEVELS = 65536
 """Probabilities travel as `floor(p · LEVELS)`, so that p ≥ t is kept wherever t · LEVELS is whole, as 0.5."""
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("viewer_draw.js", "viewer_prompts.js", "viewer_panels.js", "viewer.js")
+_SCRIPTS = ("draw.js", "prompts.js", "panels.js", "viewer.js")
 VIEWER: dict[str, Any] = {
     "html_template": (_HERE / "viewer.html").read_text("utf-8"),
     "css_template": (_HERE / "viewer.css").read_text("utf-8"),
