@@ -59,6 +59,13 @@ def uploads(web):
     return [path for path in web.rglob("*") if path.is_file()]
 
 
+def wait_until(holds, limit_s=60):
+    """Waits for a state, not for a time: a busy machine may take long."""
+    end = time.monotonic() + limit_s
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def sent_png(web, name="chest.png", index=9):
     path = web / name
     Image.fromarray(phantom_case("cxr", index)[0]).save(path)
@@ -200,15 +207,12 @@ def test_what_nobody_uses_is_removed(models, tmp_path, web):
     (tmp_path / "readers").mkdir()
     sessions = OpenSessions(tmp_path / "readers", web, models, unused_s=0.4)
     session = sessions.of("a")
+    session.waiting_uploads = {web / "waits" / "a.png"}
     for name in ("waits", "left", "answer"):
         (web / name).mkdir()
         (web / name / "a.png").write_bytes(b"x")
     (web / "tmp123").write_bytes(b"half of an upl")
-    session.waiting_uploads = {web / "waits" / "a.png"}
-    for _ in range(100):
-        if len(list(web.iterdir())) == 3:
-            break
-        time.sleep(0.1)
+    wait_until(lambda: len(list(web.iterdir())) == 3)
     assert set(web.iterdir()) == {web / "examples", web / "waits", session.downloads_folder}
     sessions.close()
     assert uploads(web) == []
@@ -240,15 +244,14 @@ def test_models_are_chosen_and_asked_again(sessions, web, models):
         session.use_models([], None)
 
 
-def test_a_reader_who_left_is_forgotten(models, web, tmp_path):
+def test_a_reader_who_left_is_forgotten(models, web, tmp_path, monkeypatch):
+    monkeypatch.setattr("demo.session.open_sessions._SWEEP_S", 0.1)
     (tmp_path / "readers").mkdir()
-    sessions = OpenSessions(tmp_path / "readers", web, models, idle_s=0.5)
+    sessions = OpenSessions(tmp_path / "readers", web, models, idle_s=600)
     session = sessions.of("a")
     session.take_upload([sent_png(web)])
-    for _ in range(100):
-        if session.closed and not session.uploads_folder.exists():
-            break
-        time.sleep(0.1)
+    session.last_seen_s -= 601
+    wait_until(lambda: session.closed and not session.uploads_folder.exists())
     assert len(sessions) == 0
     assert not session.uploads_folder.exists()
     with pytest.raises(

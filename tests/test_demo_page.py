@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,7 +124,7 @@ def served(exported, folder, log_file):
         yield address
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     assert list(folder.glob("sam2edge-demo-*")) == [], "files were left behind"
 
 
@@ -176,12 +177,28 @@ def series(tmp_path, dicom_files):
     return path
 
 
-def made_files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder; `os.walk` goes on where one vanishes meanwhile, `Path.rglob` does not."""
+    return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
+
+
+def readers_files(folder: Path) -> list[Path]:
     """What lies on the server's disk of readers' uploads and of what was made for them; Gradio leaves empty files."""
-    files = subprocess.check_output(
-        ["find", folder, "-type", "f", "-size", "+0", "-not", "-path", "*/examples/*"]
-    )
-    return [Path(line) for line in files.decode().splitlines()]
+
+    def holds_bytes(path: Path) -> bool:
+        try:
+            return path.stat().st_size > 0
+        except FileNotFoundError:
+            return False
+
+    return [path for path in files_in(folder) if "examples" not in path.parts and holds_bytes(path)]
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 60) -> None:
+    """Waits for a state, not for a time: a busy machine may take long."""
+    end = time.monotonic() + limit_s
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def drop(page, where: str, *paths: Path) -> None:
@@ -253,12 +270,12 @@ def test_threshold_moves_the_mask_at_once_and_then_the_numbers(page, png):
     expect(page.locator("#measured")).to_contain_text("Area", timeout=WAIT_MS)
     before, words = marked_px(page), page.locator("#measured").inner_text()
     set_range(page, "threshold", 0.95)
-    page.wait_for_timeout(200)
+    wait_until(lambda: marked_px(page) < before)
     assert marked_px(page) < before
     expect(page.locator("#measured")).not_to_have_text(words, timeout=WAIT_MS)
     page.locator('#viewer [data-v="own"]').click()
     expect(page.locator("#measured")).to_have_text(re.compile("Area"), timeout=WAIT_MS)
-    page.wait_for_timeout(500)
+    wait_until(lambda: marked_px(page) == before)
     assert marked_px(page) == before
 
 
@@ -348,11 +365,8 @@ def test_many_cases_give_a_table_and_a_zip(page, png, tmp_path, folder):
     assert any(name.endswith("chest.png") for name in names)
     assert sum("error" in line for line in lines) == 1
     page.close()
-    for _ in range(100):
-        if not (left := made_files(folder)):
-            break
-        time.sleep(0.2)
-    assert left == []
+    wait_until(lambda: readers_files(folder) == [])
+    assert readers_files(folder) == []
 
 
 @browser_test
@@ -366,11 +380,11 @@ def test_a_page_closed_in_the_middle_of_a_batch_leaves_nothing(page, series, tmp
     page.locator("#batch-start").click()
     expect(page.locator("#batch-said")).to_contain_text("of 8 files done", timeout=WAIT_MS)
     page.close()
-    left = quiet = None
-    for _ in range(100):
-        left, before = made_files(folder), left
-        quiet = (quiet or 0) + 1 if left == before == [] else 0
-        if quiet > 5:
+    quiet = 0  # how often in a row there was nothing: what is still running may write once more
+    for _ in range(300):
+        left = readers_files(folder)
+        quiet = quiet + 1 if left == [] else 0
+        if quiet > 6:
             break
         time.sleep(0.2)
     assert left == []
@@ -393,12 +407,12 @@ def test_wrong_files_are_answered_in_words_and_leave_nothing(page, tmp_path, png
     page.locator("#viewer canvas").first.wait_for(timeout=WAIT_MS)
     expect(page.locator("#upload")).not_to_contain_text("viewer.png")
     page.close()
-    for _ in range(100):
-        left = [p for p in folder.rglob("*") if p.is_file() and p.name in ("viewer.png", "chest.png")]
-        if not left:
-            break
-        time.sleep(0.2)
-    assert left == []
+
+    def left() -> list[Path]:
+        return [path for path in files_in(folder) if path.name in ("viewer.png", "chest.png")]
+
+    wait_until(lambda: left() == [])
+    assert left() == []
     assert "Traceback" not in log_file.read_text()
 
 
@@ -468,7 +482,7 @@ def test_api_keeps_equal_uploads_apart_and_none_after_the_answer(served, png, fo
     assert first != second
     client = Client(served, verbose=False, download_files=str(tmp_path / "got"))
     client.predict(file=handle_file(str(png)), model="", formats=[], threshold=None, api_name="/segment")
-    assert [p for p in folder.rglob("chest.png") if p.is_file()] == []
+    assert [path for path in files_in(folder) if path.name == "chest.png"] == []
     assert second.is_file()
     first.unlink(), second.unlink()
 
@@ -521,4 +535,4 @@ def test_login_keeps_others_out(exported, tmp_path):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
