@@ -1,4 +1,4 @@
-"""What the page says is computed here, without gradio."""
+"""What the models say of a picture, in words: computed without gradio."""
 
 import json
 from dataclasses import replace
@@ -11,18 +11,13 @@ from demo.session.answers import (
     ModelAnswer,
     Times,
     apart_words,
-    comparable,
-    fit,
-    heat,
-    heat_map,
+    have_same_classes,
+    model_title,
     size_mib,
     speed_rows,
     speed_words,
-    title,
 )
-from demo.session.trust import light_card, light_of
 from segcore.bundle.manifest import Manifest
-from segcore.picture.quality import QualityModel
 
 MANIFEST = Manifest.model_validate(
     json.loads(
@@ -65,19 +60,6 @@ def test_speed_words(reference_ms, ms, expected):
     assert speed_words(reference_ms, ms) == expected
 
 
-def test_heat_is_the_largest_difference_over_classes():
-    a, b = np.zeros((2, 1, 3)), np.array([[[0, 0.2, 1]], [[0, 0.7, 0.5]]])
-    np.testing.assert_allclose(heat(a, b), [[0, 0.7, 1]])
-    np.testing.assert_array_equal(heat(a, a), 0)
-
-
-def test_heat_map_is_dark_where_models_agree_and_white_where_they_are_opposite():
-    drawn = heat_map(np.full((1, 3), 100, np.uint8), np.array([[0.0, 0.5, 1.0]]))
-    assert drawn[0, 0].tolist() == [45, 45, 45]
-    assert drawn[0, 2].tolist() == [255, 255, 255]
-    assert drawn.sum(-1)[0, 0] < drawn.sum(-1)[0, 1] < drawn.sum(-1)[0, 2]
-
-
 def test_apart_words():
     assert apart_words(answer(), answer()) == "The two masks are the same in every pixel."
     other = HALF.copy()
@@ -89,17 +71,12 @@ def test_apart_words():
 
 
 def test_title_says_the_part_once():
-    assert title(MANIFEST) == "Student: unet <8>"
-    assert title(MANIFEST.model_copy(update={"name": "Student base, INT8"})) == "Student base, INT8"
+    assert model_title(MANIFEST) == "Student: unet <8>"
+    assert model_title(MANIFEST.model_copy(update={"name": "Student base, INT8"})) == "Student base, INT8"
 
 
 def test_size_counts_the_model_alone():
     assert size_mib(MANIFEST) == 1.5
-
-
-def test_fit_shrinks_only_what_is_large():
-    assert fit(np.zeros((1536, 384), np.uint8)).shape == (768, 192, 3)
-    assert fit(np.zeros((5, 7), np.uint16)).shape == (5, 7, 3)
 
 
 def test_speed_rows():
@@ -123,43 +100,11 @@ def test_mask_at_another_threshold():
 
 
 def test_models_that_look_for_different_things_are_not_comparable():
-    assert not comparable(answer(), answer(classes=("tooth",)))
-    assert comparable(answer(), answer())
+    assert not have_same_classes(answer(), answer(classes=("tooth",)))
+    assert have_same_classes(answer(), answer())
 
 
 def test_problem_is_one_escaped_line():
     assert problem_line("a <b>") == (
         '<p class="problem" role="alert"><strong>This cannot be shown.</strong> a &lt;b&gt;</p>'
     )
-
-
-QUALITY = QualityModel(
-    weights=(0.0,) * 13, centre=(0.0,) * 6, spread=(1.0,) * 6, high=(1.0,) * 6, shape_centre=((0.0,) * 7,),
-    shape_spread=((1.0,) * 7,), empty_right=(0.0,), cases=44, error=0.0163, error_degraded=0.0511,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("quality", "colour"),
-    [
-        (1.0, "green"),
-        (0.9, "green"),
-        (0.895, "green"),
-        (0.894, "amber"),
-        (0.8, "amber"),
-        (0.79, "red"),
-        (0.0, "red"),
-    ],
-)
-def test_light_is_that_of_the_number_shown(quality, colour):
-    assert light_of(quality).colour == colour
-
-
-def test_light_says_in_words_what_it_means_and_what_it_does_not():
-    html = light_card(0.84, QUALITY)
-    assert "Amber: check the outline" in html
-    assert "Expected overlap with a careful reader (Dice): <strong>0.84</strong>" in html
-    assert (
-        "The model&#x27;s own estimate, fitted on 44 validation cases; mean error ±0.016 on pictures like those, "
-        "±0.051 on degraded ones. A picture unlike the training pictures can still fool it."
-    ) in html

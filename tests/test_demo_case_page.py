@@ -10,11 +10,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from demo.case.content import CaseView, case_text, outlined
-from demo.case.files import case_html
+from demo.case.content import (
+    CaseView,
+    case_text,
+    draw_heat_map,
+    draw_outlines,
+    probability_gap,
+    shrink_picture,
+)
+from demo.case.downloads import case_html
 from demo.case.pdf import best_face, case_pdf
 from demo.session.answers import ModelAnswer, Times
-from demo.session.trust import HINT
+from demo.session.trust import SCORE_HINT
 from segcore.bundle.manifest import Manifest
 from segcore.measure.masks import measure_mask, measure_volume
 from segcore.phantom import phantom_case
@@ -102,7 +109,7 @@ def test_reference_adds_a_picture_a_column_and_the_scores():
     scores = cells(text, "Fit to the reference mask")
     assert scores["Dice"][0] == "1.000"
     assert scores["HD95 (mm)"] == ("0.0", "6.0")  # 3 columns of 2 mm
-    assert next(t for t in text.tables if t.title.startswith("Fit")).hint == HINT
+    assert next(t for t in text.tables if t.title.startswith("Fit")).hint == SCORE_HINT
 
 
 def test_a_slice_of_a_series_is_told_apart_from_the_whole():
@@ -169,7 +176,7 @@ def test_outline_is_thin_and_classes_differ_in_more_than_colour():
     image = np.zeros((640, 640), np.uint8)
     mask = np.zeros((640, 640), np.uint8)
     mask[100:500, 100:200], mask[100:500, 300:400], mask[100:500, 500:600] = 1, 2, 3
-    drawn = outlined(image, mask)
+    drawn = draw_outlines(image, mask)
     assert drawn[300, 150].tolist() == [0, 0, 0]  # not filled
     left = [drawn[200:400, column] for column in (101, 301, 501)]
     shares = [float((edge == COLOURS[k]).all(-1).mean()) for k, edge in enumerate(left)]
@@ -181,8 +188,30 @@ def test_outline_is_thin_and_classes_differ_in_more_than_colour():
 
 
 def test_small_pictures_are_enlarged_and_large_ones_shrunk():
-    assert outlined(np.zeros((100, 50), np.uint8), np.zeros((100, 50), np.uint8)).shape == (600, 300, 3)
-    assert outlined(np.zeros((2000, 1000), np.uint8), np.ones((2000, 1000), np.uint8)).shape == (640, 320, 3)
+    assert draw_outlines(np.zeros((100, 50), np.uint8), np.zeros((100, 50), np.uint8)).shape == (600, 300, 3)
+    assert draw_outlines(np.zeros((2000, 1000), np.uint8), np.ones((2000, 1000), np.uint8)).shape == (
+        640,
+        320,
+        3,
+    )
+
+
+def test_gap_is_the_largest_difference_over_classes():
+    a, b = np.zeros((2, 1, 3)), np.array([[[0, 0.2, 1]], [[0, 0.7, 0.5]]])
+    np.testing.assert_allclose(probability_gap(a, b), [[0, 0.7, 1]])
+    np.testing.assert_array_equal(probability_gap(a, a), 0)
+
+
+def test_heat_map_is_dark_where_models_agree_and_white_where_they_are_opposite():
+    drawn = draw_heat_map(np.full((1, 3), 100, np.uint8), np.array([[0.0, 0.5, 1.0]]))
+    assert drawn[0, 0].tolist() == [45, 45, 45]
+    assert drawn[0, 2].tolist() == [255, 255, 255]
+    assert drawn.sum(-1)[0, 0] < drawn.sum(-1)[0, 1] < drawn.sum(-1)[0, 2]
+
+
+def test_only_what_is_large_is_shrunk():
+    assert shrink_picture(np.zeros((1536, 384), np.uint8), 768).shape == (768, 192, 3)
+    assert shrink_picture(np.zeros((5, 7), np.uint16), 768).shape == (5, 7, 3)
 
 
 class Page(HTMLParser):

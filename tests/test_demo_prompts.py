@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.case.content import case_text
-from demo.case.files import case_view, viewer_value, write_case_files
-from demo.case.segment import read_prompt, segment_file
-from demo.page.html_pieces import how_made, measurement_card, speed_card, trust_card
+from demo.case.api import read_prompt, segment_file
+from demo.case.content import case_text, view_of_case
+from demo.case.downloads import write_case_files
+from demo.page.html_pieces import measurement_card, model_section, speed_card, trust_card
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptStep, prompt_json
 from demo.session.prompt_summary import prompt_words
 from demo.session.reader_session import ReaderSession
+from demo.viewer.scene import viewer_value
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.phantom import phantom_case
@@ -282,7 +283,7 @@ def test_words_say_that_a_prompt_made_the_mask(session):
     )
     assert words in measurement_card(session)
     assert "looked at the slice in" in speed_card(session)
-    text = case_text(case_view(session))
+    text = case_text(view_of_case(session))
     assert text.notes[0].startswith(
         "Teacher: discs: lung answers the reader's prompt (1 point on it, 1 beside it and a box)."
     )
@@ -363,7 +364,7 @@ def test_programs_ask_too(models, tmp_path):
     assert models.describe(models.names[0])["prompt"] == {"kinds": ["point", "box"], "most_points": 5}
     assert models.describe(models.names[2])["prompt"] is None
     told = "yes, it was trained with points and boxes; up to 5 points, a box is two"
-    assert [told in how_made(models.manifest(name)) for name in models.names] == [True, True, False]
+    assert [told in model_section(models.manifest(name)) for name in models.names] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""The mask files that a reader may take along, under names that say nothing about a patient."""
+"""The files that a reader takes along: masks, a record, the page of the case. No name of theirs tells of a patient."""
 
 from __future__ import annotations
 
+import base64
+import io
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +12,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from PIL import Image
 
+from demo.case.content import CaseView, case_text, view_of_case
+from demo.case.pdf import case_pdf
+from demo.session.prompt_summary import prompt_record
+from demo.session.reader_session import ReaderSession
 from segcore.bundle.manifest import Manifest
-from segcore.errors import InputError
+from segcore.errors import InputError, need
 from segcore.measure.masks import measure_scan
 from segcore.medical.mask_files import MaskFormat, case_json, write_masks
 from segcore.outfolder import write_text
+from segcore.picture.overlay import COLOURS
 from segcore.picture.scan import Scan
 
 NEUTRAL = "case"
 """What the JSON calls the scan: a hospital's file name may hold a patient's."""
+TEMPLATE = Path(__file__).with_name("case.html.j2")
 _STEM = "mask"
+_SVG_DASHES = {"solid": "none", "dashed": "7 5", "dotted": "3 3"}  # by the kinds of line of `content.LINES`
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,45 @@ PAGE = DownloadFormat("page", "page of the case (HTML, PDF)")
 def formats_for(scan: Scan) -> list[DownloadFormat]:
     """What the page offers for a scan: a DICOM segmentation only of a DICOM, because it refers to its source."""
     return [one for one in FORMATS if one.key != "dicom-seg" or scan.kind == "dicom"] + [PAGE]
+
+
+def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) -> list[Path]:
+    """Writes what was asked for into a folder of the session, in place of what was written before.
+
+    Args:
+        session: its lock is held.
+        model: whose masks.
+        wanted: keys of `FORMATS` and of `PAGE`.
+
+    Raises:
+        InputError: a format that the scan cannot give, or a library that is not installed.
+    """
+    folder = session.downloads_folder / "along"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    written: list[Path] = []
+    formats = [key for key in wanted if key != PAGE.key]
+    if formats:
+        assert session.scan is not None
+        manifest = session.models.manifest(model)
+        summary = session.shown_answers[session.model_names.index(model)].prompt_summary
+        written += write_mask_files(
+            session.scan,
+            session.masks_of(model),
+            manifest,
+            folder,
+            formats,
+            threshold=session.threshold,
+            bundle_sha256=session.models.sha256(model),
+            reference=session.models.reference_for(manifest.classes),
+            prompt=None if summary is None else prompt_record(summary, session.slice_index),
+        )
+    if PAGE.key in wanted:
+        view = view_of_case(session)
+        for name, content in (("case.html", case_html(view).encode()), ("case.pdf", case_pdf(view))):
+            (folder / name).write_bytes(content)
+            written.append(folder / name)
+    return written
 
 
 def write_mask_files(
@@ -80,7 +130,7 @@ def write_mask_files(
     if threshold is not None and manifest.output.activation == "sigmoid":
         output = manifest.output.model_copy(update={"threshold": threshold})
         manifest = manifest.model_copy(update={"output": output})
-    made = write_masks(
+    written = write_masks(
         folder,
         _STEM,
         scan,
@@ -90,9 +140,9 @@ def write_mask_files(
         bundle_sha256=bundle_sha256,
         prompted=() if prompt is None else (prompt["class"],),
     )
-    files: dict[str, list[str]] = {}
-    for key, names in made.items():
-        files[key] = [_own_name(folder, key, names)]
+    files: dict[str, list[str]] = {
+        key: [_name_for_reader(folder, key, names)] for key, names in written.items()
+    }
     if "json" in wanted:
         measured = measure_scan(scan, masks, manifest.classes, reference=reference)
         text = case_json(
@@ -111,8 +161,8 @@ def write_mask_files(
     return [folder / names[0] for names in files.values()]
 
 
-def _own_name(folder: Path, key: str, names: Sequence[str]) -> str:
-    """One file of each format: a series of PNG is packed; a segmentation's name says what it is."""
+def _name_for_reader(folder: Path, key: str, names: Sequence[str]) -> str:
+    """Makes one file of each format: a series of PNG is packed; a segmentation's name says what it is."""
     if key == "dicom-seg":
         (folder / names[0]).replace(folder / f"{_STEM}-seg.dcm")
         return f"{_STEM}-seg.dcm"
@@ -122,3 +172,31 @@ def _own_name(folder: Path, key: str, names: Sequence[str]) -> str:
                 archive.write(folder / name, name)
         return f"{_STEM}-png.zip"
     return names[0]
+
+
+def case_html(case: CaseView) -> str:
+    """The page as one file that fetches nothing. One slice and two models print on one A4 page.
+
+    Raises:
+        InputError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ModuleNotFoundError:
+        raise need("jinja2", "demo") from None
+    text = case_text(case)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text()).render(
+        text=text,
+        pictures=[_data_address(one.picture) for one in text.figures],
+        colours=[f"rgb{colour}" for colour in COLOURS],
+        dashes=_SVG_DASHES,
+    )
+
+
+def _data_address(picture: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

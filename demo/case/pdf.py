@@ -19,10 +19,13 @@ from segcore.errors import need
 from segcore.picture.overlay import COLOURS
 
 _LEFT_MM, _BOTTOM_MM, _TOP_MM = 12.0, 13.0, 286.0
+_WIDTH_MM, _BETWEEN_MM = 186.0, 7.0  # of what is printed, and between its two columns
+_COLUMN_MM = (_WIDTH_MM - _BETWEEN_MM) / 2
+_INK, _SOFT = "#1b1f23", "#4d5761"
 
 
 def case_pdf(case: CaseView) -> bytes:
-    """The page as PDF, A4: the words and pictures of `demo.case.files.case_html`.
+    """The page as PDF, A4: the words and pictures of `demo.case.downloads.case_html`.
 
     Letters that the font lacks become "?". DejaVu Sans, which matplotlib or the system brings, writes Latin, Greek,
     Cyrillic and Arabic letters (unshaped), no Chinese or Japanese; reportlab's own Vera writes Western Europe's.
@@ -37,7 +40,7 @@ def case_pdf(case: CaseView) -> bytes:
         raise need("reportlab", "demo") from None
     text, face, stream = case_text(case), best_face(), io.BytesIO()
     head, sections = _page_head(text, face), _page_sections(text, face)
-    below_mm = _TOP_MM - _flow_height(head, WIDTH_MM) / mm - 1
+    below_mm = _TOP_MM - _flow_height(head, _WIDTH_MM) / mm - 1
     flow = [
         *head,
         NextPageTemplate("later"),
@@ -56,7 +59,7 @@ def case_pdf(case: CaseView) -> bytes:
     page.addPageTemplates(
         [
             PageTemplate(
-                "first", [_page_frame(below_mm, _TOP_MM, WIDTH_MM), *_two_columns(below_mm)], onPage=foot
+                "first", [_page_frame(below_mm, _TOP_MM, _WIDTH_MM), *_two_columns(below_mm)], onPage=foot
             ),
             PageTemplate("later", _two_columns(_TOP_MM), onPage=foot),
         ]
@@ -70,25 +73,25 @@ def _page_head(text: CaseText, face: Face) -> list[Any]:
     from reportlab.platypus import Spacer
 
     return [
-        set_banner(text.banner, face),
+        _set_banner(text.banner, face),
         Spacer(0, 3 * mm),
-        set_words(text.heading, face, 15, bold=True),
-        set_words(text.facts, face, 7.8, soft=True),
+        _set_words(text.heading, face, 15, bold=True),
+        _set_words(text.facts, face, 7.8, soft=True),
         Spacer(0, 2 * mm),
-        set_figures(text.figures, face),
-        *(set_words(f"• {note}", face, 7.6, soft=True) for note in text.notes),
+        _set_figures(text.figures, face),
+        *(_set_words(f"• {note}", face, 7.6, soft=True) for note in text.notes),
         Spacer(0, 3 * mm),
     ]
 
 
 def _page_sections(text: CaseText, face: Face) -> list[list[Any]]:
-    models = [set_words("Models and their limits", face, 9.6, bold=True)]
+    models = [_set_words("Models and their limits", face, 9.6, bold=True)]
     for title, bundle, limits in text.models:
         models += [
-            set_words(f"{title} ({bundle})", face, 7.8, bold=True),
-            set_words(limits, face, 7.4, soft=True),
+            _set_words(f"{title} ({bundle})", face, 7.8, bold=True),
+            _set_words(limits, face, 7.4, soft=True),
         ]
-    return [*(set_table(one, face) for one in text.tables), models]
+    return [*(_set_table(one, face) for one in text.tables), models]
 
 
 def _in_columns(sections: Sequence[list[Any]], room: float) -> list[Any]:
@@ -102,7 +105,7 @@ def _in_columns(sections: Sequence[list[Any]], room: float) -> list[Any]:
     from reportlab.platypus import FrameBreak, KeepTogether, Spacer
 
     set_apart = [[*section, Spacer(0, 3 * mm)] for section in sections]
-    heights = [_flow_height(section, (WIDTH_MM - BETWEEN_MM) / 2) for section in set_apart]
+    heights = [_flow_height(section, _COLUMN_MM) for section in set_apart]
     longer, split = min((max(sum(heights[:n]), sum(heights[n:])), n) for n in range(1, len(heights) + 1))
     flow: list[Any] = [KeepTogether(section) for section in set_apart]
     if longer <= room:
@@ -128,9 +131,8 @@ def _page_frame(bottom_mm: float, top_mm: float, width_mm: float, *, left_mm: fl
 
 
 def _two_columns(top_mm: float) -> list[Any]:
-    width_mm = (WIDTH_MM - BETWEEN_MM) / 2
-    right_mm = _LEFT_MM + width_mm + BETWEEN_MM
-    return [_page_frame(_BOTTOM_MM, top_mm, width_mm, left_mm=left) for left in (_LEFT_MM, right_mm)]
+    right_mm = _LEFT_MM + _COLUMN_MM + _BETWEEN_MM
+    return [_page_frame(_BOTTOM_MM, top_mm, _COLUMN_MM, left_mm=left) for left in (_LEFT_MM, right_mm)]
 
 
 def _page_footer(text: CaseText, face: Face) -> Callable[[Any, Any], None]:
@@ -140,21 +142,17 @@ def _page_footer(text: CaseText, face: Face) -> Callable[[Any, Any], None]:
 
     def draw(canvas: Any, page: Any) -> None:
         canvas.setFont(face.plain, 7.4)
-        canvas.setFillColor(HexColor(SOFT))
+        canvas.setFillColor(HexColor(_SOFT))
         canvas.drawString(_LEFT_MM * mm, 8 * mm, face.text(text.footer))
-        canvas.drawRightString((_LEFT_MM + WIDTH_MM) * mm, 8 * mm, f"page {page.page}")
+        canvas.drawRightString((_LEFT_MM + _WIDTH_MM) * mm, 8 * mm, f"page {page.page}")
 
     return draw
 
 
-# The pieces of the case's PDF, as reportlab's flowables: words, pictures, tables.
+# The pieces of the page, as reportlab's flowables: words, pictures, tables.
 
-WIDTH_MM, BETWEEN_MM = 186.0, 7.0
-"""Of what is printed, and between its two columns."""
-INK, SOFT = "#1b1f23", "#4d5761"
 _LINE, _RULE = "#d5dade", "#8a949e"
-_COLUMN_MM = (WIDTH_MM - BETWEEN_MM) / 2
-_GAP_MM = 3.5
+_GAP_MM = 3.5  # between two pictures
 _HIGHEST_MM = 70.0
 _ACROSS = 4
 _LAMPS = {"red": "#ff4d5e", "amber": "#ffb52b", "green": "#00d29a"}
@@ -167,7 +165,7 @@ _TIGHT = [
 ]
 
 
-def set_words(words: str, face: Face, size: float, *, bold: bool = False, soft: bool = False) -> Any:
+def _set_words(words: str, face: Face, size: float, *, bold: bool = False, soft: bool = False) -> Any:
     """A paragraph; `size` in points."""
     from reportlab.lib.styles import ParagraphStyle
     from reportlab.platypus import Paragraph
@@ -177,13 +175,13 @@ def set_words(words: str, face: Face, size: float, *, bold: bool = False, soft: 
         fontName=face.bold if bold else face.plain,
         fontSize=size,
         leading=1.3 * size,
-        textColor=SOFT if soft else INK,
+        textColor=_SOFT if soft else _INK,
         splitLongWords=1,
     )
     return Paragraph(face.markup(words), style)
 
 
-def set_banner(words: str, face: Face) -> Any:
+def _set_banner(words: str, face: Face) -> Any:
     """Words that cannot be overlooked."""
     from reportlab.lib.colors import HexColor
     from reportlab.lib.units import mm
@@ -196,17 +194,17 @@ def set_banner(words: str, face: Face) -> Any:
         ("BOTTOMPADDING", (0, 0), (-1, -1), 5),
     ]
     return Table(
-        [[set_words(words, face, 9.6, bold=True)]], colWidths=[WIDTH_MM * mm], style=TableStyle(style)
+        [[_set_words(words, face, 9.6, bold=True)]], colWidths=[_WIDTH_MM * mm], style=TableStyle(style)
     )
 
 
-def set_figures(figures: Sequence[CaseFigure], face: Face) -> Any:
+def _set_figures(figures: Sequence[CaseFigure], face: Face) -> Any:
     """Four pictures a row, with their words below."""
     from reportlab.lib.units import mm
     from reportlab.platypus import Table, TableStyle
 
     columns = min(len(figures), _ACROSS)
-    width_mm = (WIDTH_MM - _GAP_MM * (columns - 1)) / columns
+    width_mm = (_WIDTH_MM - _GAP_MM * (columns - 1)) / columns
     cells: list[Any] = [_figure_cells(one, face, width_mm) for one in figures]
     rows = [cells[n : n + columns] for n in range(0, len(cells), columns)]
     rows[-1] += [""] * (columns - len(rows[-1]))
@@ -227,21 +225,21 @@ def _figure_cells(one: CaseFigure, face: Face, width_mm: float) -> list[Any]:
     height, width = one.picture.shape[:2]
     scale = min(width_mm / width, _HIGHEST_MM / height)
     cells: list[Any] = [
-        set_words(one.heading, face, 9.6, bold=True),
-        set_words(one.detail, face, 7.6, soft=True),
+        _set_words(one.heading, face, 9.6, bold=True),
+        _set_words(one.detail, face, 7.6, soft=True),
         Spacer(0, 1 * mm),
         _place_picture(one.picture, width * scale * mm, height * scale * mm),
         Spacer(0, 1 * mm),
     ]
     cells += [_key_row(k, name, line, face) for k, name, line in one.key]
     if one.heat:
-        cells.append(set_words("Black: they agree. White: they are opposite.", face, 7.6))
+        cells.append(_set_words("Black: they agree. White: they are opposite.", face, 7.6))
     if one.note:
-        cells.append(set_words(one.note, face, 7.6))
+        cells.append(_set_words(one.note, face, 7.6))
     if one.light is not None:
         cells += [Spacer(0, 1 * mm), _draw_lamps(one.light.colour)]
-        cells.append(set_words(f"{one.light.colour.capitalize()}: {one.light.word}", face, 8.4, bold=True))
-        cells.append(set_words(f"Expected overlap (Dice): {one.estimate:.2f}", face, 7.6))
+        cells.append(_set_words(f"{one.light.colour.capitalize()}: {one.light.word}", face, 8.4, bold=True))
+        cells.append(_set_words(f"Expected overlap (Dice): {one.estimate:.2f}", face, 7.6))
     return cells
 
 
@@ -264,7 +262,7 @@ def _key_row(k: int, name: str, line: str, face: Face) -> Any:
     colour = Color(*(part / 255 for part in COLOURS[(k - 1) % len(COLOURS)]))
     drawing.add(Line(0, 3, 18, 3, strokeColor=colour, strokeWidth=2.5, strokeDashArray=_DASHES[line]))
     return Table(
-        [[drawing, set_words(f"{name} ({line} line)", face, 7.6)]],
+        [[drawing, _set_words(f"{name} ({line} line)", face, 7.6)]],
         colWidths=[24, None],
         style=_TIGHT,
         hAlign="LEFT",
@@ -283,7 +281,7 @@ def _draw_lamps(colour: str) -> Any:
     return drawing
 
 
-def set_table(table: CaseTable, face: Face) -> list[Any]:
+def _set_table(table: CaseTable, face: Face) -> list[Any]:
     """Title, table and hint, of the width of a column."""
     from reportlab.lib.colors import HexColor
     from reportlab.lib.units import mm
@@ -306,18 +304,17 @@ def set_table(table: CaseTable, face: Face) -> list[Any]:
         if row[0].startswith(" "):
             style.append(("LEFTPADDING", (0, n), (0, n), 8))
         size = 7.8 if columns < 5 else 7.0
-        laid = [set_words(cell.strip(), face, size, bold=bold) for cell in row]
+        laid = [_set_words(cell.strip(), face, size, bold=bold) for cell in row]
         cells.append(laid + [""] * (columns - len(row)))
     found = [
-        set_words(table.title, face, 9.6, bold=True),
+        _set_words(table.title, face, 9.6, bold=True),
         Spacer(0, 2),
         Table(cells, colWidths=widths, style=TableStyle(style), hAlign="LEFT", repeatRows=1),
     ]
-    return found + ([set_words(table.hint, face, 7.4, soft=True)] if table.hint else [])
+    return found + ([_set_words(table.hint, face, 7.4, soft=True)] if table.hint else [])
 
 
-# The font of the case's PDF: one that writes more than Western Europe's letters, where one is at
-# hand.
+# The font: one that writes more than Western Europe's letters, where one is at hand.
 
 _DEJAVU = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 _VERA = ("Vera.ttf", "VeraBd.ttf")

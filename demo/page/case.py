@@ -8,15 +8,14 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from demo.case.downloads import PAGE, formats_for
-from demo.case.files import viewer_value, write_case_files
+from demo.case.downloads import PAGE, formats_for, write_case_files
 from demo.page import html_pieces
 from demo.session.incoming import Example
 from demo.session.models import Models
 from demo.session.open_sessions import OpenSessions
 from demo.session.prompt_dialogue import PromptStep
 from demo.session.reader_session import ReaderSession
-from demo.viewer.scene import VIEWER
+from demo.viewer.scene import VIEWER, viewer_value
 from segcore.errors import InputError
 
 OWN_ENGINE = "each model's own"

@@ -1,4 +1,7 @@
-"""The page's pieces as HTML: no file is fetched, no text is taken for markup."""
+"""The page's pieces as HTML: cards of a case, tables, the story of a model.
+
+No file is fetched, and no text is taken for markup.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,21 @@ import numpy as np
 from demo.session.answers import (
     ModelAnswer,
     apart_words,
-    comparable,
+    have_same_classes,
+    model_title,
     speed_rows,
     speed_words,
-    title,
+    timing_note,
 )
 from demo.session.model_story import (
     input_words,
     known_limits,
-    measured,
+    measured_figures,
     story_of,
 )
 from demo.session.prompt_summary import iou_sentence, prompt_sentence
 from demo.session.reader_session import ReaderSession
-from demo.session.trust import HINT, against_truth, light_card
-from demo.session.trust import limits as quality_limits
+from demo.session.trust import AMBER, GREEN, RED, SCORE_HINT, against_truth, light_limits, light_of
 from demo.viewer.scene import SHOWN_SIDE_PX
 from runtime.promptable import is_promptable
 from segcore.bundle.manifest import Manifest
@@ -39,9 +42,9 @@ from segcore.bundle.story import (
 )
 from segcore.host import Made
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe, measure_mask
+from segcore.picture.quality import QualityModel
 from segcore.picture.scan import Scan
 
-_UNKNOWN = " (spacing unknown)"
 BANNER = (
     '<p class="banner" role="note"><strong>Research use only.</strong> '
     "Not a medical device: not for diagnosis or treatment.</p>"
@@ -50,6 +53,7 @@ INTRO = (
     "<h1>sam2edge: what the models see <span class='hint'>Pictures stay on this computer and are deleted when the "
     "page is closed.</span></h1>"
 )
+_UNKNOWN = " (spacing unknown)"
 
 
 def problem_line(text: str) -> str:
@@ -91,13 +95,31 @@ def trust_card(session: ReaderSession) -> str:
         parts.append(f"<h3>{escape(name)}</h3>{said}")
     first, *others = session.shown_answers
     for other in others:
-        if comparable(first, other):
+        if have_same_classes(first, other):
             parts.append(f"<p>{escape(apart_words(first, other))}</p>")
         else:
             parts.append("<p>These models look for different things, so their masks are not compared.</p>")
     if session.threshold is not None and any(a.quality is not None for a in session.current_answers):
         parts.append('<p class="hint">The lights judge the masks at the models’ own thresholds.</p>')
     return "".join(parts)
+
+
+def light_card(quality: float, model: QualityModel) -> str:
+    """The light as HTML: lamp, word, number, meaning, and its limits.
+
+    Args:
+        quality: expected Dice, 0–1.
+        model: what estimated it; its error is shown.
+    """
+    light = light_of(quality)
+    lamps = "".join("<i class='on'></i>" if lamp is light else "<i></i>" for lamp in (RED, AMBER, GREEN))
+    return (
+        f"<div class='light {light.colour}'><span class='lamps' aria-hidden='true'>{lamps}</span><div>"
+        f"<p><strong>{light.colour.capitalize()}: {escape(light.word)}</strong></p>"
+        f"<p>Expected overlap with a careful reader (Dice): <strong>{quality:.2f}</strong></p>"
+        f"<p>{escape(light.advice)}</p>"
+        f"<p class='hint'>{escape(light_limits(model))}</p></div></div>"
+    )
 
 
 def measurement_card(session: ReaderSession) -> str:
@@ -124,7 +146,7 @@ def measurement_card(session: ReaderSession) -> str:
         if answer.prompt_summary is not None
     )
     if session.truth is not None:
-        text += f'<p class="hint">{escape(HINT)}</p>'
+        text += f'<p class="hint">{escape(SCORE_HINT)}</p>'
     if stacks:
         volumes = [session.measured_volume(stack, k) for stack, k in zip(stacks, classes, strict=True)]
         text += _measurement_table(names, volumes, "All slices")
@@ -139,9 +161,7 @@ def speed_card(session: ReaderSession) -> str:
         words = speed_words(answers[0].times.total_ms, answer.times.total_ms)
         than = "as" if words == "as fast" else "than"
         text += f"<p>{escape(name)} was <strong>{words}</strong> {than} {escape(names[0])}.</p>"
-    runs = min(a.times.runs for a in answers)
-    note = f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted."
-    note += "".join(
+    note = timing_note(answers) + "".join(
         f" {name} looked at the slice in {p.look_ms:.0f} ms, once, and answered the prompt in {p.answer_ms:.0f} ms."
         for name, answer in zip(names, session.current_answers, strict=True)
         if (p := answer.prompt_summary) is not None
@@ -212,16 +232,15 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
     return f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-# The tab "how was this model made" as HTML: story, measured figures, limits; technical details
-# are folded.
+# The tab of the models: how each was made.
 
 
-def how_made(manifest: Manifest) -> str:
-    """The tab of one model as HTML: story, measured figures, limits; technical details are folded."""
+def model_section(manifest: Manifest) -> str:
+    """One model's part of the tab: story, measured figures, limits; technical details are folded."""
     story = "".join(f"<p>{escape(words)}</p>" for words in story_of(manifest))
     rows = "".join(
         f"<tr><th scope='row'>{escape(what)}</th><td>{escape(on)}</td><td>{escape(value)}</td></tr>"
-        for what, on, value in measured(manifest)
+        for what, on, value in measured_figures(manifest)
     )
     table = (
         "<table class='numbers'><thead><tr><th scope='col'>Figure</th><th scope='col'>Measured on</th>"
@@ -229,26 +248,27 @@ def how_made(manifest: Manifest) -> str:
         if rows
         else "<p>Nothing was measured on this form of the model.</p>"
     )
-    known = "".join(f"<li>{_with_code(words)}</li>" for words in known_limits(manifest))
+    known = "".join(f"<li>{_escape_with_code(words)}</li>" for words in known_limits(manifest))
     return (
-        f"<section class='made'><h2>{escape(title(manifest))}</h2>{story}"
+        f"<section class='made'><h2>{escape(model_title(manifest))}</h2>{story}"
         f"<h3>What was measured</h3>{table}"
-        f"<h3>What it cannot promise</h3><ul>{known}</ul>{_details(manifest)}</section>"
+        f"<h3>What it cannot promise</h3><ul>{known}</ul>{_technical_details(manifest)}</section>"
     )
 
 
-def _details(manifest: Manifest) -> str:
+def _technical_details(manifest: Manifest) -> str:
     rows = "".join(
-        f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _facts(manifest)
+        f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>"
+        for k, v in _technical_facts(manifest)
     )
-    steps = "".join(f"<li>{_step(made)}</li>" for made in (*manifest.lineage, manifest.made))
+    steps = "".join(f"<li>{_lineage_step(step)}</li>" for step in (*manifest.lineage, manifest.made))
     return (
         f"<details><summary>Technical details</summary><table>{rows}</table>"
         f"<p>Steps, oldest first:</p><ol class='steps'>{steps}</ol></details>"
     )
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+def _technical_facts(manifest: Manifest) -> list[tuple[str, str]]:
     counts = ", ".join(f"{n} {SPLIT_WORDS.get(split, split)}" for split, n in manifest.data.counts.items())
     return [
         ("Network", f"{manifest.architecture}, {manifest.parameters:,} parameters"),
@@ -263,10 +283,10 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         (
             "Judges its own mask",
-            quality_limits(manifest.quality) if manifest.quality else "no, it gives no estimate",
+            light_limits(manifest.quality) if manifest.quality else "no, it gives no estimate",
         ),
-        ("Takes clicks and boxes", _prompts(manifest)),
-        ("Checked after export", _gate(manifest) or "not recorded"),
+        ("Takes clicks and boxes", _prompts_taken(manifest)),
+        ("Checked after export", _gate_results(manifest) or "not recorded"),
         (
             "Made from",
             f"bundle {manifest.parent[:12]}" if manifest.parent else "training, not from another bundle",
@@ -275,7 +295,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _prompts(manifest: Manifest) -> str:
+def _prompts_taken(manifest: Manifest) -> str:
     if not is_promptable(manifest) or manifest.prompt is None:
         return "no"
     learnt = " and ".join(
@@ -284,22 +304,22 @@ def _prompts(manifest: Manifest) -> str:
     return f"yes, it was trained with {learnt}; up to {manifest.prompt.slots} points, a box is two"
 
 
-def _gate(manifest: Manifest) -> str:
+def _gate_results(manifest: Manifest) -> str:
     return "; ".join(
         f"{gate_words(name)}: " + (f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}")
         for name, value in manifest.gate.items()
     )
 
 
-def _step(made: Made) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in made.versions.items())
+def _lineage_step(step: Made) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in step.versions.items())
     return (
-        f"<code>{escape(short_command(made.command))}</code><br>"
-        f"<span class='hint'>{escape(made.time)}, {escape(made.host)}, "
-        f"code {escape(made.commit)}, {escape(versions)}</span>"
+        f"<code>{escape(short_command(step.command))}</code><br>"
+        f"<span class='hint'>{escape(step.time)}, {escape(step.host)}, "
+        f"code {escape(step.commit)}, {escape(versions)}</span>"
     )
 
 
-def _with_code(words: str) -> str:
+def _escape_with_code(words: str) -> str:
     """Escaped, and a command between backticks as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(words))

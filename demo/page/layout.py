@@ -1,4 +1,4 @@
-"""The page: layout of its tabs and what they share. What they do is in modules without gradio."""
+"""The page: layout of its tabs, what they share, and its functions for programs. What they do needs no gradio."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
-from demo.case.segment import read_prompt, segment_file
-from demo.session.models import Models
-from demo.session.open_sessions import OpenSessions, new_folder
-from segcore.errors import InputError
-
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
+import gradio as gr
 from gradio import route_utils
 
+from demo.case.api import read_prompt, segment_file
+from demo.case.downloads import FORMATS
 from demo.page import html_pieces
-from demo.page import html_pieces as made
 from demo.page.batch import build_batch_tab
 from demo.page.case import build_case_tab
 from demo.session.incoming import Example
+from demo.session.models import Models
+from demo.session.open_sessions import OpenSessions, new_folder
+from segcore.errors import InputError
 
 CSS = Path(__file__).with_name("page.css")
 SYSTEM_FONTS = ("system-ui", "Segoe UI", "Roboto", "sans-serif")
@@ -46,8 +44,9 @@ def build_page(models: Models, sessions: OpenSessions, examples: Sequence[Exampl
             with gr.Tab("Many cases"):
                 build_batch_tab(models, sessions)
             with gr.Tab("The models"):
-                gr.HTML("".join(made.how_made(b.manifest) for b in models.bundles), elem_classes="s2e prose")
-        add_endpoints(models, sessions)
+                sections = (html_pieces.model_section(bundle.manifest) for bundle in models.bundles)
+                gr.HTML("".join(sections), elem_classes="s2e prose")
+        _add_endpoints(models, sessions)
 
         def on_leave(request: gr.Request) -> None:
             sessions.end(str(request.session_hash))
@@ -100,25 +99,25 @@ def _keep_uploads_apart() -> None:
     route_utils.GradioUploadFile = UploadApart  # type: ignore[misc]
 
 
-# The page's functions for programs: endpoints that `gradio_client` and plain HTTP can call
-# (docs/demo.md).
+# The page's functions for programs: endpoints that `gradio_client` and plain HTTP can call (docs/demo.md).
 
 
-def add_endpoints(models: Models, sessions: OpenSessions) -> None:
+def _add_endpoints(models: Models, sessions: OpenSessions) -> None:
     """Adds `/models` and `/segment`."""
 
     def list_models() -> list[dict[str, Any]]:
         """The served models: name, kind, classes, precision, parameters, input size, engines."""
         return [models.describe(name) for name in models.names]
 
+    # Gradio 6.31 gives an endpoint's parameters the names of the function's: they are a contract with programs.
     def segment(
         file: str | None, model: str, formats: list[str], threshold: float | None, prompt: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
         """Segments one file: the record, and the mask files asked for; `prompt` is
-        `demo.case.segment.ProgramPrompt`."""
+        `demo.case.api.ProgramPrompt`."""
         work = Path(tempfile.mkdtemp(prefix="segment-", dir=sessions.folder))
         try:
-            record, made = segment_file(
+            record, paths = segment_file(
                 models,
                 file or "",
                 work,
@@ -134,21 +133,23 @@ def add_endpoints(models: Models, sessions: OpenSessions) -> None:
             shutil.rmtree(work, ignore_errors=True)
             if file:
                 Path(file).unlink(missing_ok=True)  # it is still there where the model's name was wrong
-        return record, [str(path) for path in made]
+        return record, [str(path) for path in paths]
 
     # Components that nobody sees: they check that a file is one that was uploaded, and not one of this computer.
     with gr.Row(visible=False):
-        file = gr.File(label="file")
-        model = gr.Textbox(label="model")
-        formats = gr.CheckboxGroup(["png", "nifti", "dicom-seg", "json"], value=["png"], label="formats")
-        threshold = gr.Number(None, label="threshold")
-        prompt = gr.JSON(None, label="prompt")
+        inputs = [
+            gr.File(label="file"),
+            gr.Textbox(label="model"),
+            gr.CheckboxGroup([one.key for one in FORMATS], value=["png"], label="formats"),
+            gr.Number(None, label="threshold"),
+            gr.JSON(None, label="prompt"),
+        ]
         record, files = gr.JSON(label="record"), gr.File(label="files", file_count="multiple")
         ask, call = gr.Button(), gr.Button()
     ask.click(list_models, None, record, api_name="models", show_progress="hidden")
     call.click(
         segment,
-        [file, model, formats, threshold, prompt],
+        inputs,
         [record, files],
         api_name="segment",
         show_progress="hidden",

@@ -1,4 +1,4 @@
-"""What the models say about one picture, how far they are apart, and how long they took: numbers and pictures."""
+"""What the models say about one picture, and in words: how far they are apart, and how long they took."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-from PIL import Image
 
 from demo.session.prompt_summary import PromptSummary
 from runtime.predictor import Prediction, Predictor
 from segcore.bundle.manifest import Manifest
 from segcore.bundle.story import PRECISION_WORDS
 from segcore.measure.metrics import dice_per_class, disagreement
-from segcore.picture.overlay import as_rgb
 from segcore.picture.preprocess import decide
 
-SHOWN_SIDE_PX = 768
 MAX_RUNS, MAX_SECONDS = 5, 1.0
-# Black, orange, yellow, white: brightness alone carries the order, for colour-blind eyes and grey prints.
-_HEAT_LEVELS = np.array([0.0, 0.35, 0.75, 1.0])
-_HEAT_COLOURS = np.array([[0, 0, 0], [213, 94, 0], [240, 228, 66], [255, 255, 255]], float)
 
 
 @dataclass(frozen=True)
@@ -105,37 +99,9 @@ def ask_model(predictor: Predictor, image: np.ndarray, *, name: str, max_runs: i
     )
 
 
-def comparable(a: ModelAnswer, b: ModelAnswer) -> bool:
+def have_same_classes(a: ModelAnswer, b: ModelAnswer) -> bool:
     """Whether two models look for the same things."""
     return a.manifest.classes == b.manifest.classes
-
-
-def heat(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far two models are apart, H×W, 0–1: the largest difference in probability over the classes.
-
-    Args:
-        a: foreground probabilities, K×H×W.
-        b: the same of the other model.
-    """
-    return np.asarray(np.abs(a - b).max(axis=0))
-
-
-def heat_map(image: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """The picture, dimmed, under the heat; H×W×3 uint8, dark where the models agree."""
-    picture = as_rgb(image).astype(float) * 0.45
-    levels = [np.interp(apart, _HEAT_LEVELS, _HEAT_COLOURS[:, c]) for c in range(3)]
-    opacity = np.clip(apart * 2.5, 0, 1)[..., None]
-    return np.round(picture * (1 - opacity) + np.stack(levels, axis=-1) * opacity).astype(np.uint8)
-
-
-def fit(picture: np.ndarray, side_px: int = SHOWN_SIDE_PX) -> np.ndarray:
-    """A picture as H×W×3 uint8, shrunk if it is larger than the page can show."""
-    picture = as_rgb(picture)
-    if max(picture.shape[:2]) <= side_px:
-        return picture
-    shown = Image.fromarray(picture)
-    shown.thumbnail((side_px, side_px))
-    return np.asarray(shown)
 
 
 def speed_words(reference_ms: float, ms: float) -> str:
@@ -144,6 +110,12 @@ def speed_words(reference_ms: float, ms: float) -> str:
     if ratio >= 1.05:
         return f"{ratio:.1f} times faster"
     return f"{1 / ratio:.1f} times slower" if ratio <= 1 / 1.05 else "as fast"
+
+
+def timing_note(answers: Sequence[ModelAnswer]) -> str:
+    """How the times were taken."""
+    runs = min(answer.times.runs for answer in answers)
+    return f"Times: median of {runs} run{'s' * (runs > 1)} on this computer, opening the file not counted."
 
 
 def apart_words(a: ModelAnswer, b: ModelAnswer) -> str:
@@ -180,7 +152,7 @@ def speed_rows(names: Sequence[str], answers: Sequence[ModelAnswer]) -> list[lis
     ]
 
 
-def title(manifest: Manifest) -> str:
+def model_title(manifest: Manifest) -> str:
     """A model's heading: its part and its name, which may begin with the part."""
     part = manifest.kind.capitalize()
     return manifest.name if manifest.name.startswith(f"{part} ") else f"{part}: {manifest.name}"

@@ -1,4 +1,4 @@
-"""Many uploaded files at once: progress, a table, and one ZIP of what was made."""
+"""Many uploaded files at once: progress, a table for the page, and one ZIP of masks, records and a spreadsheet."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ SHOWN_ROWS = 30
 _EVERY_S = 0.25
 _HEAD_BYTES = 132
 _PACKED = (".png", ".gz")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def _run_inputs(
                 said = time.monotonic()
                 yield progress(inputs[order[case]].shown, list(records)[-SHOWN_ROWS:])
     in_order = sorted(records, key=order.__getitem__)
-    made = [records[case] for case in in_order]
-    shown = [inputs[order[case]].shown for case in in_order]
-    yield progress(shown[-1], in_order, _pack_zip(folder, shown, made, classes))
+    names = [inputs[order[case]].shown for case in in_order]
+    zip_path = _pack_zip(folder, names, [records[case] for case in in_order], classes)
+    yield progress(names[-1], in_order, zip_path)
 
 
 def _checked_formats(paths: Sequence[Path], formats: Sequence[str]) -> tuple[MaskFormat, ...]:
@@ -130,13 +131,16 @@ def _checked_formats(paths: Sequence[Path], formats: Sequence[str]) -> tuple[Mas
 def _predict_inputs(
     predictor: Predictor, inputs: Sequence[PredictionInput], folder: Path, outputs: Outputs
 ) -> Generator[dict[str, Any], None, None]:
-    """Records of all inputs: DICOM files first where only they can be written as wanted."""
+    """Records of all inputs: DICOM files first where only they can be written as wanted.
+
+    So a batch of both is asked for in two runs, each in the formats that it can give.
+    """
     if "dicom-seg" not in outputs.formats:
         yield from predict_files(predictor, inputs, folder, outputs)
         return
     dicom, others = list[PredictionInput](), list[PredictionInput]()
     for input_ in inputs:
-        (dicom if _is_dicom(input_.path) else others).append(input_)
+        (dicom if _looks_like_dicom(input_.path) else others).append(input_)
     if dicom:
         yield from predict_files(predictor, dicom, folder, outputs)
     left = tuple(key for key in outputs.formats if key != "dicom-seg")
@@ -148,8 +152,8 @@ def _predict_inputs(
             yield {"case": input_.case, "error": f"image {input_.shown}: {words}"}
 
 
-def _is_dicom(path: Path) -> bool:
-    """Whether a file looks like DICOM; a folder is a DICOM series."""
+def _looks_like_dicom(path: Path) -> bool:
+    """A folder is a DICOM series."""
     try:
         with path.open("rb") as file:
             return is_dicom(file.read(_HEAD_BYTES))
@@ -174,9 +178,7 @@ def _pack_zip(
     return target
 
 
-# A batch's records as rows: of words for the page, of plain numbers for a spreadsheet.
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# The records as rows: of words for the page, of plain numbers for a spreadsheet.
 
 
 def page_head(classes: Sequence[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""What a reader sends: moved out of the web server's folder at once, unpacked, and named by its own name only."""
+"""Where the pictures come from: a reader's uploads, and the page's own examples.
+
+Uploads are moved out of the web server's folder at once, unpacked, and called by their own name only.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +80,7 @@ def say_names(text: str, *paths: Path) -> str:
     return text
 
 
-# The pictures that the page offers before a reader has one: a dataset's test cases, procedural
-# ones by default.
+# The pictures that the page offers before a reader has one: a dataset's test cases, procedural ones by default.
 
 EXAMPLES = 6
 

@@ -82,7 +82,7 @@ def guard_words(guard: GuardRecord) -> str:
     return f"{words}, and it is {faster_words(speed)}."
 
 
-def measured(manifest: Manifest) -> list[tuple[str, str, str]]:
+def measured_figures(manifest: Manifest) -> list[tuple[str, str, str]]:
     """Figure, on what, value: of the model as trained or, where it was converted, of this form."""
     rows = [
         (_metric_name(m.name), f"{m.cases} {SPLIT_WORDS.get(m.split, m.split)} cases", f"{m.value:.3f}")

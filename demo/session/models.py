@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from demo.session.answers import MAX_RUNS, ModelAnswer, ask_model, title
+from demo.session.answers import MAX_RUNS, ModelAnswer, ask_model, model_title
 from runtime.engines.seam import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
@@ -38,7 +38,7 @@ class Models:
         reference: str | None = None,
     ) -> None:
         self.bundles = tuple(bundles)
-        self.names = tuple(_number_duplicates([title(bundle.manifest) for bundle in bundles]))
+        self.names = tuple(_number_duplicates([model_title(bundle.manifest) for bundle in bundles]))
         self.reference = reference
         if reference is not None and not any(reference in b.manifest.classes for b in bundles):
             known = ", ".join(dict.fromkeys(k for b in bundles for k in b.manifest.classes))

@@ -1,4 +1,4 @@
-"""Every reader's session: begun when it is first asked for, ended when the reader has left."""
+"""Every reader's session, begun when it is first asked for and ended when the reader has left, and its files' end."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class OpenSessions:
         kept = set(self._stays)
         for session in list(self._open.values()):
             kept |= {session.downloads_folder, *(path.parent for path in tuple(session.waiting_uploads))}
-        sweep(self.web, kept, self._unused_s)
+        _remove_old(self.web, kept, self._unused_s)
 
     def close(self) -> None:
         """Ends every session."""
@@ -104,7 +104,7 @@ def new_folder(web: Path) -> Path:
     return folder
 
 
-def sweep(web: Path, kept: Collection[Path], age_s: float) -> None:
+def _remove_old(web: Path, kept: Collection[Path], age_s: float) -> None:
     """Removes what nobody changed for `age_s` seconds: uploads that were cut off or not used, answers to programs.
 
     Args:

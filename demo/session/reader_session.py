@@ -16,7 +16,7 @@ from demo.session.answers import MAX_RUNS, ModelAnswer
 from demo.session.incoming import receive, without_paths
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptDialogue, PromptStep
-from demo.session.trust import as_classes
+from demo.session.trust import class_indices
 from segcore.errors import InputError
 from segcore.measure.masks import VolumeMeasurements, measure_volume
 from segcore.medical.mask_files import read_mask_file
@@ -262,7 +262,7 @@ class ReaderSession:
         try:
             scan = self._required_scan()
             with without_paths(path):
-                self.truth = as_classes(read_mask_file(path, scan), path.name, self._most_classes())
+                self.truth = class_indices(read_mask_file(path, scan), path.name, self._most_classes())
         finally:
             path.unlink(missing_ok=True)
 

@@ -1,10 +1,9 @@
-"""How well a mask fits a reference mask, as rows of words for the page and the case page."""
+"""How far to trust a mask: its scores against a reference mask, and the model's own estimate as a traffic light."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from segcore.errors import InputError
 from segcore.measure.metrics import dice_per_class, hd95_per_class, iou_per_class
 from segcore.picture.quality import QualityModel
 
-HINT = (
+SCORE_HINT = (
     "Dice and IoU are the shared area of the two masks: 1 is the same, 0 is apart. HD95 is how far apart the two "
     "borders are at worst, leaving out the farthest 5 %: 0 is the same border."
 )
@@ -57,7 +56,7 @@ def against_truth(
     return [head, *rows]
 
 
-def as_classes(stored: np.ndarray, name: str, classes: int) -> np.ndarray:
+def class_indices(stored: np.ndarray, name: str, classes: int) -> np.ndarray:
     """A reference mask's stored values as class indices: 0/255 is one class, as in a dataset.
 
     Args:
@@ -79,8 +78,7 @@ def as_classes(stored: np.ndarray, name: str, classes: int) -> np.ndarray:
     return stored
 
 
-# A model's estimate of its own mask as a traffic light: a colour, its word, and what neither can
-# promise.
+# The traffic light: a model's estimate of its own mask as a colour, a word, and what neither can promise.
 
 GREEN_FROM = 0.9
 """Expected Dice from which the light is green; `runtime.predict --below` passes on what is less."""
@@ -112,25 +110,7 @@ def light_of(quality: float) -> Light:
     return AMBER if shown >= RED_BELOW else RED
 
 
-def light_card(quality: float, model: QualityModel) -> str:
-    """The light as HTML: lamp, word, number, meaning, and its limits.
-
-    Args:
-        quality: expected Dice, 0–1.
-        model: what estimated it; its error is shown.
-    """
-    light = light_of(quality)
-    lamps = "".join("<i class='on'></i>" if lamp is light else "<i></i>" for lamp in (RED, AMBER, GREEN))
-    return (
-        f"<div class='light {light.colour}'><span class='lamps' aria-hidden='true'>{lamps}</span><div>"
-        f"<p><strong>{light.colour.capitalize()}: {escape(light.word)}</strong></p>"
-        f"<p>Expected overlap with a careful reader (Dice): <strong>{quality:.2f}</strong></p>"
-        f"<p>{escape(light.advice)}</p>"
-        f"<p class='hint'>{escape(limits(model))}</p></div></div>"
-    )
-
-
-def limits(model: QualityModel) -> str:
+def light_limits(model: QualityModel) -> str:
     """What the estimate is, and what it is not."""
     return (
         f"The model's own estimate, fitted on {model.cases} validation cases; mean error ±{model.error:.3f} on "

@@ -132,7 +132,7 @@ function follow(edges, corner, wide, path) {
   path.closePath();
 }
 
-/** Black, orange, yellow, white, as demo.session.answers.heat_map: brightness alone carries the order. */
+/** Black, orange, yellow, white, as demo/case/content.py's draw_heat_map: brightness alone carries the order. */
 const HEAT = [[0, 0, 0, 0], [0.35, 213, 94, 0], [0.75, 240, 228, 66], [1, 255, 255, 255]];
 
 function heatColour(apart) {

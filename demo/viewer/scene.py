@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from demo.session.answers import ModelAnswer
+from demo.session.prompt_dialogue import prompt_json
+from demo.session.reader_session import ReaderSession
 from demo.session.trust import light_of
 from segcore.picture.overlay import COLOURS
 from segcore.picture.preprocess import CT_WINDOWS, Activation, Window, resize_mask
@@ -104,6 +107,44 @@ class ViewerScene:
     truth: np.ndarray | None = None
     unit: str = ""
     prompt: dict[str, Any] | None = None
+
+
+def viewer_value(session: ReaderSession) -> dict[str, Any]:
+    """What a session shows, as the viewer's value."""
+    scan = session.scan
+    assert scan is not None
+    picture = scan.values(session.slice_index)
+    scene = ViewerScene(
+        key=str(session.version),
+        name=scan.name,
+        slice_index=session.slice_index,
+        slices=scan.slices,
+        picture=picture,
+        windows=offered_windows(picture, own=scan.windows, modality=scan.modality),
+        spacing_mm=scan.spacing_mm,
+        models=tuple(
+            _model_view(n, a) for n, a in zip(session.model_names, session.current_answers, strict=True)
+        ),
+        truth=session.truth_slice,
+        unit="HU" if scan.modality == "CT" else "",
+        prompt=None if session.dialogue is None else prompt_json(session.dialogue),
+    )
+    return scene_json(scene)
+
+
+def _model_view(name: str, answer: ModelAnswer) -> ModelView:
+    output = answer.manifest.output
+    return ModelView(
+        title=name,
+        kind=answer.manifest.kind,
+        probability=answer.foreground,
+        activation=output.activation,
+        threshold=output.threshold,
+        classes=answer.manifest.classes,
+        quality=answer.quality,
+        mask=None if answer.prompt_summary is None else answer.mask,
+        prompt_iou=None if answer.prompt_summary is None else answer.prompt_summary.estimated_iou,
+    )
 
 
 def scene_json(scene: ViewerScene) -> dict[str, Any]:

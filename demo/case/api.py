@@ -1,4 +1,4 @@
-"""One file to its masks and record, for programs: what the page does, without a page."""
+"""What the page's HTTP API answers a program: one file to its masks and record (docs/demo.md)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def segment_file(
     models: Models,
     sent: str,
     folder: Path,
-    made: Path,
+    files_folder: Path,
     *,
     model: str,
     formats: Sequence[str] = (),
@@ -76,7 +76,7 @@ def segment_file(
         models: the served ones.
         sent: path of the upload; it is moved to `folder`.
         folder: empty, for the upload of this call alone.
-        made: empty, for the files.
+        files_folder: empty, for the files.
         model: one of the models' names.
         formats: keys of `demo.case.downloads`.
         threshold: 0–1; None for the model's own.
@@ -100,20 +100,18 @@ def segment_file(
         raise InputError(f"{Path(sent).name}: must hold one scan, got {len(paths)}; send them one by one")
     with without_paths(*paths):
         scan = read_scan(paths[0])
-        asked_on = None if prompt is None else _prompt_slice(prompt, scan)
+        prompt_index = None if prompt is None else _prompt_slice(prompt, scan)
         answers = list[ModelAnswer]()
         for index in range(scan.slices):
             picture = scan.picture(index, manifest.input.depth)
             answer = models.ask(model, picture, picture_name=scan.slice_name(index), runs=1)
-            if prompt is not None and index == asked_on:
+            if prompt is not None and index == prompt_index:
                 answer = _answer_prompt(
                     models, model, answer, picture, prompt, picture_name=scan.slice_name(index)
                 )
             answers.append(answer.at(threshold))
         masks = np.stack([answer.mask for answer in answers])
-        record_of = next(
-            (prompt_record(p, i) for i, a in enumerate(answers) if (p := a.prompt_summary)), None
-        )
+        asked = next((prompt_record(p, i) for i, a in enumerate(answers) if (p := a.prompt_summary)), None)
         sha256, reference = models.sha256(model), models.reference_for(manifest.classes)
         files = list[Path]()
         if formats:
@@ -121,12 +119,12 @@ def segment_file(
                 scan,
                 masks,
                 manifest,
-                made,
+                files_folder,
                 formats,
                 threshold=threshold,
                 bundle_sha256=sha256,
                 reference=reference,
-                prompt=record_of,
+                prompt=asked,
             )
     measured = measure_scan(scan, masks, manifest.classes, reference=reference)
     judged = [answer.quality for answer in answers if answer.quality is not None]
@@ -141,7 +139,7 @@ def segment_file(
         "threshold": threshold if threshold is not None else manifest.output.threshold,
         "measurements": [one.model_dump(mode="json") for one in measured],
         "expected_dice": {"least": min(judged), "mean": sum(judged) / len(judged)} if judged else None,
-        "prompt": record_of,
+        "prompt": asked,
         "engine_ms": sum(answer.times.engine_ms for answer in answers),
         "note": "research use only, not a medical device",
     }

@@ -1,9 +1,11 @@
-"""Scores against a reference mask, in words."""
+"""Scores against a reference mask, and the traffic light, in words."""
 
 import numpy as np
 import pytest
 
-from demo.session.trust import against_truth
+from demo.page.html_pieces import light_card
+from demo.session.trust import against_truth, light_of
+from segcore.picture.quality import QualityModel
 
 SQUARE = np.zeros((8, 10), np.uint8)
 SQUARE[2:6, 2:6] = 1  # 16 pixels
@@ -43,3 +45,35 @@ def test_reference_with_more_classes_than_the_model_is_not_compared():
 def test_masks_of_two_sizes_are_our_bug():
     with pytest.raises(ValueError, match="must have one shape"):
         against_truth(SQUARE, SQUARE[:, :5], ["lung"])
+
+
+QUALITY = QualityModel(
+    weights=(0.0,) * 13, centre=(0.0,) * 6, spread=(1.0,) * 6, high=(1.0,) * 6, shape_centre=((0.0,) * 7,),
+    shape_spread=((1.0,) * 7,), empty_right=(0.0,), cases=44, error=0.0163, error_degraded=0.0511,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quality", "colour"),
+    [
+        (1.0, "green"),
+        (0.9, "green"),
+        (0.895, "green"),
+        (0.894, "amber"),
+        (0.8, "amber"),
+        (0.79, "red"),
+        (0.0, "red"),
+    ],
+)
+def test_light_is_that_of_the_number_shown(quality, colour):
+    assert light_of(quality).colour == colour
+
+
+def test_light_says_in_words_what_it_means_and_what_it_does_not():
+    html = light_card(0.84, QUALITY)
+    assert "Amber: check the outline" in html
+    assert "Expected overlap with a careful reader (Dice): <strong>0.84</strong>" in html
+    assert (
+        "The model&#x27;s own estimate, fitted on 44 validation cases; mean error ±0.016 on pictures like those, "
+        "±0.051 on degraded ones. A picture unlike the training pictures can still fool it."
+    ) in html

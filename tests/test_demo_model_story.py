@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from demo.page.html_pieces import how_made
+from demo.page.html_pieces import model_section
 from demo.session.model_story import (
     guard_words,
     input_words,
     known_limits,
-    measured,
+    measured_figures,
     short_limits,
     story_of,
 )
@@ -112,8 +112,8 @@ def test_guard_in_one_sentence():
 
 
 def test_figures_say_what_they_were_measured_on():
-    assert measured(MANIFEST) == [("Overlap (Dice), mean", "100 validation cases", "0.912")]
-    assert measured(variant(**INT8)) == [
+    assert measured_figures(MANIFEST) == [("Overlap (Dice), mean", "100 validation cases", "0.912")]
+    assert measured_figures(variant(**INT8)) == [
         ("Overlap (Dice), mean", "40 validation cases", "0.949"),
         ("Overlap (Dice), 5th percentile: one case in twenty is worse", "40 validation cases", "0.890"),
         ("Speed against FP32, same computer", "openvino 1, 2 threads", "2.44 times (2.00 to 3.00)"),
@@ -128,7 +128,7 @@ def test_a_converted_form_is_told_by_its_own_gate_and_not_by_its_parents_dice():
         "dice_change_points": 41.0,
         "openvino_real_worst_share": 0.0012,
     }
-    rows = measured(variant(metrics=(), gate=gate, quality=QUALITY))
+    rows = measured_figures(variant(metrics=(), gate=gate, quality=QUALITY))
     assert rows == [
         ("Overlap (Dice), mean", "32 validation cases", "0.910"),
         ("Pixels that conversion changed, worst case", "32 validation cases", "0.12 %"),
@@ -211,7 +211,7 @@ def test_data_is_called_by_its_own_name(name, expected):
 
 
 def test_html_holds_no_path_and_takes_no_name_for_markup():
-    html = how_made(variant(teacher="e" * 64, quality=QUALITY, **INT8))
+    html = model_section(variant(teacher="e" * 64, quality=QUALITY, **INT8))
     assert "erika" not in html
     assert "archive" not in html
     assert "Student: net &lt;8&gt;" in html
@@ -222,7 +222,7 @@ def test_html_holds_no_path_and_takes_no_name_for_markup():
 
 
 def test_html_is_balanced_and_its_headings_have_scopes():
-    html = how_made(variant(quality=QUALITY, **INT8))
+    html = model_section(variant(quality=QUALITY, **INT8))
     for tag in (
         "section",
         "table",
