@@ -44,37 +44,42 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
             table = gr.HTML(elem_classes="s2e", elem_id="batch-table")
             result = gr.File(label="Masks and table", interactive=False, visible=False, elem_id="batch-zip")
 
-    def show_progress(progress: BatchProgress, zip_path: Path | None = None) -> Updates:
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # One batch at a time, in a queue of its own: the readers of single cases do not wait for it.
+    queue: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 1, **hidden}
+
+    def show_batch(progress: BatchProgress) -> Updates:
+        path = progress.zip_path
         return {
             message: _progress_line(progress),
             table: html_pieces.plain_table(progress.table),
-            result: gr.File(None if zip_path is None else str(zip_path), visible=zip_path is not None),
+            result: gr.File(None if path is None else str(path), visible=path is not None),
             upload: None,  # the files have been taken: they are no longer where the browser would look for them
         }
 
-    def run(paths: list[str] | None, name: str, wanted: list[str], request: gr.Request) -> Iterator[Updates]:
+    @upload.upload(inputs=upload, outputs=None, **hidden)
+    def on_sent(paths: list[str] | None, request: gr.Request) -> None:
+        sessions.of(str(request.session_hash)).waiting_uploads.update(Path(path) for path in paths or [])
+
+    def on_start(
+        paths: list[str] | None, name: str, wanted: list[str], request: gr.Request
+    ) -> Iterator[Updates]:
         session = sessions.of(str(request.session_hash))
         folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.uploads_folder))
         for old in session.downloads_folder.glob("batch-*"):
             shutil.rmtree(old)
-        made, done = session.downloads_folder / folder.name, False
+        files_folder, done = session.downloads_folder / folder.name, False
         session.waiting_uploads.clear()
         try:
             scans = receive(paths or [], folder / "upload")
+            reference = models.reference_for(models.manifest(name).classes)
             with models.open_another(name) as predictor:
-                for progress in run_batch(
-                    predictor,
-                    scans,
-                    made,
-                    wanted,
-                    reference=models.reference_for(models.manifest(name).classes),
-                ):
+                for progress in run_batch(predictor, scans, files_folder, wanted, reference=reference):
                     if session.closed:
                         return
                     session.mark_used()
-                    yield show_progress(progress)
-            done = True
-            yield show_progress(progress, progress.zip_path)
+                    done = progress.zip_path is not None
+                    yield show_batch(progress)
         except InputError as error:
             yield {
                 message: html_pieces.problem_line(str(error)),
@@ -84,12 +89,15 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
             }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.
             if not done or session.closed:
-                shutil.rmtree(made, ignore_errors=True)
+                shutil.rmtree(files_folder, ignore_errors=True)
 
-    def on_sent(paths: list[str] | None, request: gr.Request) -> None:
-        sessions.of(str(request.session_hash)).waiting_uploads.update(Path(path) for path in paths or [])
+    begun = start.click(lambda: gr.Button(visible=True), None, stop, **hidden)
+    running = begun.then(on_start, [upload, model, formats], [message, table, result, upload], **queue)
+    running.then(lambda: gr.Button(visible=False), None, stop, **hidden)
 
+    @stop.click(inputs=None, outputs=[stop, message, table, upload], cancels=[running], **hidden)
     def on_stop() -> Updates:
         return {
             stop: gr.Button(visible=False),
@@ -97,23 +105,6 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
             table: "",
             upload: None,
         }
-
-    queue: dict[str, Any] = {
-        "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden"
-    }  # fmt: skip
-    gone: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    upload.upload(on_sent, upload, None, **gone)
-    begun = start.click(lambda: gr.Button(visible=True), None, stop, **gone)
-    running = begun.then(run, [upload, model, formats], [message, table, result, upload], **queue)
-    running.then(lambda: gr.Button(visible=False), None, stop, **gone)
-    # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.
-    stop.click(
-        on_stop,
-        None,
-        [stop, message, table, upload],
-        cancels=[running],
-        **gone,
-    )
 
 
 def _progress_line(progress: BatchProgress) -> str:
