@@ -1,1 +1,1 @@
-"""What a reader takes along of a case: a page, a PDF, mask files."""
+"""What is taken along of a case: a reader's page, PDF and mask files, and a program's answer."""

@@ -1,13 +1,12 @@
 """The picture viewer as data: what the browser needs to show a picture and every model's mark without asking again.
 
-The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `scene_json(...)` as its value;
-None empties it. It sends three events, whose data are attributes of `gr.EventData`; each has `evt.key`, the scene's,
-to drop what came too late:
+The page embeds it as `viewer = gr.HTML(None, **VIEWER, elem_id="viewer")` and returns `viewer_value(session)` as its
+value; None empties it. It sends three events, whose data are attributes of `gr.EventData`; each has `evt.key`, the
+scene's, to drop what came too late:
 
     viewer.input(fn, ...)    evt.slice: int, counted from 0
     viewer.release(fn, ...)  evt.threshold: float 0.01–0.99, None for each model's own again
-    viewer.select(fn, ...)   evt.step: what the reader did, the fields of
-    `demo.session.prompt_dialogue.PromptStep`; evt.slice
+    viewer.select(fn, ...)   evt.step: the fields of `demo.session.prompt_dialogue.PromptStep`; evt.slice
 
 It sends the next step when the last one's answer is there: a value whose `prompt.handled` has changed.
 
