@@ -49,7 +49,7 @@ def test_soft_labels_are_resized_to_the_picture_and_may_be_written_to(cases, sof
 
 SAME_BATCHES = """
 import torch
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.learn.augment import Augmentation
 from segcore.learn.loader import TrainingSet, build_loader, training_input
 

@@ -324,7 +324,7 @@ def test_what_the_check_says_holds_nothing_of_a_header_but_its_geometry(ct, caps
 WITHOUT_THE_EXTRA = """
 import sys
 sys.modules["pydicom"] = sys.modules["nibabel"] = sys.modules["highdicom"] = None
-from segcore.dataset import open_dataset
+from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 print(len([c.image() for c in open_dataset(sys.argv[1]).cases]))
 try:

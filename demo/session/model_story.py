@@ -9,6 +9,7 @@ from segcore.bundle.story import (
     FORMAT_NAMES,
     PRECISION_WORDS,
     SPLIT_WORDS,
+    count_training_cases,
     ct_window_name,
     data_name,
     decision_words,
@@ -19,7 +20,6 @@ from segcore.bundle.story import (
     labelled_share,
     limits,
     loss_words,
-    training_cases,
 )
 from segcore.picture.preprocess import InputSpec
 from segcore.words import bounded_ratio
@@ -175,7 +175,7 @@ def input_words(spec: InputSpec) -> str:
 
 
 def _learned_words(manifest: Manifest) -> str:
-    counts, used = manifest.data.counts, training_cases(manifest)
+    counts, used = manifest.data.counts, count_training_cases(manifest)
     what, where = ", ".join(manifest.classes), f"the data set {data_name(manifest)}"
     if used is None:
         return f"It learned to mark {what} from {where}."

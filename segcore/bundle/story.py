@@ -65,7 +65,7 @@ def has_random_start(manifest: Manifest) -> bool:
     return manifest.pretrained.lower() == NO_WEIGHTS
 
 
-def training_cases(manifest: Manifest) -> int | None:
+def count_training_cases(manifest: Manifest) -> int | None:
     """Cases that training took, which `--limit` may have made fewer than there are; None where nobody counted."""
     count, limit = manifest.data.counts.get("train"), manifest.settings.get("limit")
     return min(count, limit) if count is not None and isinstance(limit, int) else count
@@ -186,7 +186,7 @@ def _training_limits(m: Manifest) -> list[str]:
         )  # fmt: skip
     if has_random_start(m):
         found.append("No pretrained weights: training started from random weights.")
-    train, share = training_cases(m), labelled_share(m)
+    train, share = count_training_cases(m), labelled_share(m)
     if share < 1:
         found.append(f"Only the masks of {100 * share:g} % of the training patients were used.")
     if train is not None and train < FEW_CASES:

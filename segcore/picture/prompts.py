@@ -80,15 +80,11 @@ def prompt_of(points: Sequence[float], background: Sequence[float], box: Sequenc
     places = [
         (*pair, inside)
         for many, inside in ((points, True), (background, False))
-        for pair in _point_pairs(many)
+        for pair in zip(many[::2], many[1::2], strict=True)
     ]
     if not places and not box:
         return None
     return Prompt(points=tuple(places), box=(box[0], box[1], box[2], box[3]) if box else None)
-
-
-def _point_pairs(numbers: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _numbers_text(numbers: Sequence[float]) -> str:
