@@ -16,7 +16,10 @@ from segcore.picture.preprocess import OutputSpec, mask_of_logits
 from segcore.picture.prompts import answer_spec
 from segcore.words import fixed_percent
 
-_LEAST_SPREAD = 1e-3  # of the reference's spread; a collapsed network keeps less than its rounding noise
+_LEAST_SPREAD = 1e-3
+"""Share of the reference's spread; a collapsed network keeps less than its rounding noise."""
+_MOST_IOU_CHANGE = 0.01
+"""Change of an estimated IoU that may be: our own choice; candidates that differ by less are as good as each other."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class ParityLimits:
 
 # docs/architecture.md, section 5: fp32 and fp16 against torch; int8 against its own golden masks.
 PARITY_LIMITS = {"fp32": ParityLimits(0.001), "fp16": ParityLimits(0.005), "int8": ParityLimits(0.005, 0.02)}
+PROMPT_LIMITS = PARITY_LIMITS | {"int8": PARITY_LIMITS["fp32"]}
+"""Precision of a bundle → limits of its answers against torch: encoder and decoder stay in float beside INT8."""
 UNGATED = ParityLimits()
 
 
@@ -62,43 +67,6 @@ class Parity:
         return found
 
 
-def check_parity(
-    logits: Sequence[np.ndarray] | np.ndarray,
-    reference: Sequence[np.ndarray] | np.ndarray,
-    spec: OutputSpec,
-    sizes_px: Sequence[tuple[int, int]],
-) -> Parity:
-    """Compares masks at the pictures' own sizes, and notices an output that no longer depends on its input.
-
-    Args:
-        logits: of the engine, N × (K×h×w).
-        reference: of torch, or the golden logits; the same shapes.
-        spec: the model's output.
-        sizes_px: N heights and widths of the masks.
-    """
-    shares = [
-        disagreement(mask_of_logits(a, spec, size), mask_of_logits(b, spec, size))
-        for a, b, size in zip(logits, reference, sizes_px, strict=True)
-    ]
-    over_pixels, over_cases = _output_spreads(np.asarray(logits))
-    expected_pixels, expected_cases = _output_spreads(np.asarray(reference))
-    finite = bool(np.isfinite(over_pixels) and np.isfinite(over_cases))
-    same_for_all = len(shares) > 1 and over_cases <= _LEAST_SPREAD * expected_cases
-    constant = not finite or over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
-    return Parity(float(np.mean(shares)), float(np.max(shares)), constant)
-
-
-def _output_spreads(logits: np.ndarray) -> tuple[float, float]:
-    """Largest standard deviation over pixels, and over cases."""
-    return float(logits.std(axis=(2, 3)).max()), float(logits.std(axis=0).max())
-
-
-PROMPT_LIMITS = PARITY_LIMITS | {"int8": PARITY_LIMITS["fp32"]}
-"""Precision of a bundle → limits of its answers against torch: encoder and decoder stay in float beside INT8."""
-_MOST_IOU_CHANGE = 0.01
-"""Change of an estimated IoU that may be: our own choice; candidates that differ by less are as good as each other."""
-
-
 @dataclass(frozen=True)
 class PromptParity:
     """How far an engine's answers are from the reference's.
@@ -127,6 +95,32 @@ class PromptParity:
         return found
 
 
+def check_parity(
+    logits: Sequence[np.ndarray] | np.ndarray,
+    reference: Sequence[np.ndarray] | np.ndarray,
+    spec: OutputSpec,
+    sizes_px: Sequence[tuple[int, int]],
+) -> Parity:
+    """Compares masks at the pictures' own sizes, and notices an output that no longer depends on its input.
+
+    Args:
+        logits: of the engine, N × (K×h×w).
+        reference: of torch, or the golden logits; the same shapes.
+        spec: the model's output.
+        sizes_px: N heights and widths of the masks.
+    """
+    shares = [
+        disagreement(mask_of_logits(a, spec, size), mask_of_logits(b, spec, size))
+        for a, b, size in zip(logits, reference, sizes_px, strict=True)
+    ]
+    over_pixels, over_cases = _output_spreads(np.asarray(logits))
+    expected_pixels, expected_cases = _output_spreads(np.asarray(reference))
+    finite = bool(np.isfinite(over_pixels) and np.isfinite(over_cases))
+    same_for_all = len(shares) > 1 and over_cases <= _LEAST_SPREAD * expected_cases
+    constant = not finite or over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
+    return Parity(float(np.mean(shares)), float(np.max(shares)), constant)
+
+
 def check_prompt_parity(
     replies: Replies, reference: Replies, output: OutputSpec, size_px: tuple[int, int]
 ) -> PromptParity:
@@ -143,12 +137,19 @@ def check_prompt_parity(
     masks = replies.logits.reshape(-1, 1, *replies.logits.shape[-2:])
     expected = reference.logits.reshape(masks.shape)
     parity = check_parity(masks, expected, answer_spec(output), [size_px] * len(masks))
+    # "not above" and not "at most": where the answers hold no numbers, their spread is NaN, and they are deaf.
+    deaf = not _spread_over_prompts(replies) > _LEAST_SPREAD * _spread_over_prompts(reference)
     return PromptParity(
         parity=parity,
         iou_change=float(np.abs(replies.iou - reference.iou).max()),
-        deaf=not _spread_over_prompts(replies) > _LEAST_SPREAD * _spread_over_prompts(reference),
+        deaf=deaf,
         answers=len(masks),
     )
+
+
+def _output_spreads(logits: np.ndarray) -> tuple[float, float]:
+    """Largest standard deviation over pixels, and over cases."""
+    return float(logits.std(axis=(2, 3)).max()), float(logits.std(axis=0).max())
 
 
 def _spread_over_prompts(replies: Replies) -> float:

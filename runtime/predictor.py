@@ -15,13 +15,16 @@ from time import perf_counter
 import numpy as np
 
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
-from runtime.engines.seam import Engine, available_threads, choose_engine, open_engine
+from runtime.engines.seam import Engine, available_threads, choose_engine, choose_threads, open_engine
 from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
 from segcore.picture.preprocess import InputSpec, decide, prepare, probabilities
 from segcore.picture.quality import quality_of
+
+_MOST_WORKERS = 4
+"""Threads that prepare images and finish masks; more than the engine's few milliseconds can keep busy."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,6 @@ class Prediction:
     timings: Timings
     quality: float | None = None
     first_quality: float | None = None
-
-
-_MOST_WORKERS = 4
-"""Threads that prepare images and finish masks; more than the engine's few milliseconds can keep busy."""
 
 
 class Predictor:
@@ -123,13 +122,11 @@ class Predictor:
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle)
         manifest = bundle.manifest
-        if threads is not None and threads < 1:
-            raise InputError(f"--threads: must be at least 1, got {threads}")
+        threads = choose_threads(threads)
         name = choose_engine(bundle, engine)
-        some = threads or available_threads()
-        most = streams if name == "tensorrt" else some  # a GPU's streams need no CPU threads
+        most = streams if name == "tensorrt" else threads  # a GPU's streams need no CPU threads
         if not 1 <= streams <= most:
-            raise InputError(f"--streams: must be 1 to {some}, the number of threads, got {streams}")
+            raise InputError(f"--streams: must be 1 to {threads}, the number of threads, got {streams}")
         files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)
 
         def open_file(variant: Variant) -> Engine:
@@ -137,14 +134,14 @@ class Predictor:
                 name,
                 bundle.path(variant.file),
                 precision=manifest.precision,
-                threads=some,
+                threads=threads,
                 streams=streams,
                 target=manifest.engine_target,
                 cache=cache,
             )
 
         opened = FileEngines(files, open_file)
-        return cls(bundle, opened, engine_name=name, threads=some, streams=streams, batch=batch)
+        return cls(bundle, opened, engine_name=name, threads=threads, streams=streams, batch=batch)
 
     @property
     def manifest(self) -> Manifest:

@@ -17,7 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
-from runtime.engines.seam import available_threads, choose_engine
+from runtime.engines.seam import choose_engine, choose_threads
 from runtime.engines.tensor_session import TensorSession, open_session
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
@@ -32,6 +32,9 @@ from segcore.picture.prompts import (
     choose_candidate,
     prompt_arrays,
 )
+
+FEATURES = ("image", "middle", "fine")
+"""What the encoder gives and the decoder takes, at strides 16, 8 and 4."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class EncodedImage:
 
     Attributes:
         image_px: height and width of the image.
-        features: `runtime.promptable.FEATURES`, by name.
+        features: `FEATURES`, by name.
         timings: of looking.
     """
 
@@ -132,15 +135,13 @@ class PromptPredictor:
         """
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle)
-        if threads is not None and threads < 1:
-            raise InputError(f"--threads: must be at least 1, got {threads}")
+        threads = choose_threads(threads)
         spec = prompt_spec(bundle)
         name = choose_engine(bundle, engine)
-        some = threads or available_threads()
         model = open_prompt_model(
-            name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=some
+            name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=threads
         )
-        return cls(bundle, spec, model, engine_name=name, threads=some)
+        return cls(bundle, spec, model, engine_name=name, threads=threads)
 
     @property
     def manifest(self) -> Manifest:
@@ -182,14 +183,15 @@ class PromptPredictor:
         points, labels = prompt_arrays(
             [prompt], encoded.image_px, self.manifest.input.size_px, self.spec.slots
         )
+        # A mask that the model was never trained to take would be noise to it.
         given = before.logits if before is not None and self.spec.mask_input else None
         logits, iou = self.model.decode(encoded.features, points, labels, given)
         decoded = perf_counter()
         best = choose_candidate(iou, prompt, self.spec, again=given is not None)
         chosen = logits[best]
-        one = answer_spec(self.manifest.output)
-        probability = probabilities(chosen[None], one, encoded.image_px)
-        mask = decide(probability, one)
+        mask_spec = answer_spec(self.manifest.output)
+        probability = probabilities(chosen[None], mask_spec, encoded.image_px)
+        mask = decide(probability, mask_spec)
         done = perf_counter()
         return PromptAnswer(
             mask=mask,
@@ -242,11 +244,7 @@ def prompt_spec(bundle: Bundle) -> PromptSpec:
     return spec
 
 
-# The two graphs of a promptable bundle, opened: arrays in, arrays out. `runtime.promptable` is
-# what one asks.
-
-FEATURES = ("image", "middle", "fine")
-"""What the encoder gives and the decoder takes, at strides 16, 8 and 4."""
+# --- the two graphs themselves: arrays in, arrays out, in the network's own pixels ---
 
 
 class PromptModel:
@@ -308,9 +306,9 @@ def open_prompt_model(engine: str, encoder: Path, decoder: Path, *, threads: int
     Raises:
         InputError: the engine is not installed or takes no such graphs, or a file does not open.
     """
-    with ExitStack() as stack:
-        first = open_session(engine, encoder, threads=threads)
-        stack.callback(first.close)
-        second = open_session(engine, decoder, threads=threads)
+    with ExitStack() as stack:  # where the decoder does not open, the encoder is closed again
+        opened_encoder = open_session(engine, encoder, threads=threads)
+        stack.callback(opened_encoder.close)
+        opened_decoder = open_session(engine, decoder, threads=threads)
         stack.pop_all()
-    return PromptModel(first, second)
+    return PromptModel(opened_encoder, opened_decoder)

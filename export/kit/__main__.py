@@ -7,7 +7,7 @@ import tarfile
 from datetime import date
 from pathlib import Path
 
-from export.kit.wheel import edge_version
+from export.kit.wheel import wheel_version
 from runtime.device.speed import check_baseline
 from runtime.engines.seam import builds_tensorrt, engines_for
 from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
@@ -200,7 +200,7 @@ def readme(
         BASELINE_ENGINE="\n(The baseline's: device-report-baseline-engine/.)" if baseline else "",
         SPEED=_speed_text(manifest, baseline.manifest, compares) if baseline else "",
         TIME=date.today().isoformat(),
-        VERSION=edge_version(),
+        VERSION=wheel_version(),
         SHA256=bundle.sha256,
     )
     if not tensorrt:  # nothing to cross-check without TensorRT

@@ -141,7 +141,7 @@ def build_wheel(out: Path) -> Path:
     return next(out.glob(f"{NAME.replace('-', '_')}-*.whl"))
 
 
-def edge_version() -> str:
+def wheel_version() -> str:
     """The release and the commit, as PEP 440 has it: "0.1.0+4bce4ac.dirty"."""
     commit = re.sub(r"[^A-Za-z0-9]+", ".", made_now().commit).strip(".")
     return f"{__version__}+{commit}"
@@ -153,7 +153,7 @@ requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
 [project]
 name = "{NAME}"
-version = "{edge_version()}"
+version = "{wheel_version()}"
 description = "sam2edge on the device: builds, verifies, runs and measures exported bundles"
 requires-python = ">=3.10"
 dependencies = {list(BASE)}

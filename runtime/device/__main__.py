@@ -28,6 +28,7 @@ from runtime.device.sensors import (
 from runtime.device.speed import (
     PICTURE_PX,
     DeviceFigures,
+    TimingPlan,
     check_baseline,
     check_comparing,
     compare_speed,
@@ -86,14 +87,14 @@ def main(settings: DeviceSettings) -> None:
     """
     check_out(settings.out, overwrite=settings.overwrite)
     source = open_bundle(settings.bundle)
-    baseline = _open_baseline(settings, source)
+    baseline = _open_baseline(settings, source)  # refused now, before minutes are spent
     report, bundle = measure_device(settings, source)
-    _write_report(report, settings.out)  # whatever becomes of the baseline, this much is kept
+    write_text(settings.out, report.to_json())  # whatever becomes of the baseline, this much is kept
     for name, value in _report_lines(report):
         print(f"{name:30}{value}")
     if baseline and report.verification.passed:
         report = _add_speed(report, bundle, baseline, settings)
-        _write_report(report, settings.out)
+        write_text(settings.out, report.to_json())
     _print_result(report, settings.out)
     if not report.verification.passed:
         raise GateError(
@@ -113,6 +114,21 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out {out}: must not exist yet, it does; move it away, or add --overwrite")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: must lie in a folder that is there, {out.parent} is not; make it")
+
+
+def _open_baseline(settings: DeviceSettings, bundle: Bundle) -> Bundle | None:
+    """The baseline as it was brought, with all that can be refused before minutes are spent.
+
+    Raises:
+        InputError: its time and the bundle's cannot be compared, or not with this engine.
+    """
+    if settings.baseline is None:
+        return None
+    baseline = open_bundle(settings.baseline)
+    check_comparing(settings.engine, check_baseline(bundle, baseline), baseline)
+    if _needs_building(baseline, settings.engine):
+        engine_folder(settings.out, of="baseline")
+    return baseline
 
 
 def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceReport, Bundle]:
@@ -136,13 +152,7 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
     with Predictor.open(
         bundle, engine=settings.engine, threads=settings.threads, size_px=size_px
     ) as predictor:
-        measured = measure_predictor(
-            predictor,
-            watch,
-            warm_up_s=settings.warm_up_s,
-            rounds=settings.rounds,
-            burst_s=settings.burst_s,
-        )
+        figures = measure_predictor(predictor, watch, _timing_plan(settings))
     inspected = inspect_engine(bundle, build_s=build_s) if settings.engine == "tensorrt" else None
     # Without folders, which may hold a user's name.
     command = f"python -m runtime.device --engine {settings.engine} --warm-up-s {settings.warm_up_s:g} "
@@ -151,7 +161,7 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
         source,
         bundle,
         found,
-        measured,
+        figures,
         inspected,
         watch,
         command=command,
@@ -161,26 +171,15 @@ def measure_device(settings: DeviceSettings, source: Bundle) -> tuple[DeviceRepo
     return report, bundle
 
 
+def _timing_plan(settings: DeviceSettings) -> TimingPlan:
+    return TimingPlan(warm_up_s=settings.warm_up_s, rounds=settings.rounds, burst_s=settings.burst_s)
+
+
 def _why_no_speed(settings: DeviceSettings, failures: tuple[str, ...]) -> str:
     """Why a report holds no speed against a baseline, should none be put into it."""
     if settings.baseline is None:
         return "no baseline was given"
     return "the masks are not the bundle's" if failures else "the comparison with the baseline did not end"
-
-
-def _open_baseline(settings: DeviceSettings, bundle: Bundle) -> Bundle | None:
-    """The baseline as it was brought, with all that can be refused before minutes are spent.
-
-    Raises:
-        InputError: its time and the bundle's cannot be compared, or not with this engine.
-    """
-    if settings.baseline is None:
-        return None
-    baseline = open_bundle(settings.baseline)
-    check_comparing(settings.engine, check_baseline(bundle, baseline), baseline)
-    if needs_building(baseline, settings.engine):
-        engine_folder(settings.out, of="baseline")
-    return baseline
 
 
 def _add_speed(
@@ -189,39 +188,176 @@ def _add_speed(
     """The report with the bundle's speed against the baseline."""
     opened, _ = make_runnable(baseline, settings.engine, settings.out, of="baseline")
     speed = compare_speed(
-        bundle,
-        opened,
-        engine=settings.engine,
-        threads=report.threads,
-        warm_up_s=settings.warm_up_s,
-        rounds=settings.rounds,
-        burst_s=settings.burst_s,
+        bundle, opened, _timing_plan(settings), engine=settings.engine, threads=report.threads
     )
     unread = {name: why for name, why in report.unread.items() if name != "speed"}
     return report.model_copy(update={"speed": speed, "unread": unread})
 
 
-def _write_report(report: DeviceReport, out: Path) -> None:
-    write_text(out, report.model_dump_json(indent=2) + "\n")
+# --- the bundle that the engine opens ---
 
 
-def _print_result(report: DeviceReport, out: Path) -> None:
-    """How fast against the baseline, and the JSON line."""
-    speed = report.speed
-    if speed:
-        print(f"{'speed':30}{speed_text(speed, report.bundle.precision)}")
-    print_result(
-        report=str(out),
-        device=report.device,
-        engine=report.engine,
-        engine_version=report.engine_version,
-        latency_ms_p50=report.latency_ms.p50,
-        end_to_end_ms_p50=report.end_to_end_ms.p50,
-        passed=report.verification.passed,
-        speedup=speed.speedup if speed else None,
-        against=speed.against if speed else None,
-        fast_enough=report.fast_enough,
+def make_runnable(source: Bundle, engine: str, out: Path, *, of: str = "") -> tuple[Bundle, float | None]:
+    """The bundle that the engine opens, and the seconds that building it took; None where nothing was built.
+
+    Args:
+        source: the bundle that was brought.
+        engine: to run it with.
+        out: the report's file; see `engine_folder`.
+        of: as in `engine_folder`.
+
+    Raises:
+        InputError: this engine cannot run the bundle, or TensorRT cannot build it here.
+        GateError: TensorRT built it, and its masks are not the bundle's.
+    """
+    if not _needs_building(source, engine):
+        choose_engine(source, engine)
+        return source, None
+    folder = engine_folder(out, of=of)
+    # One for both engines of a report: two precisions of a network have kernels in common.
+    timings = out.with_name(f"{out.stem}-engine-timings")
+    log(f"building TensorRT's engine into {folder}; minutes on a small device")
+    begin = time.perf_counter()
+    build_bundle(source, folder, overwrite=True, timing_cache=timings)
+    return open_bundle(folder), time.perf_counter() - begin
+
+
+def _needs_building(source: Bundle, engine: str) -> bool:
+    """Whether the engine opens a bundle only after it was built from it."""
+    return engine == "tensorrt" and source.manifest.format in BUILDS_FROM
+
+
+def engine_folder(out: Path, *, of: str = "") -> Path:
+    """Where an engine of a report is built: beside it. One of an earlier run is replaced, nothing else.
+
+    Args:
+        out: the report's file.
+        of: "baseline" for the engine that the report's is compared with.
+
+    Raises:
+        InputError: another folder has that name.
+    """
+    folder = out.with_name(f"{out.stem}-{of}-engine" if of else f"{out.stem}-engine")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise InputError(f"--out {out}: {folder} must be free for the engine, is not; move it away")
+    return folder
+
+
+# --- the report ---
+
+
+def assemble_report(
+    source: Bundle,
+    bundle: Bundle,
+    found: Verification,
+    figures: DeviceFigures,
+    inspected: EngineInspection | None,
+    watch: SensorWatch,
+    *,
+    command: str,
+    warm_up_s: float,
+    no_speed: str,
+) -> DeviceReport:
+    """Puts everything into the report, with the reason of whatever could not be read.
+
+    Args:
+        source: the bundle that the kit brought.
+        bundle: the one that ran; for TensorRT the engine that was built from `source`.
+        found: of the golden cases.
+        figures: of any engine.
+        inspected: TensorRT's own figures; None for other engines.
+        watch: with all its snapshots.
+        command: how the measurement was called, without folders.
+        warm_up_s: seconds before the first timed call.
+        no_speed: why there is no comparison with a baseline so far.
+    """
+    board, mode = read_board(), read_power_mode()
+    pinned = clocks_pinned(watch.snapshots[0])
+    reasons = {
+        "board.model": (board.model, "no device tree and no DMI names it"),
+        "board.l4t": (board.l4t, "no /etc/nv_tegra_release: not a Jetson"),
+        "board.jetpack": (
+            board.jetpack,
+            "no Jetson" if board.l4t is None else "a release that is not known here",
+        ),
+        "board.memory_mib": (board.memory_mib, "no /proc/meminfo"),
+        "power_mode": (mode, "nvpmodel is not here, or tells nothing"),
+        "clocks_pinned": (pinned, "no clock could be read"),
+        "other_load_share": (figures.other_load_share, "no /proc/stat"),
+        "latency_no_copies_ms": (inspected, f"{found.engine} computes in the CPU's own memory"),
+        "device_memory_mib": (inspected, f"{found.engine} holds nothing on a GPU"),
+        "guard": (source.manifest.guard, "the bundle holds no record of a guard"),
+        "tensorrt": (inspected, f"{found.engine} ran"),
+        "speed": (None, no_speed),  # comes after the rest, if at all
+    }
+    unread = {name: why for name, (value, why) in reasons.items() if value is None}
+    return DeviceReport(
+        sam2edge=installed_version(),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        python=platform.python_version(),
+        host=describe_host(),
+        versions=library_versions(),
+        board=board,
+        power_mode=mode,
+        clocks_pinned=pinned,
+        throttling=find_throttling(watch.snapshots),
+        engine=found.engine,
+        engine_version=found.engine_version,
+        engine_target=bundle.manifest.engine_target,
+        threads=found.threads,
+        bundle=_describe_bundle(source, bundle),
+        guard=source.manifest.guard,
+        verification=VerificationFacts(
+            cases=found.cases,
+            mean_share=found.parity.mean_share,
+            worst_share=found.parity.worst_share,
+            constant=found.parity.constant,
+            failures=found.failures,
+        ),
+        warm_up_s=warm_up_s,
+        latency_ms=figures.latency_ms,
+        latency_no_copies_ms=inspected.latency_no_copies_ms if inspected else None,
+        end_to_end_ms=figures.end_to_end_ms,
+        throughput_images_s=figures.throughput_images_s,
+        picture_px=(PICTURE_PX, PICTURE_PX),
+        process_peak_mib=figures.process_peak_mib,
+        device_memory_mib=inspected.device_memory_mib if inspected else None,
+        other_load_share=figures.other_load_share,
+        tensorrt=inspected.facts if inspected else None,
+        snapshots=tuple(watch.snapshots),
+        unread=unread | unread_sensors(watch.snapshots),
     )
+
+
+def installed_version() -> str:
+    """Of the kit's wheel, which names the commit too; else of sam2edge."""
+    try:
+        return metadata.version("sam2edge-edge")
+    except metadata.PackageNotFoundError:
+        return __version__
+
+
+def _describe_bundle(source: Bundle, bundle: Bundle) -> BundleFacts:
+    manifest = source.manifest
+    return BundleFacts(
+        name=manifest.name,
+        sha256=source.sha256,
+        parent=manifest.parent,
+        kind=manifest.kind,
+        format=manifest.format,
+        precision=manifest.precision,
+        height_px=manifest.input.height_px,
+        width_px=manifest.input.width_px,
+        channels=manifest.input.channels,
+        classes=manifest.classes,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        model_bytes=bundle.manifest.model_bytes,
+    )
+
+
+# --- what is printed ---
 
 
 def _report_lines(report: DeviceReport) -> list[tuple[str, str]]:
@@ -256,161 +392,23 @@ def _percentile_text(times: Percentiles | None) -> str:
     return f"p50 {times.p50:.3g}   p90 {times.p90:.3g}   p99 {times.p99:.3g} ms ({times.calls} calls)"
 
 
-def assemble_report(
-    source: Bundle,
-    bundle: Bundle,
-    found: Verification,
-    measured: DeviceFigures,
-    inspected: EngineInspection | None,
-    watch: SensorWatch,
-    *,
-    command: str,
-    warm_up_s: float,
-    no_speed: str,
-) -> DeviceReport:
-    """Puts everything into the report, with the reason of whatever could not be read.
-
-    Args:
-        source: the bundle that the kit brought.
-        bundle: the one that ran; for TensorRT the engine that was built from `source`.
-        found: of the golden cases.
-        measured: figures of any engine.
-        inspected: TensorRT's own figures; None for other engines.
-        watch: with all its snapshots.
-        command: how the measurement was called, without folders.
-        warm_up_s: seconds before the first timed call.
-        no_speed: why there is no comparison with a baseline so far.
-    """
-    board, mode = read_board(), read_power_mode()
-    pinned = clocks_pinned(watch.snapshots[0])
-    reasons = {
-        "board.model": (board.model, "no device tree and no DMI names it"),
-        "board.l4t": (board.l4t, "no /etc/nv_tegra_release: not a Jetson"),
-        "board.jetpack": (
-            board.jetpack,
-            "no Jetson" if board.l4t is None else "a release that is not known here",
-        ),
-        "board.memory_mib": (board.memory_mib, "no /proc/meminfo"),
-        "power_mode": (mode, "nvpmodel is not here, or tells nothing"),
-        "clocks_pinned": (pinned, "no clock could be read"),
-        "other_load_share": (measured.other_load_share, "no /proc/stat"),
-        "latency_no_copies_ms": (inspected, f"{found.engine} computes in the CPU's own memory"),
-        "device_memory_mib": (inspected, f"{found.engine} holds nothing on a GPU"),
-        "guard": (source.manifest.guard, "the bundle holds no record of a guard"),
-        "tensorrt": (inspected, f"{found.engine} ran"),
-        "speed": (None, no_speed),  # comes after the rest, if at all
-    }
-    unread = {name: why for name, (value, why) in reasons.items() if value is None}
-    return DeviceReport(
-        sam2edge=edge_version(),
-        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=command,
-        python=platform.python_version(),
-        host=describe_host(),
-        versions=library_versions(),
-        board=board,
-        power_mode=mode,
-        clocks_pinned=pinned,
-        throttling=find_throttling(watch.snapshots),
-        engine=found.engine,
-        engine_version=found.engine_version,
-        engine_target=bundle.manifest.engine_target,
-        threads=found.threads,
-        bundle=_describe_bundle(source, bundle),
-        guard=source.manifest.guard,
-        verification=VerificationFacts(
-            cases=found.cases,
-            mean_share=found.parity.mean_share,
-            worst_share=found.parity.worst_share,
-            constant=found.parity.constant,
-            failures=found.failures,
-        ),
-        warm_up_s=warm_up_s,
-        latency_ms=measured.latency_ms,
-        latency_no_copies_ms=inspected.latency_no_copies_ms if inspected else None,
-        end_to_end_ms=measured.end_to_end_ms,
-        throughput_images_s=measured.throughput_images_s,
-        picture_px=(PICTURE_PX, PICTURE_PX),
-        process_peak_mib=measured.process_peak_mib,
-        device_memory_mib=inspected.device_memory_mib if inspected else None,
-        other_load_share=measured.other_load_share,
-        tensorrt=inspected.facts if inspected else None,
-        snapshots=tuple(watch.snapshots),
-        unread=unread | unread_sensors(watch.snapshots),
+def _print_result(report: DeviceReport, out: Path) -> None:
+    """How fast against the baseline, and the JSON line."""
+    speed = report.speed
+    if speed:
+        print(f"{'speed':30}{speed_text(speed, report.bundle.precision)}")
+    print_result(
+        report=str(out),
+        device=report.device,
+        engine=report.engine,
+        engine_version=report.engine_version,
+        latency_ms_p50=report.latency_ms.p50,
+        end_to_end_ms_p50=report.end_to_end_ms.p50,
+        passed=report.verification.passed,
+        speedup=speed.speedup if speed else None,
+        against=speed.against if speed else None,
+        fast_enough=report.fast_enough,
     )
-
-
-def edge_version() -> str:
-    """Of the kit's wheel, which names the commit too; else of sam2edge."""
-    try:
-        return metadata.version("sam2edge-edge")
-    except metadata.PackageNotFoundError:
-        return __version__
-
-
-def _describe_bundle(source: Bundle, bundle: Bundle) -> BundleFacts:
-    manifest = source.manifest
-    return BundleFacts(
-        name=manifest.name,
-        sha256=source.sha256,
-        parent=manifest.parent,
-        kind=manifest.kind,
-        format=manifest.format,
-        precision=manifest.precision,
-        height_px=manifest.input.height_px,
-        width_px=manifest.input.width_px,
-        channels=manifest.input.channels,
-        classes=manifest.classes,
-        parameters=manifest.parameters,
-        macs=manifest.macs,
-        model_bytes=bundle.manifest.model_bytes,
-    )
-
-
-def engine_folder(out: Path, *, of: str = "") -> Path:
-    """Where an engine of a report is built: beside it. One of an earlier run is replaced, nothing else.
-
-    Args:
-        out: the report's file.
-        of: "baseline" for the engine that the report's is compared with.
-
-    Raises:
-        InputError: another folder has that name.
-    """
-    folder = out.with_name(f"{out.stem}-{of}-engine" if of else f"{out.stem}-engine")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise InputError(f"--out {out}: {folder} must be free for the engine, is not; move it away")
-    return folder
-
-
-def needs_building(source: Bundle, engine: str) -> bool:
-    """Whether the engine opens a bundle only after it was built from it."""
-    return engine == "tensorrt" and source.manifest.format in BUILDS_FROM
-
-
-def make_runnable(source: Bundle, engine: str, out: Path, *, of: str = "") -> tuple[Bundle, float | None]:
-    """The bundle that the engine opens, and the seconds that building it took; None where nothing was built.
-
-    Args:
-        source: the bundle that was brought.
-        engine: to run it with.
-        out: the report's file; see `engine_folder`.
-        of: as in `engine_folder`.
-
-    Raises:
-        InputError: this engine cannot run the bundle, or TensorRT cannot build it here.
-        GateError: TensorRT built it, and its masks are not the bundle's.
-    """
-    if not needs_building(source, engine):
-        choose_engine(source, engine)
-        return source, None
-    folder = engine_folder(out, of=of)
-    # One for both engines of a report: two precisions of a network have kernels in common.
-    timings = out.with_name(f"{out.stem}-engine-timings")
-    log(f"building TensorRT's engine into {folder}; minutes on a small device")
-    begin = time.perf_counter()
-    build_bundle(source, folder, overwrite=True, timing_cache=timings)
-    return open_bundle(folder), time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -215,6 +215,10 @@ class DeviceReport(_ReportPart):
     snapshots: tuple[Snapshot, ...]
     unread: dict[str, str]
 
+    def to_json(self) -> str:
+        """The file's text, which `read_report` reads again."""
+        return self.model_dump_json(indent=2) + "\n"
+
     @property
     def device(self) -> str:
         """What tables call the device."""

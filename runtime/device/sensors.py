@@ -1,6 +1,6 @@
-"""Reads a device's sensors and settings; sets nothing, needs no root.
+"""Reads a device's sensors and settings, and watches them while it is measured; sets nothing, needs no root.
 
-Every function takes the root of the file system, so that a test can hand it a made /sys and /proc.
+Every reader takes the root of the file system, so that a test can hand it a made /sys and /proc.
 
 Source: the files' places and meanings follow rbonghi/jetson_stats (jtop/core/power.py, temperature.py, gpu.py,
 thor_gpu.py, nvpmodel.py, jetson_variables.py) for Jetson, and the kernel's Documentation/ABI (thermal, cpufreq,
@@ -16,12 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from runtime.device import sensors as sensors
 from runtime.device.report import Board, ClockReading, PowerMode, Snapshot
 from runtime.trt.target import read_l4t
 
 ROOT = Path("/")
-
 # Jetson Linux release → JetPack. Source: developer.nvidia.com/embedded/jetpack-archive, as gathered in
 # jetson_stats' jetson_variables.py.
 _JETPACK = {
@@ -39,6 +37,98 @@ _JETPACK = {
 # Orin's GPU is named gpu or ga10b in the device tree; Thor has one devfreq entry for each clock domain.
 _GPU_NAMES = ("gpu", "ga10b", "gv11b")
 _POWER_CHIPS = ("ina3221", "ina238")
+_FALLEN_SHARE = 0.95
+"""Of a clock's earlier value; below it the clock is said to have fallen."""
+# Field of `Snapshot` → where its numbers would be, for the reason that it is None.
+_MISSING_BECAUSE = {
+    "temperatures_c": "no readable thermal zone in /sys/devices/virtual/thermal",
+    "cpu_clocks": "no cpufreq policy in /sys/devices/system/cpu/cpufreq",
+    "gpu_clocks": "no integrated GPU in /sys/class/devfreq",
+    "power_mw": "no readable INA3221 or INA238 in /sys/bus/i2c/devices",
+    "cooling": "no cooling device in /sys/class/thermal",
+    "throttle_counts": "no counter of over-current or thermal throttling in /sys",
+    "memory_available_mib": "no MemAvailable in /proc/meminfo",
+}
+
+
+# --- watching, and what the snapshots say about the measurement ---
+
+
+class SensorWatch:
+    """Takes snapshots, and keeps them in order.
+
+    Attributes:
+        snapshots: so far.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.snapshots: list[Snapshot] = []
+        self._root, self._begin = root, time.perf_counter()
+
+    def take_snapshot(self, moment: Literal["start", "warm", "round", "end"]) -> None:
+        """Takes one."""
+        root = self._root
+        self.snapshots.append(
+            Snapshot(
+                moment=moment,
+                at_s=round(time.perf_counter() - self._begin, 3),
+                temperatures_c=read_temperatures(root),
+                cpu_clocks=read_cpu_clocks(root),
+                gpu_clocks=read_gpu_clocks(root),
+                power_mw=read_power(root),
+                cooling=read_cooling(root),
+                throttle_counts=read_throttle_counts(root),
+                memory_available_mib=read_meminfo(root, "MemAvailable"),
+            )
+        )
+
+
+def unread_sensors(snapshots: Sequence[Snapshot]) -> dict[str, str]:
+    """Fields that no snapshot holds, with the reason."""
+    return {
+        f"snapshots.{field}": why
+        for field, why in _MISSING_BECAUSE.items()
+        if all(getattr(snapshot, field) is None for snapshot in snapshots)
+    }
+
+
+def clocks_pinned(snapshot: Snapshot) -> bool | None:
+    """Whether every clock that was read is held at one value (as jetson_clocks does); None without clocks."""
+    clocks = _list_clocks(snapshot)
+    return all(clock.min_mhz == clock.max_mhz for clock in clocks) if clocks else None
+
+
+def find_throttling(snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
+    """What shows that the device held itself back while it was measured; empty where nothing does.
+
+    A clock that its governor moves says little by itself, so a clock counts where it is pinned and was lower,
+    and the GPU's where it was lower at the end than after the warm-up.
+    """
+    first, last = snapshots[0], snapshots[-1]
+    found = []
+    for name, count in (last.throttle_counts or {}).items():
+        if (more := count - (first.throttle_counts or {}).get(name, 0)) > 0:
+            found.append(f"{name} rose by {more}")
+    engaged = {name for s in snapshots if s.moment != "start" for name in (s.cooling or {})}
+    found += [f"cooling device {name} was engaged" for name in sorted(engaged)]
+    loaded = [s for s in snapshots if s.moment in ("warm", "round", "end")]
+    for name in sorted({clock.name for s in loaded for clock in _list_clocks(s)}):
+        readings = [clock for s in loaded for clock in _list_clocks(s) if clock.name == name]
+        slowest = min(readings, key=lambda clock: clock.mhz)
+        if slowest.min_mhz == slowest.max_mhz and slowest.mhz < _FALLEN_SHARE * slowest.min_mhz:
+            found.append(f"clock {name} is pinned to {slowest.min_mhz:.0f} MHz and ran at {slowest.mhz:.0f}")
+        elif any(clock.name == name for s in loaded for clock in s.gpu_clocks or ()):
+            before, after = readings[0].mhz, readings[-1].mhz
+            if after < _FALLEN_SHARE * before:
+                found.append(f"GPU clock {name} fell from {before:.0f} MHz to {after:.0f}")
+    return tuple(found)
+
+
+def _list_clocks(snapshot: Snapshot) -> tuple[ClockReading, ...]:
+    return (*(snapshot.cpu_clocks or ()), *(snapshot.gpu_clocks or ()))
+
+
+# --- reading ---
 
 
 def read_board(root: Path = ROOT) -> Board:
@@ -214,95 +304,3 @@ def _read_number(path: Path) -> float | None:
         return float(_read_text(path) or "")
     except ValueError:
         return None
-
-
-# Watches a device while it is measured: snapshots of its sensors, and what they say about the
-# measurement.
-
-_FALLEN_SHARE = 0.95
-"""Of a clock's earlier value; below it the clock is said to have fallen."""
-
-# Field of `Snapshot` → where its numbers would be, for the reason that it is None.
-_MISSING_BECAUSE = {
-    "temperatures_c": "no readable thermal zone in /sys/devices/virtual/thermal",
-    "cpu_clocks": "no cpufreq policy in /sys/devices/system/cpu/cpufreq",
-    "gpu_clocks": "no integrated GPU in /sys/class/devfreq",
-    "power_mw": "no readable INA3221 or INA238 in /sys/bus/i2c/devices",
-    "cooling": "no cooling device in /sys/class/thermal",
-    "throttle_counts": "no counter of over-current or thermal throttling in /sys",
-    "memory_available_mib": "no MemAvailable in /proc/meminfo",
-}
-
-
-class SensorWatch:
-    """Takes snapshots, and keeps them in order.
-
-    Attributes:
-        snapshots: so far.
-    """
-
-    def __init__(self, root: Path = sensors.ROOT) -> None:
-        self.snapshots: list[Snapshot] = []
-        self._root, self._begin = root, time.perf_counter()
-
-    def take_snapshot(self, moment: Literal["start", "warm", "round", "end"]) -> None:
-        """Takes one."""
-        root = self._root
-        self.snapshots.append(
-            Snapshot(
-                moment=moment,
-                at_s=round(time.perf_counter() - self._begin, 3),
-                temperatures_c=sensors.read_temperatures(root),
-                cpu_clocks=sensors.read_cpu_clocks(root),
-                gpu_clocks=sensors.read_gpu_clocks(root),
-                power_mw=sensors.read_power(root),
-                cooling=sensors.read_cooling(root),
-                throttle_counts=sensors.read_throttle_counts(root),
-                memory_available_mib=sensors.read_meminfo(root, "MemAvailable"),
-            )
-        )
-
-
-def unread_sensors(snapshots: Sequence[Snapshot]) -> dict[str, str]:
-    """Fields that no snapshot holds, with the reason."""
-    return {
-        f"snapshots.{field}": why
-        for field, why in _MISSING_BECAUSE.items()
-        if all(getattr(snapshot, field) is None for snapshot in snapshots)
-    }
-
-
-def clocks_pinned(snapshot: Snapshot) -> bool | None:
-    """Whether every clock that was read is held at one value (as jetson_clocks does); None without clocks."""
-    clocks = _list_clocks(snapshot)
-    return all(clock.min_mhz == clock.max_mhz for clock in clocks) if clocks else None
-
-
-def find_throttling(snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
-    """What shows that the device held itself back while it was measured; empty where nothing does.
-
-    A clock that its governor moves says little by itself, so a clock counts where it is pinned and was lower,
-    and the GPU's where it was lower at the end than after the warm-up.
-    """
-    first, last = snapshots[0], snapshots[-1]
-    found = []
-    for name, count in (last.throttle_counts or {}).items():
-        if (more := count - (first.throttle_counts or {}).get(name, 0)) > 0:
-            found.append(f"{name} rose by {more}")
-    engaged = {name for s in snapshots if s.moment != "start" for name in (s.cooling or {})}
-    found += [f"cooling device {name} was engaged" for name in sorted(engaged)]
-    loaded = [s for s in snapshots if s.moment in ("warm", "round", "end")]
-    for name in sorted({clock.name for s in loaded for clock in _list_clocks(s)}):
-        readings = [clock for s in loaded for clock in _list_clocks(s) if clock.name == name]
-        slowest = min(readings, key=lambda clock: clock.mhz)
-        if slowest.min_mhz == slowest.max_mhz and slowest.mhz < _FALLEN_SHARE * slowest.min_mhz:
-            found.append(f"clock {name} is pinned to {slowest.min_mhz:.0f} MHz and ran at {slowest.mhz:.0f}")
-        elif any(clock.name == name for s in loaded for clock in s.gpu_clocks or ()):
-            before, after = readings[0].mhz, readings[-1].mhz
-            if after < _FALLEN_SHARE * before:
-                found.append(f"GPU clock {name} fell from {before:.0f} MHz to {after:.0f}")
-    return tuple(found)
-
-
-def _list_clocks(snapshot: Snapshot) -> tuple[ClockReading, ...]:
-    return (*(snapshot.cpu_clocks or ()), *(snapshot.gpu_clocks or ()))

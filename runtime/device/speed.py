@@ -1,6 +1,8 @@
-"""A bundle against its baseline, the same network in a higher precision, in one engine on this device.
+"""How fast a bundle is on this device: its own times, and those against its baseline in turns.
 
-An INT8 that is not faster is not worth its error, and only the device that runs it can tell.
+Its own: latency of the engine alone and end to end, throughput, and how much other programs took meanwhile. The
+baseline is the same network in a higher precision, in the same engine: an INT8 that is not faster is not worth its
+error, and only the device that runs it can tell.
 """
 
 from __future__ import annotations
@@ -33,8 +35,108 @@ from segcore.phantom import phantom_case
 from segcore.picture.preprocess import InputSpec, prepare
 from segcore.words import bounded_ratio
 
+PICTURE_PX = 512
+"""Side of the pictures that go end to end."""
+PICTURES = 8
+"""Different pictures, which take turns."""
+THROUGHPUT_S = 3.0
+"""Seconds of pictures one after another, at most."""
 _PRECISION_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
 _ENGINE_TITLE = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long a bundle is timed.
+
+    Attributes:
+        warm_up_s: seconds of calls before the first timed one; clocks and temperature settle meanwhile.
+        rounds: bursts of timed calls.
+        burst_s: seconds a burst, for each way to call.
+    """
+
+    warm_up_s: float
+    rounds: int
+    burst_s: float
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """Figures of one opened bundle; as in `runtime.device.report.DeviceReport`."""
+
+    latency_ms: Percentiles
+    end_to_end_ms: Percentiles
+    throughput_images_s: float
+    other_load_share: float | None
+    process_peak_mib: float
+
+
+def measure_predictor(predictor: Predictor, watch: SensorWatch, plan: TimingPlan) -> DeviceFigures:
+    """Warms up, then times in bursts with a look at the sensors after each, then lets pictures flow.
+
+    Args:
+        predictor: opened.
+        watch: takes the snapshots.
+        plan: how long.
+    """
+    pictures = device_pictures(predictor.manifest.input)
+    batches = [prepare(picture, predictor.manifest.input)[None].copy() for picture in pictures]
+    warm_up(predictor, batches, plan.warm_up_s)
+    watch.take_snapshot("warm")
+    before = read_processor_times()
+    calls = ModelCalls(
+        run=lambda i: predictor.run(batches[i % PICTURES]),
+        predict=lambda i: predictor.predict(pictures[i % PICTURES]),
+    )
+    (samples,) = time_interleaved(
+        [calls], rounds=plan.rounds, burst_s=plan.burst_s, progress=lambda: watch.take_snapshot("round")
+    )
+    seconds = min(THROUGHPUT_S, plan.burst_s * plan.rounds)
+    throughput = _measure_throughput(predictor, pictures, seconds=seconds)
+    share = others_share(before, read_processor_times())
+    watch.take_snapshot("end")
+    return DeviceFigures(
+        latency_ms=percentiles(samples.engine_ms),
+        end_to_end_ms=percentiles(samples.end_to_end_ms),
+        throughput_images_s=throughput,
+        other_load_share=share,
+        process_peak_mib=peak_memory_mib(),  # before anything else is opened in this process
+    )
+
+
+def device_pictures(spec: InputSpec) -> list[np.ndarray]:
+    """Procedural films of `PICTURE_PX`, in the depth and over the window that the model knows; H×W."""
+    pictures = [phantom_case("cxr", i, seed=7, size_px=PICTURE_PX)[0] for i in range(PICTURES)]
+    if spec.depth == "uint8":
+        return pictures
+    low, high = spec.window
+    return [(low + picture * ((high - low) / 255.0)).astype(spec.depth) for picture in pictures]
+
+
+def warm_up(predictor: Predictor, batches: Sequence[np.ndarray], seconds: float) -> None:
+    """Calls the engine alone for so long, once at least."""
+    end = time.perf_counter() + seconds
+    predictor.run(batches[0])
+    while time.perf_counter() < end:
+        for batch in batches:
+            predictor.run(batch)
+
+
+def _measure_throughput(predictor: Predictor, pictures: Sequence[np.ndarray], *, seconds: float) -> float:
+    """Pictures a second through `Predictor.map`, which prepares some while the engine works on others."""
+    end = time.perf_counter() + seconds
+
+    def flow() -> Iterator[np.ndarray]:
+        yield from pictures
+        while time.perf_counter() < end:
+            yield from pictures
+
+    begin = time.perf_counter()
+    count = sum(1 for _ in predictor.map(flow()))
+    return count / (time.perf_counter() - begin)
+
+
+# --- against the baseline ---
 
 
 def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
@@ -80,6 +182,22 @@ def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
     return engines
 
 
+def _comparing_engines(bundle: Bundle) -> tuple[str, ...]:
+    """The engines in which a bundle's time means something; a tensorrt-onnx bundle runs elsewhere for its numbers."""
+    able = engines_for(bundle)
+    if bundle.manifest.format == "tensorrt-onnx":
+        return ("tensorrt",)
+    return (*able, "tensorrt") if builds_tensorrt(bundle.manifest) else able
+
+
+def _short_hash(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "nothing that is known"
+
+
+def _size_text(manifest: Manifest) -> str:
+    return "×".join(map(str, manifest.input.size_px))
+
+
 def check_comparing(engine: str, engines: tuple[str, ...], baseline: Bundle) -> None:
     """Refuses an engine that cannot compare the two.
 
@@ -93,34 +211,22 @@ def check_comparing(engine: str, engines: tuple[str, ...], baseline: Bundle) -> 
         )
 
 
-def _comparing_engines(bundle: Bundle) -> tuple[str, ...]:
-    """The engines in which a bundle's time means something; a tensorrt-onnx bundle runs elsewhere for its numbers."""
-    able = engines_for(bundle)
-    if bundle.manifest.format == "tensorrt-onnx":
-        return ("tensorrt",)
-    return (*able, "tensorrt") if builds_tensorrt(bundle.manifest) else able
-
-
 def compare_speed(
     bundle: Bundle,
     baseline: Bundle,
+    plan: TimingPlan,
     *,
     engine: str,
     threads: int,
-    warm_up_s: float,
-    rounds: int,
-    burst_s: float,
 ) -> SpeedRatio:
     """Verifies the baseline, then times both in turns in one run, the engine alone.
 
     Args:
         bundle: verified, as the engine opens it.
         baseline: as the engine opens it.
+        plan: how long; half of the warm-up for each.
         engine: for both.
         threads: CPU threads, for both.
-        warm_up_s: seconds of calls before the first timed one, half of them for each.
-        rounds: of the interleaving.
-        burst_s: seconds a burst.
 
     Raises:
         GateError: the baseline's masks are not those of its golden cases.
@@ -134,15 +240,19 @@ def compare_speed(
         )
     spec = bundle.manifest.input
     batches = [prepare(picture, spec)[None].copy() for picture in device_pictures(spec)]
-    log(f"timing {bundle.manifest.precision} and {baseline.manifest.precision} in turns, {rounds} rounds")
+    log(
+        f"timing {bundle.manifest.precision} and {baseline.manifest.precision} in turns, {plan.rounds} rounds"
+    )
     with (
         Predictor.open(bundle, engine=engine, threads=threads, size_px=spec.size_px) as ours,
         Predictor.open(baseline, engine=engine, threads=threads, size_px=spec.size_px) as theirs,
     ):
         for predictor in (ours, theirs):
-            warm_up(predictor, batches, warm_up_s / 2)
+            warm_up(predictor, batches, plan.warm_up_s / 2)
         fast, slow = time_interleaved(
-            [_model_calls(predictor, batches) for predictor in (ours, theirs)], rounds=rounds, burst_s=burst_s
+            [_engine_calls(predictor, batches) for predictor in (ours, theirs)],
+            rounds=plan.rounds,
+            burst_s=plan.burst_s,
         )
         version = ours.engine_version
     speedup, low, high = speedups(fast, slow)
@@ -154,11 +264,11 @@ def compare_speed(
         speedup=speedup,
         low=low,
         high=high,
-        rounds=rounds,
+        rounds=plan.rounds,
     )
 
 
-def _model_calls(predictor: Predictor, batches: list[np.ndarray]) -> ModelCalls:
+def _engine_calls(predictor: Predictor, batches: list[np.ndarray]) -> ModelCalls:
     return ModelCalls(run=lambda i: predictor.run(batches[i % PICTURES]))
 
 
@@ -184,100 +294,3 @@ def speed_text(speed: SpeedRatio, precision: str) -> str:
         f"{precision} is {bounded_ratio(speed.speedup)} times as fast as {speed.against} "
         f"({bounded_ratio(speed.low)} to {bounded_ratio(speed.high)} over {speed.rounds} rounds)"
     )
-
-
-def _short_hash(sha256: str | None) -> str:
-    return sha256[:12] if sha256 else "nothing that is known"
-
-
-def _size_text(manifest: Manifest) -> str:
-    return "×".join(map(str, manifest.input.size_px))
-
-
-# Measures an opened bundle on this device: latency alone and end to end, throughput, the others'
-# load.
-
-PICTURE_PX = 512
-PICTURES = 8
-THROUGHPUT_S = 3.0
-
-
-@dataclass(frozen=True)
-class DeviceFigures:
-    """Figures of one opened bundle; as in `runtime.device.report.DeviceReport`."""
-
-    latency_ms: Percentiles
-    end_to_end_ms: Percentiles
-    throughput_images_s: float
-    other_load_share: float | None
-    process_peak_mib: float
-
-
-def measure_predictor(
-    predictor: Predictor, watch: SensorWatch, *, warm_up_s: float, rounds: int, burst_s: float = 0.4
-) -> DeviceFigures:
-    """Warms up, then times in bursts with a look at the sensors after each, then lets pictures flow.
-
-    Args:
-        predictor: opened.
-        watch: takes the snapshots.
-        warm_up_s: seconds of calls before the first timed one; clocks and temperature settle meanwhile.
-        rounds: of bursts.
-        burst_s: seconds a burst, for each way to call.
-    """
-    pictures = device_pictures(predictor.manifest.input)
-    batches = [prepare(picture, predictor.manifest.input)[None].copy() for picture in pictures]
-    warm_up(predictor, batches, warm_up_s)
-    watch.take_snapshot("warm")
-    before = read_processor_times()
-    ways = [
-        ModelCalls(
-            run=lambda i: predictor.run(batches[i % PICTURES]),
-            predict=lambda i: predictor.predict(pictures[i % PICTURES]),
-        )
-    ]
-    samples = time_interleaved(
-        ways, rounds=rounds, burst_s=burst_s, progress=lambda: watch.take_snapshot("round")
-    )
-    throughput = _measure_throughput(predictor, pictures, seconds=min(THROUGHPUT_S, burst_s * rounds))
-    share = others_share(before, read_processor_times())
-    watch.take_snapshot("end")
-    return DeviceFigures(
-        latency_ms=percentiles(samples[0].engine_ms),
-        end_to_end_ms=percentiles(samples[0].end_to_end_ms),
-        throughput_images_s=throughput,
-        other_load_share=share,
-        process_peak_mib=peak_memory_mib(),  # before anything else is opened in this process
-    )
-
-
-def device_pictures(spec: InputSpec) -> list[np.ndarray]:
-    """Procedural films of `PICTURE_PX`, in the depth and over the window that the model knows; H×W."""
-    pictures = [phantom_case("cxr", i, seed=7, size_px=PICTURE_PX)[0] for i in range(PICTURES)]
-    if spec.depth == "uint8":
-        return pictures
-    low, high = spec.window
-    return [(low + picture * ((high - low) / 255.0)).astype(spec.depth) for picture in pictures]
-
-
-def warm_up(predictor: Predictor, batches: Sequence[np.ndarray], seconds: float) -> None:
-    """Calls the engine alone for so long, once at least."""
-    end = time.perf_counter() + seconds
-    predictor.run(batches[0])
-    while time.perf_counter() < end:
-        for batch in batches:
-            predictor.run(batch)
-
-
-def _measure_throughput(predictor: Predictor, pictures: Sequence[np.ndarray], *, seconds: float) -> float:
-    """Pictures a second through `Predictor.map`, which prepares some while the engine works on others."""
-    end = time.perf_counter() + seconds
-
-    def flow() -> Iterator[np.ndarray]:
-        yield from pictures
-        while time.perf_counter() < end:
-            yield from pictures
-
-    begin = time.perf_counter()
-    count = sum(1 for _ in predictor.map(flow()))
-    return count / (time.perf_counter() - begin)

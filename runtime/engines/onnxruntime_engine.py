@@ -5,54 +5,53 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from runtime.engines.seam import EngineOptions, open_error
 from runtime.engines.stream import in_order
-from segcore.bundle.manifest import EngineTarget
-from segcore.errors import InputError
 
 
-def open_model(
-    model_path: Path,
-    *,
-    precision: str,
-    threads: int,
-    streams: int,
-    target: EngineTarget | None,
-    cache: Path | None,
-) -> OnnxRuntimeEngine:
+def open_model(model_path: Path, options: EngineOptions) -> OnnxRuntimeEngine:
     """Opens an inference session; see `runtime.engines.seam.open_engine`.
 
     The graph itself says its precision; it is made for no device, and nothing is kept in a cache.
     """
-    return OnnxRuntimeEngine(model_path, threads=threads, streams=streams)
+    return OnnxRuntimeEngine(model_path, threads=options.threads, streams=options.streams)
+
+
+def open_session(model_path: Path, *, threads: int) -> tuple[Any, str]:
+    """A session on the CPU, its operators one after the other, and the library's version.
+
+    Args:
+        model_path: of the .onnx file.
+        threads: that compute one call, the calling one included.
+
+    Raises:
+        InputError: the file does not open.
+    """
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # Windows builds have it on
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors only
+    version: str = onnxruntime.__version__
+    try:
+        session = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class but Exception
+        raise open_error(model_path, f"onnxruntime {version}", str(error).strip().splitlines()[0]) from error
+    return session, version
 
 
 class OnnxRuntimeEngine:
-    """One session on the CPU, its operators one after the other; each stream is a thread that calls it."""
+    """One session on the CPU; each stream is a thread that calls it."""
 
     def __init__(self, model_path: Path, *, threads: int, streams: int) -> None:
-        import onnxruntime
-
-        onnxruntime.disable_telemetry_events()  # Windows builds have it on
-        self.version: str = onnxruntime.__version__
-        options = onnxruntime.SessionOptions()
         # The calling threads compute too: with the session's own, one fewer than this number, they are `threads`.
-        options.intra_op_num_threads = threads - streams + 1
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3  # errors only
-        try:
-            session = onnxruntime.InferenceSession(
-                str(model_path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its errors share no base class but Exception
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"model {model_path}: must open in onnxruntime {self.version}, does not ({reason}); "
-                "export it again"
-            ) from error
+        session, self.version = open_session(model_path, threads=threads - streams + 1)
         self._session = session
         self._streams = streams
         self._input: str = session.get_inputs()[0].name

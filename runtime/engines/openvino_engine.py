@@ -15,10 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from runtime.engines.seam import EngineOptions, open_error
 from runtime.engines.stream import in_order
 from segcore.bundle.folder import hash_file
-from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
+
+
+def open_model(model_path: Path, options: EngineOptions) -> OpenVinoEngine:
+    """Compiles a model for the CPU; see `runtime.engines.seam.open_engine`. IR and ONNX are made for no one
+    device."""
+    return OpenVinoEngine(
+        model_path,
+        precision=options.precision,
+        threads=options.threads,
+        streams=options.streams,
+        cache=options.cache,
+    )
 
 
 def import_openvino() -> Any:
@@ -33,20 +45,6 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
-
-
-def open_model(
-    model_path: Path,
-    *,
-    precision: str,
-    threads: int,
-    streams: int,
-    target: EngineTarget | None,
-    cache: Path | None,
-) -> OpenVinoEngine:
-    """Compiles a model for the CPU; see `runtime.engines.seam.open_engine`. IR and ONNX are made for no one
-    device."""
-    return OpenVinoEngine(model_path, precision=precision, threads=threads, streams=streams, cache=cache)
 
 
 def cpu_settings(threads: int, streams: int = 1) -> dict[str, Any]:
@@ -100,10 +98,7 @@ class OpenVinoEngine:
             self._slot = self._open_slot()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]  # the lines before it name OpenVINO's source files
-            raise InputError(
-                f"model {model_path}: must open in openvino {self.version}, does not ({reason}); "
-                "export it again"
-            ) from error
+            raise open_error(model_path, f"openvino {self.version}", reason) from error
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32."""

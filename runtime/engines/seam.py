@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +74,17 @@ class Engine(Protocol):
     def close(self) -> None:
         """Lets go of the model's memory; the engine cannot run afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What `open_engine` is asked for besides the file. An engine takes of it what means something to it."""
+
+    precision: str
+    threads: int
+    streams: int = 1
+    target: EngineTarget | None = None
+    cache: Path | None = None
 
 
 def engines_for(bundle: Bundle) -> tuple[str, ...]:
@@ -152,10 +164,31 @@ def open_engine(
     """
     if not installed(name):
         raise need(name, EXTRAS[name])
-    engine: Engine = import_module(ENGINES[name]).open_model(
-        model_path, precision=precision, threads=threads, streams=streams, target=target, cache=cache
-    )
+    options = EngineOptions(precision, threads, streams, target, cache)
+    engine: Engine = import_module(ENGINES[name]).open_model(model_path, options)
     return engine
+
+
+def open_error(model_path: Path, library: str, reason: str) -> InputError:
+    """The one line for a model file that an engine on the CPU does not open.
+
+    Args:
+        model_path: the file.
+        library: of the engine, with its version.
+        reason: the line of the library's message that says it.
+    """
+    return InputError(f"model {model_path}: must open in {library}, does not ({reason}); export it again")
+
+
+def choose_threads(wanted: int | None) -> int:
+    """CPU threads of an engine: as many as are asked for, else all that this process may use.
+
+    Raises:
+        InputError: fewer than one is asked for.
+    """
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--threads: must be at least 1, got {wanted}")
+    return wanted or available_threads()
 
 
 def available_threads() -> int:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.engines import onnxruntime_engine
 from runtime.engines.openvino_engine import cpu_settings, import_openvino
-from runtime.engines.seam import EXTRAS, installed
+from runtime.engines.seam import EXTRAS, installed, open_error
 from segcore.errors import InputError, need
 
 Shapes = dict[str, tuple[int, ...]]
@@ -78,9 +79,8 @@ class OpenVinoSession:
             self.outputs = {name: tuple(port.shape) for port in compiled.outputs for name in port.get_names()}
             self._ports: list[tuple[str, ...]] = [tuple(port.get_names()) for port in compiled.outputs]
         except RuntimeError as error:
-            raise _open_error(
-                path, f"openvino {self.version}", str(error).strip().splitlines()[-1]
-            ) from error
+            reason = str(error).strip().splitlines()[-1]
+            raise open_error(path, f"openvino {self.version}", reason) from error
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
@@ -100,19 +100,8 @@ class OnnxRuntimeSession:
     """A session on the CPU, its operators one after the other."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime
-
-        onnxruntime.disable_telemetry_events()  # Windows builds have it on
-        self.version: str = onnxruntime.__version__
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # errors only
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors share no base class but Exception
-            reason = str(error).strip().splitlines()[0]
-            raise _open_error(path, f"onnxruntime {self.version}", reason) from error
-        self._session: Any = session
+        session, self.version = onnxruntime_engine.open_session(path, threads=threads)
+        self._session = session
         self.inputs = {one.name: tuple(one.shape) for one in session.get_inputs()}
         self.outputs = {one.name: tuple(one.shape) for one in session.get_outputs()}
 
@@ -130,7 +119,3 @@ _SESSIONS: dict[str, Callable[[Path, int], TensorSession]] = {
     "openvino": OpenVinoSession,
     "onnxruntime": OnnxRuntimeSession,
 }
-
-
-def _open_error(path: Path, engine: str, reason: str) -> InputError:
-    return InputError(f"model {path}: must open in {engine}, does not ({reason}); export it again")

@@ -2,6 +2,8 @@
 
 A machine drifts (clock, temperature, neighbours). Timing the models in turns, in short bursts and in a
 rotated order, spreads the drift over all of them, so that their ratios hold even where their times do not.
+
+On a busy machine a speed means little, so how much other programs took meanwhile is measured, too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 
 BURST_S = 0.4
 MIN_CALLS, MAX_CALLS = 3, 100
+BUSY_SHARE = 0.10
+"""Share of processor time taken by others above which the report warns."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,18 @@ def _time_burst(call: Callable[[int], object], calls: int) -> tuple[float, ...]:
     return tuple(times)
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keeps Python's garbage collector out of a burst."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def speedups(fast: LatencySamples, slow: LatencySamples) -> tuple[float, float, float]:
     """How many times as fast one model is as another of the same run, engine alone.
 
@@ -102,24 +118,7 @@ def speedups(fast: LatencySamples, slow: LatencySamples) -> tuple[float, float, 
     return whole, min(by_round), max(by_round)
 
 
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Keeps Python's garbage collector out of a burst."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-# What this process and the others take of the machine: processor time and memory.
-#
-# On a busy machine a speed means little, so a measurement says how much other programs took meanwhile.
-
-BUSY_SHARE = 0.10
-"""Share of processor time taken by others above which the report warns."""
+# --- what this process and the others take of the machine: processor time and memory ---
 
 
 @dataclass(frozen=True)
