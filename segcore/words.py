@@ -30,22 +30,28 @@ def signed_figures(value: float) -> str:
 
 def dice(mean: float, low: float | None, high: float | None) -> str:
     """0.955 (0.948–0.961)."""
-    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+    return ranged(mean, low, high, 3)
 
 
 def distance(mean: float, low: float | None, high: float | None, unit: str) -> str:
     """3.21 px (2.90–3.62)."""
-    text = f"{mean:.2f} {unit}"
-    return text if low is None or high is None else f"{text} ({low:.2f}–{high:.2f})"
+    return ranged(mean, low, high, 2, unit=f" {unit}")
 
 
-def difference(mean: float | None, low: float | None, high: float | None) -> str:
+def ranged(value: float, low: float | None, high: float | None, decimals: int, *, unit: str = "") -> str:
+    """2.13 (1.98–2.20): a number with the ends of its interval or of its rounds, where they are known."""
+    text = f"{value:.{decimals}f}{unit}"
+    return text if low is None or high is None else f"{text} ({low:.{decimals}f}–{high:.{decimals}f})"
+
+
+def difference(mean: float | None, low: float | None, high: float | None, decimals: int = 4) -> str:
     """−0.0032 (−0.0062 to −0.0001)."""
     if mean is None:
         return "–"
-    return (
-        signed(mean) if low is None or high is None else f"{signed(mean)} ({signed(low)} to {signed(high)})"
-    )
+    text = signed(mean, decimals)
+    if low is None or high is None:
+        return text
+    return f"{text} ({signed(low, decimals)} to {signed(high, decimals)})"
 
 
 def count(value: int) -> str:
@@ -74,14 +80,14 @@ def bounded_ratio(value: float) -> str:
     return f"{math.floor(round(100 * value, 6)) / 100:.2f}"  # 1.15 is 1.14999… in binary, and means 1.15
 
 
-def percent(share: float) -> str:
-    """0.62 %, 12.3 %, 104 %."""
-    return f"{figures(100 * share)} %"
+def percent(share: float, decimals: int | None = None) -> str:
+    """0.620 %, 12.3 %, 104 %: three figures, or as many decimals as are asked for."""
+    return f"{figures(100 * share)} %" if decimals is None else f"{100 * share:.{decimals}f} %"
 
 
 def fixed_percent(share: float) -> str:
     """0.012 %, 1.250 %: three decimals whatever the size, so that a share and its limit line up."""
-    return f"{100 * share:.3f} %"
+    return percent(share, 3)
 
 
 def plural(number: int, word: str) -> str:

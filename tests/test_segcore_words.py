@@ -2,6 +2,7 @@
 
 import pytest
 
+from segcore import words
 from segcore.words import bounded_ratio, figures, fixed_percent
 
 
@@ -30,3 +31,25 @@ def test_a_ratio_below_its_bound_never_reads_as_the_bound(bound):
     for below in (bound - 1e-4, bound - 1e-5, bound - 0.004999):
         assert float(bounded_ratio(below)) < bound
     assert [bounded_ratio(x) for x in (1.0499, 1.05, 0.999, 12.0)] == ["1.04", "1.05", "0.99", "12.00"]
+
+
+def test_words_for_numbers():
+    assert words.signed(-0.00321) == "−0.0032"
+    assert words.signed(-0.00001) == "0.0000"
+    assert words.difference(0.01, -0.02, 0.04) == "+0.0100 (−0.0200 to +0.0400)"
+    assert [words.count(v) for v in (487_145, 31_040_000, 48_200_000_000, 12)] == [
+        "487 k",
+        "31.0 M",
+        "48.2 G",
+        "12",
+    ]
+    assert words.megabytes(1_955_994) == "1.96 MB"
+    assert [words.percent(v) for v in (0.0062, 0.1234, 1.04)] == ["0.620 %", "12.3 %", "104 %"]
+    assert words.distance(3.214, 2.9, 3.62, "px") == "3.21 px (2.90–3.62)"
+    assert words.times(31.44) == "31×"
+    assert [words.percent(0.1234, decimals) for decimals in (0, 1)] == ["12 %", "12.3 %"]
+    assert words.difference(1.234, -0.5, 2, 2) == "+1.23 (−0.50 to +2.00)"
+    assert (words.ranged(2.129, 1.98, 2.2, 2), words.ranged(2.0, None, None, 1)) == (
+        "2.13 (1.98–2.20)",
+        "2.0",
+    )
