@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.report.run import BenchmarkSettings
+from benchmarks.report.run import BenchmarkSettings, main
 from segcore.command import run_command
 
 
@@ -33,13 +33,6 @@ def _repeat_records(words: Sequence[str]) -> list[str]:
     return repeated
 
 
-def _main(settings: BenchmarkSettings) -> None:
-    from benchmarks.report.run import main
-
-    main(settings)
-
-
 if __name__ == "__main__":
-    run_command(
-        _main, BenchmarkSettings, "python -m benchmarks", _join_numbers(_repeat_records(sys.argv[1:]))
-    )
+    words = _join_numbers(_repeat_records(sys.argv[1:]))
+    run_command(main, BenchmarkSettings, "python -m benchmarks", words)

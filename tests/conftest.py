@@ -131,6 +131,12 @@ def fragile_student() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def benchmark_records() -> ModuleType:
+    """tests/benchmark_records.py: records of cases and bundles with every field filled."""
+    return beside("benchmark_records")
+
+
+@pytest.fixture(scope="session")
 def dicom_files() -> ModuleType:
     """tests/dicom_files.py: writes DICOM files of a test's own pixels, tags and transfer syntax."""
     pytest.importorskip("pydicom")

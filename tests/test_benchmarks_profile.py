@@ -14,9 +14,9 @@ from benchmarks.checks.profile import (
     KINDS,
     POOLING,
     TRANSPOSED,
+    BundleProfile,
     Layer,
     Profile,
-    Profiled,
     ProfileSettings,
     Work,
     describe,
@@ -46,8 +46,8 @@ def layer(
     return Layer(name, (name,), kind, kernel, share, 1e3 * share, work)
 
 
-def profiled(*layers: Layer, ms: float = 2.0, precision: str = "int8") -> Profiled:
-    return Profiled("nano", precision, Profile(layers, ms, 1.02, 50), PEAKS)
+def profiled(*layers: Layer, ms: float = 2.0, precision: str = "int8") -> BundleProfile:
+    return BundleProfile("nano", precision, Profile(layers, ms, 1.02, 50), PEAKS)
 
 
 def test_rates_are_of_the_layers_share_of_the_latency():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.report import plots, tables
 from benchmarks.report import plots as drawing
-from benchmarks.report.answer import answer
+from benchmarks.report.headline import make_headline
 from benchmarks.report.measure import KEPT_CALLS
 from benchmarks.report.page import Report, render_html, render_markdown
 from benchmarks.report.pictures import choose_cases, draw_example
@@ -28,13 +28,13 @@ from segcore.host import Made
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
 _spec = importlib.util.spec_from_file_location(
-    "numbers", Path(__file__).with_name("test_benchmarks_numbers.py")
+    "benchmark_records", Path(__file__).with_name("benchmark_records.py")
 )
 assert _spec is not None
 assert _spec.loader is not None
-numbers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(numbers)
-record, score, timed = numbers.record, numbers.score, numbers.timed
+records = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(records)
+record, score, timed = records.record, records.score, records.timed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MADE = Made(
@@ -138,29 +138,28 @@ def test_page_answers_first(page):
 
 def test_no_claim_where_the_interval_includes_zero():
     same = {"dice_difference": -0.001, "dice_difference_low": -0.004, "dice_difference_high": 0.002}
-    said = answer([record("big"), record(**same)], [], "d")
-    text = " ".join((said.headline, *said.sentences))
+    said = make_headline([record("big"), record(**same)], [], "d")
+    text = " ".join((said.title, *said.sentences))
     assert "includes 0: these cases show no difference, which does not prove that there is none" in text
     assert not re.search(r"better|worse|lower\b(?! end)|higher", text)
 
 
 def test_claim_where_the_interval_leaves_zero_out():
-    said = answer([record("big", **timed(100)), record(**timed(4, faster=25.0))], [], "d")
+    said = make_headline([record("big", **timed(100)), record(**timed(4, faster=25.0))], [], "d")
     assert (
-        said.headline
-        == "small has 10× fewer parameters than big, is 25× faster, and keeps 98.9 % of its Dice."
+        said.title == "small has 10× fewer parameters than big, is 25× faster, and keeps 98.9 % of its Dice."
     )
     assert any("leaves 0 out: on these data it is lower." in s for s in said.sentences)
 
 
 def test_about_as_fast_where_the_rounds_disagree():
     mixed = timed(100, faster=1.1) | {"times_faster_low": 0.8, "times_faster_high": 1.3}
-    assert "is about as fast" in answer([record("big", **timed(100)), record(**mixed)], [], "d").headline
+    assert "is about as fast" in make_headline([record("big", **timed(100)), record(**mixed)], [], "d").title
 
 
 def test_limits_are_said_plainly():
     few = {"patients": 4, "split": "val", "other_load_share": 0.6}
-    said = answer(
+    said = make_headline(
         [record("big", **few), record(**few)],
         [manifest("big", pretrained="no pretrained weights"), manifest("small")],
         "other data",
@@ -176,7 +175,7 @@ def test_limits_are_said_plainly():
 
 def test_reference_alone_is_compared_with_nothing():
     report = make_report([record("big", **timed(10))])
-    assert report.answer.headline == "big reaches a Dice of 0.900; nothing was measured to compare it with."
+    assert report.headline.title == "big reaches a Dice of 0.900; nothing was measured to compare it with."
     assert "faster than" not in render_html(report)
 
 
@@ -227,14 +226,14 @@ def test_the_worst_the_median_and_the_best_case():
 
 def test_headline_says_when_no_model_keeps_accuracy():
     poor = {"dice_difference": -0.3, "dice_difference_low": -0.4, "dice_mean": 0.6}
-    said = answer([record("big"), record("a", **poor), record("b", **poor)], [], "d")
+    said = make_headline([record("big"), record("a", **poor), record("b", **poor)], [], "d")
     assert said.sentences[-1].startswith("No model here loses at most 2 points of Dice")
 
 
 def test_a_students_random_start_is_no_limit_beside_a_pretrained_teacher():
     student = manifest("small", pretrained="no pretrained weights")
-    with_teacher = answer([record("big"), record()], [manifest("big", kind="teacher"), student], "d")
-    alone = answer([record("big"), record()], [manifest("big"), student], "d")
+    with_teacher = make_headline([record("big"), record()], [manifest("big", kind="teacher"), student], "d")
+    alone = make_headline([record("big"), record()], [manifest("big"), student], "d")
     assert "No pretrained" not in " ".join(with_teacher.limits)
     assert "No pretrained weights: small" in alone.limits[0]
 

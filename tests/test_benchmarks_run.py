@@ -11,12 +11,14 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from benchmarks.__main__ import _join_numbers  # noqa: E402
-from benchmarks.report.record import CaseRecord, Record, read_lines  # noqa: E402
+from benchmarks.measuring import read_lines  # noqa: E402
+from benchmarks.report.record import CaseRecord, Record  # noqa: E402
 from benchmarks.report.run import (  # noqa: E402
     BenchmarkSettings,
     main,
 )
 from benchmarks.report.subject import choose_reference, engines_of, name_subjects, open_bundles  # noqa: E402
+from runtime.timing.latency import MAX_CALLS, MIN_CALLS  # noqa: E402
 from segcore.bundle.folder import seal_bundle  # noqa: E402
 from segcore.bundle.manifest import DataRecord  # noqa: E402
 from segcore.command import parse_settings  # noqa: E402
@@ -83,7 +85,8 @@ def test_from_bundles_to_report(bundles, tmp_path, capsys):
     far = [c.hd95_mean for c in cases if c.name == "U-Net 2"]
     assert (small.hd95_mean, small.hd95_unit) == (pytest.approx(sum(far) / 2), "px")
     assert small.share_of_peak is None
-    assert len(small.end_to_end_ms_sorted) == small.samples > 1
+    # A burst is of as many calls as fill its time: on a busy machine fewer of the engine alone than of the whole.
+    assert MIN_CALLS <= small.samples <= len(small.end_to_end_ms_sorted) <= MAX_CALLS
     assert small.end_to_end_ms_p50 == pytest.approx(np.median(small.end_to_end_ms_sorted), rel=1e-3)
     assert small.reliability.of == "foreground"
     assert sum(small.reliability.pixels) == 2 * open_dataset(DATA).split("test")[0].mask().size

@@ -18,11 +18,11 @@ from benchmarks.study.job import Job
 from benchmarks.study.page import render_html, render_markdown, terms
 from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
 from benchmarks.study.plots import draw_plots, floor_of
-from benchmarks.study.record import CaseScore, Failure, Memory, RunRecord, StudyRecord
-from benchmarks.study.results import Finished, choose, choose_reference, read_finished, summarise
+from benchmarks.study.record import CaseScore, Failure, RunRecord, StudyRecord, TrainingMemory
+from benchmarks.study.results import RunOutcome, choose_reference, choose_values, read_outcome, summarise
 from benchmarks.study.run import last_line, run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, parse_grid, words_of
-from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, Resolved, check_other, thinned
+from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, EffectiveTuning, check_other, thinned
 from benchmarks.study.words import is_told_apart
 from segcore.bundle.manifest import Manifest
 from segcore.command import parse_settings
@@ -329,15 +329,15 @@ def finished(run, base, *, protocol=AUTOMATIC, trained=1000, val=0.0):
     record = RunRecord(
         name=run.name, arm=run.arm.label, fold=run.split.fold, split_seed=0, seed=run.seed, values=dict(run.values),
         title=run.arm.system, trained_parameters=trained, parameters=2000, macs=3000, dice_val=val, seconds_epoch=1.0,
-        images_s=2.0, memory=Memory(peak_memory_mib=100), train_cases=6, test_cases=6,
+        images_s=2.0, memory=TrainingMemory(peak_memory_mib=100), train_cases=6, test_cases=6,
         dice_by_protocol={protocol: base}, commit="made up",
     )  # fmt: skip
-    return Finished(run, record, scores)
+    return RunOutcome(run, record, scores)
 
 
 def made_study(bases, *, ablations=(), seeds=(0, 1, 2), drop=(), more=(), failures=()) -> StudyRecord:
     """Systems by what their runs reach: {system: Dice of seed 0 on split 1}; a seed adds 0.001, a split 0.002."""
-    main_arms = tuple(Arm(name, resolved=Resolved("own")) for name in bases)
+    main_arms = tuple(Arm(name, resolved=EffectiveTuning("own")) for name in bases)
     plan = Plan(main_arms, tuple(ablations), SPLITS, tuple(seeds), {})
     runs = plan.runs({})
     done = [
@@ -431,7 +431,7 @@ def test_nothing_to_report_is_no_report():
 def test_who_was_told_the_truth_is_never_ranked():
     run = Run(Arm("unet"), SPLITS[0], 0)
     own, box = finished(run, 0.6), finished(run, 0.95, protocol="box")
-    both = Finished(run, own.record, [*own.scores, *box.scores])
+    both = RunOutcome(run, own.record, [*own.scores, *box.scores])
     record = made_study({"unet": 0.6, "lightunet": 0.5}, drop=[run.name], more=[both])
     assert [row.protocol for row in record.of("main")] == [AUTOMATIC, AUTOMATIC]
     (upper,) = record.of("main", told=True)
@@ -458,7 +458,7 @@ def test_the_grid_chooses_by_validation_alone_split_by_split():
     assert [run.values for run in plan.grid_runs()[:2]] == [low, high]
     val = {(SPLITS[0], low): 0.8, (SPLITS[0], high): 0.9, (SPLITS[1], low): 0.7, (SPLITS[1], high): 0.6}
     done = [finished(r, 0.5, val=val[r.split, r.values]) for r in plan.grid_runs() if r.arm == arm]
-    cells, chosen = choose(done, plan)
+    cells, chosen = choose_values(done, plan)
     assert chosen == {("unet", SPLITS[0]): high, ("unet", SPLITS[1]): low}
     assert [(c.values, c.dice_val, c.chosen, c.splits) for c in cells] == [
         ({"lr": 1e-4}, pytest.approx(0.75), 1, 2),
@@ -474,11 +474,11 @@ def test_the_grid_chooses_by_validation_alone_split_by_split():
 
 
 def test_a_page_with_every_plot_names_no_address():
-    own = Resolved("lora", 4)
+    own = EffectiveTuning("lora", 4)
     lora = Arm("sam2-lora", resolved=own)
     ablations = (
-        Arm("sam2-lora", "dora", resolved=Resolved("dora", 4)),
-        Arm("sam2-lora", None, 8, resolved=Resolved("lora", 8)),
+        Arm("sam2-lora", "dora", resolved=EffectiveTuning("dora", 4)),
+        Arm("sam2-lora", None, 8, resolved=EffectiveTuning("lora", 8)),
         lora.with_share(0.1),
     )
     record = made_study({"unet": 0.6, "sam2-lora": 0.65}, ablations=ablations)
@@ -579,7 +579,7 @@ def test_the_splits_test_counts_what_was_really_trained_and_tested_on(study):
     folder = made.out.with_name("S.partial") / "runs" / "lightunet-split0-seed0"
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     scores = folder.parents[1] / "tests" / "lightunet-split0-seed0.jsonl"
-    one = read_finished(Run(Arm("lightunet"), Split(), 0), folder, folder / "none", scores)
+    one = read_outcome(Run(Arm("lightunet"), Split(), 0), folder, folder / "none", scores)
     assert (one.record.train_cases, one.record.test_cases) == (made.limit, made.test_limit) == (3, 2)
     assert manifest.data.counts["train"] > 3
     assert one.record.commit == manifest.made.commit

@@ -22,8 +22,7 @@ BY_NAME = {
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/sam2_model.py": "import_module",  # the classes that sam2's own configurations name
     "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
-    "benchmarks/checks/demo_load.py": "__import__",  # libraries, to see that they are there
-    "benchmarks/measuring.py": "__import__",
+    "benchmarks/measuring.py": "__import__",  # libraries, to see that they are there
     "demo/__main__.py": "__import__",
 }
 """File → the function by which it imports what it knows by name only at run time."""

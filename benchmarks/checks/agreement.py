@@ -24,28 +24,27 @@ from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.measuring import Part, check_libraries, results_folder, write_record
-from benchmarks.report.agreement import WITHIN, Agreement, agreement_of
+from benchmarks.report.agreement import WITHIN, Agreement, agreement_of, write_panels
 from benchmarks.report.subject import (
     Subject,
-    check_fair,
     engines_of,
     name_subjects,
     open_bundles,
+    open_fair_cases,
     open_subject,
 )
 from segcore.command import Settings, print_result, run_command
 from segcore.dataset.case import Case
-from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.measure.masks import measure_mask
 from segcore.stats import Estimate
 from segcore.tables import table_of
-from segcore.words import plural, signed
+from segcore.words import difference, plural, ranged, signed
 
 TRUTH, TRUE_MASKS = "truth", "true masks"
-Measure = Literal["circumference", "area", "diameter"]
-WHAT: dict[Measure, str] = {
+Quantity = Literal["circumference", "area", "diameter"]
+WHAT: dict[Quantity, str] = {
     "circumference": "circumference of the fitted ellipse",
     "area": "area",
     "diameter": "longest diameter",
@@ -64,7 +63,10 @@ _HEAD = (
 
 
 class AgreementSettings(Settings):
-    """Compares what masks measure with a measured truth: mean difference and limits of agreement (Bland-Altman)."""
+    """`python -m benchmarks.checks.agreement` compares what masks measure with a measured truth.
+
+    It tells the mean difference and the limits of agreement (Bland-Altman).
+    """
 
     data: str
     """Dataset whose test split is measured; its index holds the true measurement of each case."""
@@ -72,7 +74,7 @@ class AgreementSettings(Settings):
     """Bundle whose masks are measured; give it several times, the teacher first: others are compared with it, too."""
     truth_column: str = "head_circumference_mm"
     """Column of the index with the true measurement, in mm or mm²; in pixels if its name ends with _px."""
-    measure: Measure = "circumference"
+    measure: Quantity = "circumference"
     """What is measured: circumference (of an ellipse fitted to the largest part), area, or diameter (the longest)."""
     of_class: str | None = None
     """The class that is measured; by default the first."""
@@ -113,7 +115,7 @@ class AgreementRecord(Part):
     data_sha256: str
     split: str
     of_class: str
-    measure: Measure
+    measure: Quantity
     truth_column: str
     unit: str
     cases: int
@@ -131,10 +133,8 @@ def main(settings: AgreementSettings) -> None:
         InputError: data without the truth or a spacing, or bundles that do not fit the data.
     """
     check_libraries("matplotlib")
-    from benchmarks.report.agreement import write_panels
-
     with results_folder(settings) as folder:
-        record, rows = compare(settings)
+        record, rows = compare_measurements(settings)
         panels = [
             (c.agreement, (c.first, c.second))
             for c in record.comparisons
@@ -159,14 +159,10 @@ def main(settings: AgreementSettings) -> None:
     )
 
 
-def compare(settings: AgreementSettings) -> tuple[AgreementRecord, list[list[str]]]:
+def compare_measurements(settings: AgreementSettings) -> tuple[AgreementRecord, list[list[str]]]:
     """Everything between the settings and the files; also the rows of cases.csv."""
     bundles = open_bundles(settings.bundle)
-    dataset = open_dataset(
-        settings.data, seed=bundles[0].manifest.data.split_seed, fold=bundles[0].manifest.data.fold
-    )
-    cases = dataset.split("test", limit=settings.limit)
-    check_fair(bundles, dataset, cases, "test")
+    dataset, cases = open_fair_cases(settings.data, bundles, bundles[0], limit=settings.limit)
     of_class = settings.of_class or dataset.classes[0]
     if of_class not in dataset.classes:
         raise InputError(f"--of-class: must be one of {', '.join(dataset.classes)}, got {of_class}")
@@ -175,12 +171,17 @@ def compare(settings: AgreementSettings) -> tuple[AgreementRecord, list[list[str
         _check_spacing(cases, settings.truth_column)
     engines = engines_of(bundles, [])
     subjects = name_subjects([(bundle, engines[bundle.sha256][0]) for bundle in bundles])
+    # Masks are drawn one by one as they are measured: no model's are all in memory.
     masks: dict[str, Iterator[np.ndarray]] = {TRUE_MASKS: (case.mask() for case in cases)}
     masks |= {s.name: _masks_of(s, cases, settings.threads) for s in subjects}
-    measured: dict[str, list[float | None]] = {TRUTH: [_truth(case, settings.truth_column) for case in cases]}
+    measured: dict[str, list[float | None]] = {
+        TRUTH: [_true_value(case, settings.truth_column) for case in cases]
+    }
     for name, drawn in masks.items():
         measured[name] = [
-            _number(mask, of_class, dataset.classes, settings.measure, None if in_px else case.spacing_mm)
+            _measured_value(
+                mask, of_class, dataset.classes, settings.measure, None if in_px else case.spacing_mm
+            )
             for mask, case in zip(drawn, cases, strict=True)
         ]
     pairs = [(name, TRUTH) for name in masks]
@@ -202,12 +203,12 @@ def compare(settings: AgreementSettings) -> tuple[AgreementRecord, list[list[str
         patients=len(set(patients)),
         not_found={name: values.count(None) for name, values in measured.items() if name != TRUTH},
         bundles={s.name: s.bundle.sha256 for s in subjects},
-        comparisons=tuple(_comparison(measured, first, second, patients, unit) for first, second in pairs),
+        comparisons=tuple(_compare_pair(measured, first, second, patients, unit) for first, second in pairs),
         made=made_now(),
     ), rows
 
 
-def _truth(case: Case, column: str) -> float:
+def _true_value(case: Case, column: str) -> float:
     text = case.metadata.get(column, "")
     try:
         value = float(text)
@@ -237,11 +238,11 @@ def _masks_of(subject: Subject, cases: Sequence[Case], threads: int) -> Iterator
             yield opened.predict(case.image(), name=f"case {case.id}").mask
 
 
-def _number(
+def _measured_value(
     mask: np.ndarray,
     of_class: str,
     classes: Sequence[str],
-    what: Measure,
+    what: Quantity,
     spacing_mm: tuple[float, float] | None,
 ) -> float | None:
     """None where nothing was found, or too little to fit an ellipse to."""
@@ -251,7 +252,7 @@ def _number(
     return one.longest_diameter if what == "diameter" else one.area or None
 
 
-def _comparison(
+def _compare_pair(
     measured: Mapping[str, Sequence[float | None]],
     first: str,
     second: str,
@@ -271,7 +272,7 @@ def _comparison(
 def describe(record: AgreementRecord) -> str:
     """What was compared, a row for each pair, and how to read it."""
     of = f"{record.measure} of {record.of_class} in {record.unit}"
-    rows = [_row(comparison) for comparison in record.comparisons]
+    rows = [_comparison_row(comparison) for comparison in record.comparisons]
     table = table_of(of.capitalize(), _HEAD, rows, words=[True] * len(_HEAD))
     nothing = ", ".join(f"{name} {count}" for name, count in record.not_found.items())
     return "\n".join(
@@ -288,36 +289,26 @@ def describe(record: AgreementRecord) -> str:
     )
 
 
-def _row(comparison: Comparison) -> tuple[str, ...]:
+def _comparison_row(comparison: Comparison) -> tuple[str, ...]:
     one = comparison.agreement
     if one is None:
         return (comparison.first, comparison.second, "0 or 1", str(comparison.not_found), *("–",) * 5)
-    share = 100 * one.bias.mean / float(np.mean(one.second))
+    share, size = 100 * one.bias.mean / float(np.mean(one.second)), one.mean_absolute
     return (
         comparison.first,
         comparison.second,
         str(one.cases),
         str(comparison.not_found),
-        f"{_signed(one.bias)}, {signed(share, 2)} %",
-        _signed(one.limit_low),
-        _signed(one.limit_high),
-        _unsigned(one.mean_absolute),
-        "–" if one.slope is None else _signed(one.slope, decimals=4),
+        f"{_signed_estimate(one.bias)}, {signed(share, 2)} %",
+        _signed_estimate(one.limit_low),
+        _signed_estimate(one.limit_high),
+        ranged(size.mean, size.low, size.high, 2),
+        "–" if one.slope is None else _signed_estimate(one.slope, decimals=4),
     )
 
 
-def _signed(estimate: Estimate, decimals: int = 2) -> str:
-    def text(value: float) -> str:
-        return signed(value, decimals)
-
-    if estimate.low is None or estimate.high is None:
-        return text(estimate.mean)
-    return f"{text(estimate.mean)} ({text(estimate.low)} to {text(estimate.high)})"
-
-
-def _unsigned(estimate: Estimate) -> str:
-    text = f"{estimate.mean:.2f}"
-    return text if estimate.low is None else f"{text} ({estimate.low:.2f}–{estimate.high:.2f})"
+def _signed_estimate(estimate: Estimate, decimals: int = 2) -> str:
+    return difference(estimate.mean, estimate.low, estimate.high, decimals)
 
 
 if __name__ == "__main__":

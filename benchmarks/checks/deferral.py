@@ -1,8 +1,7 @@
 """Does the student know when it is wrong, and what does it gain by asking the teacher?
 
-`python -m benchmarks.checks.deferral --bundle STUDENT --defer-to TEACHER --data D [--also-test OTHER] --out O`
-scores the
-test split as it is and degraded, and writes
+`python -m benchmarks.checks.deferral --bundle STUDENT --defer-to TEACHER --data D [--also-test OTHER] --out O` scores
+the test split as it is and degraded, and writes
 
     O/cases.csv        a line a picture: condition, case, patient, estimate, Dice of both models
     O/record.json      correlations, deferral curves, latencies
@@ -23,8 +22,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.checks.degrade import DEGRADATIONS, SEEN, Sample
-from benchmarks.measuring import Part, check_libraries, results_folder, write_record
-from benchmarks.report.subject import check_fair
+from benchmarks.measuring import Part, check_libraries, new_png_figure, results_folder, write_record
+from benchmarks.report.subject import open_fair_cases
 from runtime.deferral import BELOW, DeferringPredictor
 from runtime.predictor import Predictor
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
@@ -52,7 +51,10 @@ _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13),
 
 
 class DeferralSettings(Settings):
-    """Scores a student's estimate of its own Dice, in and out of domain, and what passing on unsure cases gains."""
+    """`python -m benchmarks.checks.deferral` scores a student's estimate of its own Dice, in and out of domain.
+
+    It also tells what passing on unsure cases gains.
+    """
 
     bundle: Path
     """Exported student that estimates its quality."""
@@ -87,7 +89,7 @@ class CaseRow(Part):
     dice_teacher: float
 
 
-class Estimate(Part):
+class ValueWithInterval(Part):
     """A number with its 95 % interval over patients; None where it cannot be computed (one patient, no spread)."""
 
     value: float | None
@@ -112,15 +114,15 @@ class Condition(Part):
     quality_mean: float
     dice_student: float
     dice_teacher: float
-    spearman: Estimate
-    pearson: Estimate
-    mae: Estimate
+    spearman: ValueWithInterval
+    pearson: ValueWithInterval
+    mae: ValueWithInterval
     poor: float
     flagged: float
     auroc: float | None
 
 
-class AtThreshold(Part):
+class ThresholdEffect(Part):
     """What `--below` does to the cases of a curve.
 
     Attributes:
@@ -140,7 +142,7 @@ class AtThreshold(Part):
     dice_sent_teacher: float | None
 
 
-class Curve(Part):
+class DeferralCurve(Part):
     """Mean Dice of the pair when q % of the cases go to the teacher, q = 0, 1, … 100.
 
     Attributes:
@@ -158,7 +160,7 @@ class Curve(Part):
     random: tuple[float, ...]
     oracle: tuple[float, ...]
     latency_ms: tuple[float, ...]
-    at_threshold: AtThreshold
+    at_threshold: ThresholdEffect
 
 
 class DeferralRecord(Part):
@@ -187,7 +189,7 @@ class DeferralRecord(Part):
     teacher_ms: float
     other_load_share: float | None
     conditions: tuple[Condition, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[DeferralCurve, ...]
     made: Made
 
 
@@ -198,16 +200,15 @@ def main(settings: DeferralSettings) -> None:
         InputError: bundles or data that do not go together.
     """
     check_libraries("matplotlib")
-
     with results_folder(settings) as folder:
-        record, rows = measure(settings)
+        record, rows = measure_deferral(settings)
         with (folder / "cases.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(CaseRow.model_fields))
             writer.writeheader()
             writer.writerows(row.model_dump() for row in rows)
         write_record(folder / "record.json", record)
         draw_deferral(record, rows, folder / "deferral.png")
-    for line in _table(record):
+    for line in _summary_lines(record):
         print(line)
     print_result(
         record=str(settings.out / "record.json"),
@@ -220,14 +221,10 @@ def main(settings: DeferralSettings) -> None:
     )
 
 
-def measure(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
+def measure_deferral(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
     """Everything between the settings and the files."""
     student, teacher = open_bundle(settings.bundle), open_bundle(settings.defer_to)
-    dataset = open_dataset(
-        settings.data, seed=student.manifest.data.split_seed, fold=student.manifest.data.fold
-    )
-    cases = dataset.split("test", limit=settings.limit)
-    check_fair([student, teacher], dataset, cases, "test")
+    _, cases = open_fair_cases(settings.data, [student, teacher], student, limit=settings.limit)
     foreign: Sequence[Case] = ()
     if settings.also_test is not None:
         foreign = open_dataset(settings.also_test, need_masks=False).split("test", limit=settings.limit)
@@ -239,14 +236,14 @@ def measure(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
         pair = stack.enter_context(
             DeferringPredictor.open(student, teacher, below=settings.below, threads=settings.threads)
         )
-        samples = list(_conditions(settings, cases, foreign))
+        pairs = list(_conditions_and_cases(settings, cases, foreign))
         rows = [
-            _score(pair, condition, case, sample)
+            _score_sample(pair, condition, case, sample)
             for condition, case, sample in tqdm(
-                _samples(samples), total=len(samples), unit="picture", mininterval=1.0
+                _degraded_samples(pairs), total=len(pairs), unit="picture", mininterval=1.0
             )
         ]
-        student_ms, teacher_ms, load = _time(pair, cases, settings.rounds)
+        student_ms, teacher_ms, load = _time_pair(pair, cases, settings.rounds)
     log(f"timed with {0.0 if load is None else 100 * load:.0f} % of the processor taken by other programs")
     conditions = tuple(dict.fromkeys(row.condition for row in rows))
     quality = student.manifest.quality
@@ -278,12 +275,12 @@ def measure(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
     ), rows
 
 
-def curve_name(curve: Curve) -> str:
+def curve_name(curve: DeferralCurve) -> str:
     """`clean`, or `clean and degraded`."""
     return CLEAN if curve.of == (CLEAN,) else "clean and degraded"
 
 
-def _conditions(
+def _conditions_and_cases(
     settings: DeferralSettings, cases: Sequence[Case], foreign: Sequence[Case]
 ) -> Iterator[tuple[str, Case]]:
     for condition in (CLEAN, *DEGRADATIONS):
@@ -292,7 +289,7 @@ def _conditions(
     yield from ((f"foreign: {name}", case) for case in foreign)
 
 
-def _samples(pairs: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Sample]]:
+def _degraded_samples(pairs: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Sample]]:
     """Reads each case and degrades it, always the same way for its name."""
     for condition, case in pairs:
         image = case.image()
@@ -301,11 +298,11 @@ def _samples(pairs: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Sam
             yield condition, case, DEGRADATIONS[condition](Sample(image, case.mask()), rng)
         elif condition == CLEAN:
             yield condition, case, Sample(image, case.mask())
-        else:
+        else:  # other data, which shows none of the classes
             yield condition, case, Sample(image, np.zeros(image.shape[:2], np.uint8))
 
 
-def _score(pair: DeferringPredictor, condition: str, case: Case, sample: Sample) -> CaseRow:
+def _score_sample(pair: DeferringPredictor, condition: str, case: Case, sample: Sample) -> CaseRow:
     first = pair.first.predict(sample.image, name=f"case {case.id}")
     second = pair.open_second().predict(sample.image, name=f"case {case.id}")
     classes = len(pair.first.manifest.classes)
@@ -320,7 +317,9 @@ def _score(pair: DeferringPredictor, condition: str, case: Case, sample: Sample)
     )
 
 
-def _time(pair: DeferringPredictor, cases: Sequence[Case], rounds: int) -> tuple[float, float, float | None]:
+def _time_pair(
+    pair: DeferringPredictor, cases: Sequence[Case], rounds: int
+) -> tuple[float, float, float | None]:
     """Median milliseconds of a picture end to end, both models in one interleaved run, and the others' load."""
     images = [case.image() for case in cases[:PICTURES]]
 
@@ -352,7 +351,7 @@ def condition_of(rows: Sequence[CaseRow], below: float) -> Condition:
         dice_teacher=float(np.mean([r.dice_teacher for r in rows])),
         spearman=correlation(quality, dice, patients, spearman),
         pearson=correlation(quality, dice, patients, pearson),
-        mae=Estimate(value=float(errors.mean()), low=low, high=high),
+        mae=ValueWithInterval(value=float(errors.mean()), low=low, high=high),
         poor=float((dice < below).mean()),
         flagged=float((quality < below).mean()),
         auroc=auroc(-quality, dice < below),
@@ -364,48 +363,50 @@ def correlation(
     b: np.ndarray,
     patients: Sequence[str],
     kind: Callable[[np.ndarray, np.ndarray], float | None],
-) -> Estimate:
+) -> ValueWithInterval:
     """A correlation with its interval over patients."""
     low, high = correlation_interval(a, b, patients, kind, draws=DRAWS)
-    return Estimate(value=kind(a, b), low=low, high=high)
+    return ValueWithInterval(value=kind(a, b), low=low, high=high)
 
 
-def curve_of(rows: Sequence[CaseRow], *, below: float, student_ms: float, teacher_ms: float) -> Curve:
+def curve_of(rows: Sequence[CaseRow], *, below: float, student_ms: float, teacher_ms: float) -> DeferralCurve:
     """The deferral curve over all `rows`, with chance and the best possible order beside it."""
     quality = np.array([r.quality for r in rows])
     student, teacher = np.array([r.dice_student for r in rows]), np.array([r.dice_teacher for r in rows])
     gain = teacher - student
     shares = np.linspace(0.0, 1.0, 101)
     sent = quality < below
-    return Curve(
+    return DeferralCurve(
         of=tuple(dict.fromkeys(r.condition for r in rows)),
         cases=len(rows),
-        least_sure=_swept(student, gain, np.argsort(quality, kind="stable"), shares),
+        least_sure=_dice_by_share(student, gain, np.argsort(quality, kind="stable"), shares),
         random=tuple((student.mean() + shares * gain.mean()).tolist()),
-        oracle=_swept(student, gain, np.argsort(-gain, kind="stable"), shares),
+        oracle=_dice_by_share(student, gain, np.argsort(-gain, kind="stable"), shares),
         latency_ms=tuple((student_ms + shares * teacher_ms).tolist()),
-        at_threshold=AtThreshold(
+        at_threshold=ThresholdEffect(
             sent=float(sent.mean()),
             dice=float(np.where(sent, teacher, student).mean()),
             latency_ms=student_ms + float(sent.mean()) * teacher_ms,
-            dice_kept=_mean(student[~sent]),
-            dice_sent=_mean(student[sent]),
-            dice_sent_teacher=_mean(teacher[sent]),
+            dice_kept=_mean_or_none(student[~sent]),
+            dice_sent=_mean_or_none(student[sent]),
+            dice_sent_teacher=_mean_or_none(teacher[sent]),
         ),
     )
 
 
-def _mean(values: np.ndarray) -> float | None:
+def _mean_or_none(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _swept(student: np.ndarray, gain: np.ndarray, order: np.ndarray, shares: np.ndarray) -> tuple[float, ...]:
+def _dice_by_share(
+    student: np.ndarray, gain: np.ndarray, order: np.ndarray, shares: np.ndarray
+) -> tuple[float, ...]:
     """Mean Dice when the first of `order` are replaced; a share between two cases is interpolated."""
     total = student.sum() + np.concatenate([[0.0], np.cumsum(gain[order])])
     return tuple((np.interp(shares * len(gain), np.arange(len(gain) + 1), total) / len(gain)).tolist())
 
 
-def _table(record: DeferralRecord) -> Iterator[str]:
+def _summary_lines(record: DeferralRecord) -> Iterator[str]:
     yield f"{'condition':24}{'cases':>6}{'Dice':>8}{'estimate':>10}{'Spearman':>10}{'MAE':>8}{'poor':>7}{'flagged':>9}"
     for c in record.conditions:
         rho = "–" if c.spearman.value is None else f"{c.spearman.value:.2f}"
@@ -424,18 +425,8 @@ def _table(record: DeferralRecord) -> Iterator[str]:
 
 
 def draw_deferral(record: DeferralRecord, rows: Sequence[CaseRow], path: Path) -> None:
-    """Writes the PNG.
-
-    Args:
-        record: what was measured.
-        rows: its cases.
-        path: file to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Writes a PNG with the estimates against the truth, and the curves."""
+    figure = new_png_figure(16, 6)
     scatter, *curves = figure.subplots(
         1, 1 + len(record.curves), width_ratios=[1.15] + [1.0] * len(record.curves)
     )
@@ -494,10 +485,10 @@ def _draw_scatter(axes: Any, record: DeferralRecord, rows: Sequence[CaseRow]) ->
     legend = axes.legend(fontsize=8, ncols=2, **_BELOW)
     for handle in legend.legend_handles:
         handle.set_alpha(1.0)
-    _tidy(axes)
+    _draw_grid_behind(axes)
 
 
-def _draw_curve(axes: Any, curve: Curve, record: DeferralRecord) -> None:
+def _draw_curve(axes: Any, curve: DeferralCurve, record: DeferralRecord) -> None:
     percent = list(range(101))
     axes.plot(percent, curve.oracle, color="#999999", linestyle="--", label="best possible order (oracle)")
     axes.plot(percent, curve.least_sure, color="#0072b2", linewidth=2.2, label="least sure first")
@@ -522,10 +513,10 @@ def _draw_curve(axes: Any, curve: Curve, record: DeferralRecord) -> None:
     )
     axes.set_title(name, fontsize=11)
     axes.legend(fontsize=8, ncols=2, **_BELOW)
-    _tidy(axes)
+    _draw_grid_behind(axes)
 
 
-def _tidy(axes: Any) -> None:
+def _draw_grid_behind(axes: Any) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["right"]].set_visible(False)

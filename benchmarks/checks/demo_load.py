@@ -1,8 +1,7 @@
 """Ten readers at once: does the demo's server answer every request, how long do they wait, does its memory stay flat?
 
-`python -m benchmarks.checks.demo_load --bundle B --data D --out O` starts `python -m demo`, sends pictures of
-D through
-`gradio_client` from several clients for a minute, stops the server, and writes
+`python -m benchmarks.checks.demo_load --bundle B --data D --out O` starts `python -m demo`, sends pictures of D
+through `gradio_client` from several clients for a minute, stops the server, and writes
 
     O/record.json    requests, errors, lost ones, median and 95th percentile of the wait, memory before and after
     O/memory.png     the server's resident memory over time
@@ -31,20 +30,30 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
+from benchmarks.measuring import (
+    Part,
+    check_libraries,
+    new_png_figure,
+    resident_mib,
+    results_folder,
+    write_record,
+)
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
-from segcore.errors import GateError, InputError, need
+from segcore.errors import GateError, InputError
 from segcore.host import Made, made_now
 
 WARM_UP_S = 15.0
 """Seconds before the first reading of memory that counts: libraries and caches are still filling."""
-_STEP_S = 1.0
-_ANSWER_S = 120.0
+_READING_EVERY_S = 1.0
+_LONGEST_ANSWER_S = 120.0
 
 
 class DemoLoadSettings(Settings):
-    """Measures the demo's server under several clients at once. Exit status 3 if a request failed or was lost."""
+    """`python -m benchmarks.checks.demo_load` measures the demo's server under several clients at once.
+
+    Exit status 3 if a request failed or was lost.
+    """
 
     bundle: list[Path] = Field(min_length=1)
     """exported bundle; repeat for several, the last is asked"""
@@ -102,11 +111,7 @@ def main(settings: DemoLoadSettings) -> None:
         InputError: gradio is missing, or the bundle or the data cannot be opened.
         GateError: a request failed, was lost or answered differently.
     """
-    for package in ("gradio", "gradio_client"):
-        try:
-            __import__(package)
-        except ModuleNotFoundError:
-            raise need(package, "demo") from None
+    check_libraries("gradio", "gradio_client", extra="demo")
     check_libraries("matplotlib")
     cases = open_dataset(settings.data, need_masks=False).cases[: settings.pictures]
     with results_folder(settings) as folder:
@@ -116,12 +121,12 @@ def main(settings: DemoLoadSettings) -> None:
                 Image.fromarray(case.image()).save(path)
             server_folder = Path(scratch) / "server"
             server_folder.mkdir()
-            with _server(settings, server_folder) as (address, process):
-                tally = _load(settings, address, process.pid, pictures)
+            with _serve_demo(settings, server_folder) as (address, process):
+                tally = _load_server(settings, address, process.pid, pictures)
             left = sum(1 for path in server_folder.rglob("*") if path.is_file())
         record = tally.record(settings, left)
         write_record(folder / "record.json", record)
-        _draw(record, folder / "memory.png")
+        _draw_memory(record, folder / "memory.png")
     print_result(**record.model_dump(exclude={"memory_mib", "made", "messages"}), out=str(settings.out))
     if record.errors or record.lost or record.wrong or record.left_behind:
         raise GateError(
@@ -169,11 +174,13 @@ class _Tally:
         )
 
 
-def _load(settings: DemoLoadSettings, address: str, pid: int, pictures: list[Path]) -> _Tally:
+def _load_server(settings: DemoLoadSettings, address: str, pid: int, pictures: list[Path]) -> _Tally:
     tally, stop, begin = _Tally(), Event(), time.perf_counter()
     clients = [
         Thread(
-            target=_client, args=(address, pictures[n % len(pictures) :] + pictures, tally, stop), daemon=True
+            target=_ask_until,
+            args=(address, pictures[n % len(pictures) :] + pictures, tally, stop),
+            daemon=True,
         )
         for n in range(settings.clients)
     ]
@@ -181,15 +188,15 @@ def _load(settings: DemoLoadSettings, address: str, pid: int, pictures: list[Pat
         client.start()
     while (now := time.perf_counter() - begin) < settings.seconds:
         tally.memory.append((round(now, 1), resident_mib(pid)))
-        time.sleep(_STEP_S)
+        time.sleep(_READING_EVERY_S)
     stop.set()
     for client in clients:
-        client.join(_ANSWER_S)
+        client.join(_LONGEST_ANSWER_S)
     log(f"{len(tally.waits)} answers, {len(tally.messages)} errors")
     return tally
 
 
-def _client(address: str, pictures: list[Path], tally: _Tally, stop: Event) -> None:
+def _ask_until(address: str, pictures: list[Path], tally: _Tally, stop: Event) -> None:
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False)
@@ -216,17 +223,17 @@ def _client(address: str, pictures: list[Path], tally: _Tally, stop: Event) -> N
 
 
 @contextmanager
-def _server(settings: DemoLoadSettings, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _serve_demo(settings: DemoLoadSettings, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The demo in a process of its own; its address. It is stopped at the end."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))  # the system chooses a free port
         port = probe.getsockname()[1]
     words = [word for bundle in settings.bundle for word in ("--bundle", str(bundle.resolve()))]
     words += ["--port", str(port), *(["--threads", str(settings.threads)] if settings.threads else [])]
     process = subprocess.Popen(
         [sys.executable, "-m", "demo", *words],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**os.environ, "TMPDIR": str(folder)},  # so that what it leaves behind can be counted
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -251,18 +258,13 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> No
     raise InputError("python -m demo: must answer within a minute, did not; start it by hand to see why")
 
 
-def _draw(record: LoadRecord, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+def _draw_memory(record: LoadRecord, path: Path) -> None:
+    figure = new_png_figure(7, 3)
+    axes = figure.add_subplot()
     axes.plot(*zip(*record.memory_mib, strict=True), color="#00795a")
     axes.set(xlabel="seconds", ylabel="resident memory (MiB)", ylim=(0, None))
     axes.set_title(f"{record.clients} clients, {record.answered} answers", fontsize=10)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

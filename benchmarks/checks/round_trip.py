@@ -1,8 +1,8 @@
-"""Does a mask come through the formats unchanged? `python -m benchmarks.checks.round_trip --bundle B --data D
---out O`.
+"""Does a mask come through the formats unchanged?
 
-Writes pictures of a data set as DICOM in several photometric and transfer variants, reads and segments each, writes
-the mask as DICOM-SEG, NIfTI and PNG, and reads it back. Compared pixel for pixel: what came back with what was
+`python -m benchmarks.checks.round_trip --bundle B --data D --out O` writes pictures of a data set as DICOM in the
+ways hospitals store them, each so that its display gives the picture back; reads and segments each, writes the mask
+as DICOM-SEG, NIfTI and PNG, and reads it back. Compared pixel for pixel: what came back with what was
 predicted, and what was predicted with the mask of the picture before it was DICOM. The DICOM files themselves go
 when the command ends. Exit status 3 if a mask differs.
 
@@ -12,7 +12,6 @@ O/round_trip.json   the same, with the bundle, host and versions
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from benchmarks.measuring import Part, results_folder
+from benchmarks.measuring import Part, results_folder, write_record
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
 from segcore.command import Settings, log, print_result, run_command
@@ -39,9 +38,6 @@ from segcore.medical.read import read_scan
 from segcore.outfolder import write_text
 from segcore.picture.scan import Scan
 from segcore.tables import table_of
-
-# Writes 8-bit pictures as DICOM in the ways hospitals store them, each so that its display gives
-# the picture back.
 
 Spacing = tuple[float, float]
 
@@ -55,200 +51,15 @@ _MODALITY = {_DX: "DX", _CR: "CR", _US: "US", _US_FRAMES: "US", _CT: "CT"}
 _JPEG_QUALITY = 95
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to store pictures.
-
-    Attributes:
-        name: for the table.
-        write: (folder, pictures H×W uint8, spacing of rows and columns in mm) → what `read_scan` opens; one slice a
-            picture, in their order.
-        pictures: how many go into one file or series; 0 all of them.
-        lossless: the display is the picture, pixel for pixel.
-    """
-
-    name: str
-    write: Callable[[Path, Sequence[np.ndarray], Spacing], Path]
-    pictures: int = 1
-    lossless: bool = True
-
-
-def _one(
-    sop_class: str, encode: Callable[[Any, np.ndarray], None], syntax: str = _EXPLICIT
-) -> Callable[..., Path]:
-    """A writer of one picture; `encode` puts its pixels into the data set, `syntax` is what it is then stored in."""
-
-    def write(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
-        item = _item(sop_class, spacing_mm)
-        encode(item, pictures[0])
-        return _save(item, folder / "picture.dcm", syntax)
-
-    return write
-
-
-def _grey(item: Any, picture: np.ndarray) -> None:
-    _pixels(item, picture, "MONOCHROME2", bits=8)
-
-
-def _inverted(item: Any, picture: np.ndarray) -> None:
-    _pixels(item, 255 - picture, "MONOCHROME1", bits=8)
-
-
-def _12_bit(item: Any, picture: np.ndarray) -> None:
-    """16 stored values a grey level, of which the window makes one again. Source: DICOM PS3.3, C.11.2.1.2.1."""
-    _pixels(item, picture.astype(np.uint16) * 16, "MONOCHROME2", bits=12)
-    item.WindowCenter, item.WindowWidth = 16 * 255 / 2 + 0.5, 16 * 255 + 1
-
-
-def _rgb(item: Any, picture: np.ndarray) -> None:
-    _pixels(item, np.repeat(picture[..., None], 3, axis=2), "RGB", bits=8)
-
-
-def _frames(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
-    item = _item(_US_FRAMES, spacing_mm)
-    _pixels(item, np.stack(pictures), "MONOCHROME2", bits=8, frames=len(pictures))
-    item.FrameTime = "40"
-    item.FrameIncrementPointer = 0x00181063
-    return _save(item, folder / "frames.dcm", _EXPLICIT)
-
-
-def _ct_series(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
-    """Four Hounsfield units a grey level from −1024 on; oblique planes 2.5 mm apart, files named backwards."""
-    from pydicom.uid import generate_uid
-
-    ids = {key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
-    along, down = np.array([0.8, 0.6, 0.0]), np.array([0.0, 0.0, -1.0])
-    normal = np.cross(along, down)
-    for index, picture in enumerate(pictures):
-        item = _item(_CT, spacing_mm)
-        for keyword, value in ids.items():
-            setattr(item, keyword, value)
-        _pixels(item, picture.astype(np.int16) * 4, "MONOCHROME2", bits=16)
-        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1, -1024, "HU"
-        item.WindowCenter, item.WindowWidth = -1024 + 4 * 255 / 2 + 0.5, 4 * 255 + 1
-        item.ImageOrientationPatient = [float(x) for x in (*along, *down)]
-        item.ImagePositionPatient = [round(float(x), 6) for x in (-100, -80, 60) + 2.5 * index * normal]
-        item.SliceThickness, item.InstanceNumber = 2.5, index + 1
-        _save(item, folder / f"{len(pictures) - index:04d}.dcm", _EXPLICIT)
-    return folder
-
-
-def _jpeg_lossless(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
-    """By gdcm, whose Python binding works on files alone."""
-    import gdcm
-
-    item = _item(_DX, spacing_mm)
-    _grey(item, pictures[0])
-    with TemporaryDirectory() as scratch:
-        reader = gdcm.ImageReader()
-        reader.SetFileName(str(_save(item, Path(scratch) / "plain.dcm", _EXPLICIT)))
-        assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer = gdcm.ImageWriter()
-        writer.SetFileName(str(folder / "picture.dcm"))
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        assert writer.Write()
-    return folder / "picture.dcm"
-
-
-def _jpeg_baseline(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
-    from pydicom.encaps import encapsulate
-    from pydicom.uid import UID
-
-    item = _item(_US, spacing_mm)
-    _grey(item, pictures[0])
-    file = BytesIO()
-    Image.fromarray(pictures[0]).save(file, "JPEG", quality=_JPEG_QUALITY)
-    item.PixelData = encapsulate([file.getvalue()])
-    item.LossyImageCompression = "01"
-    item.LossyImageCompressionRatio = round(pictures[0].size / len(file.getvalue()), 2)
-    item.LossyImageCompressionMethod = "ISO_10918_1"
-    item.file_meta.TransferSyntaxUID = UID(_JPEG_BASELINE)
-    item.save_as(folder / "picture.dcm", enforce_file_format=True)
-    return folder / "picture.dcm"
-
-
-def _item(sop_class: str, spacing_mm: Spacing) -> Any:
-    """A data set with all but its pixels; a CR has its spacing at the detector, as such files do."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import UID, generate_uid
-
-    item = Dataset()
-    item.file_meta = FileMetaDataset()
-    item.file_meta.TransferSyntaxUID = UID(_EXPLICIT)
-    item.SOPClassUID, item.SOPInstanceUID = sop_class, generate_uid()
-    item.file_meta.MediaStorageSOPClassUID = item.SOPClassUID
-    item.file_meta.MediaStorageSOPInstanceUID = item.SOPInstanceUID
-    item.StudyInstanceUID, item.SeriesInstanceUID = generate_uid(), generate_uid()
-    item.PatientName, item.PatientID, item.PatientBirthDate, item.PatientSex = "Test^Picture", "test", "", ""
-    item.StudyID, item.StudyDate, item.StudyTime, item.AccessionNumber = "1", "20240101", "120000", ""
-    item.ReferringPhysicianName, item.Manufacturer = "", "sam2edge"
-    item.Modality, item.SeriesNumber, item.InstanceNumber = _MODALITY[sop_class], 1, 1
-    setattr(item, "ImagerPixelSpacing" if sop_class == _CR else "PixelSpacing", list(spacing_mm))
-    return item
-
-
-def _pixels(item: Any, pixels: np.ndarray, photometric: str, *, bits: int, frames: int = 0) -> None:
-    item.Rows, item.Columns = pixels.shape[1:3] if frames else pixels.shape[:2]
-    item.SamplesPerPixel = 3 if photometric == "RGB" else 1
-    if photometric == "RGB":
-        item.PlanarConfiguration = 0
-    if frames:
-        item.NumberOfFrames = frames
-    item.PhotometricInterpretation = photometric
-    item.BitsAllocated, item.BitsStored, item.HighBit = 8 * pixels.dtype.itemsize, bits, bits - 1
-    item.PixelRepresentation = int(pixels.dtype.kind == "i")
-    raw = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
-    item.PixelData = raw + b"\0" * (len(raw) % 2)
-    item["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
-
-
-def _save(item: Any, path: Path, syntax: str) -> Path:
-    if syntax in (_RLE, _JPEG_LS, _JPEG_2000):
-        item.compress(syntax, generate_instance_uid=False)
-    else:
-        if syntax == _BIG_ENDIAN and item.BitsAllocated == 16:
-            item.PixelData = np.frombuffer(item.PixelData, "<u2").astype(">u2").tobytes()
-        item.file_meta.TransferSyntaxUID = syntax
-    item.save_as(path, enforce_file_format=True)
-    return path
-
-
-VARIANTS = (
-    Variant("DX, MONOCHROME2, 8 bit, explicit", _one(_DX, _grey)),
-    Variant("CR, MONOCHROME1, 8 bit, implicit", _one(_CR, _inverted, _IMPLICIT)),
-    Variant("DX, 12 bit, window", _one(_DX, _12_bit)),
-    Variant("DX, 12 bit, window, big endian", _one(_DX, _12_bit, _BIG_ENDIAN)),
-    Variant("US, RGB, deflated", _one(_US, _rgb, _DEFLATED)),
-    Variant("US, RGB, RLE", _one(_US, _rgb, _RLE)),
-    Variant("DX, 12 bit, window, RLE", _one(_DX, _12_bit, _RLE)),
-    Variant("DX, 8 bit, JPEG-LS lossless", _one(_DX, _grey, _JPEG_LS)),
-    Variant("DX, 12 bit, window, JPEG-LS lossless", _one(_DX, _12_bit, _JPEG_LS)),
-    Variant("DX, 8 bit, JPEG 2000 lossless", _one(_DX, _grey, _JPEG_2000)),
-    Variant("CR, 12 bit, window, JPEG 2000 lossless", _one(_CR, _12_bit, _JPEG_2000)),
-    Variant("DX, 8 bit, JPEG lossless", _jpeg_lossless),
-    Variant("US, 8 bit, JPEG baseline (lossy)", _jpeg_baseline, lossless=False),
-    Variant("US, 8 bit, multi-frame", _frames, pictures=5),
-)
-"""Written from the pictures of a data set."""
-
-CT_SERIES = Variant("CT series of the phantom, 16 bit, rescale, window", _ct_series, pictures=0)
-"""Written from slices of phantom:ct."""
-
-
 _FILES: dict[MaskFormat, str] = {"dicom-seg": "mask.dcm", "nifti": "mask.nii.gz", "png": "mask.png"}
 _MADE_UP_MM = (0.2, 0.3)
 _CT_SPACING_MM = (0.7, 0.8)
-_CLOSE = 1e-5
+_SPACING_TOLERANCE = 1e-5
 """Of a spacing: DICOM writes it in at most 16 characters, NIfTI as float32."""
 
 
 class RoundTripSettings(Settings):
-    """Write pictures as DICOM, segment them, write and read back the masks."""
+    """`python -m benchmarks.checks.round_trip` writes pictures as DICOM, segments them, and reads back their masks."""
 
     bundle: Path
     """Folder of an exported bundle for 8-bit pictures."""
@@ -302,8 +113,41 @@ class VariantRow(Part):
         return back and same and self.spacing_kept == self.files and not self.dciodvfy_errors
 
 
-def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) -> None:
+class RoundTripRecord(Part):
+    """What round_trip.json holds."""
+
+    bundle: str
+    bundle_sha256: str
+    data: str
+    rows: tuple[VariantRow, ...]
+    host: str = Field(default_factory=describe_host)
+    versions: dict[str, str] = Field(default_factory=library_versions)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to store pictures.
+
+    Attributes:
+        name: for the table.
+        write: (folder, pictures H×W uint8, spacing of rows and columns in mm) → what `read_scan` opens; one slice a
+            picture, in their order.
+        pictures: how many go into one file or series; 0 all of them.
+        lossless: the display is the picture, pixel for pixel.
+    """
+
+    name: str
+    write: Callable[[Path, Sequence[np.ndarray], Spacing], Path]
+    pictures: int = 1
+    lossless: bool = True
+
+
+def main(settings: RoundTripSettings, variants: Sequence[Variant] | None = None) -> None:
     """Writes OUT and prints the table.
+
+    Args:
+        settings: of the command.
+        variants: ways to store pictures; by default `VARIANTS`.
 
     Raises:
         GateError: a mask differs, a spacing was lost, or dciodvfy finds an error; the table is in OUT.
@@ -314,28 +158,22 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) ->
             f"--bundle {settings.bundle}: must be of 8-bit pictures, is of {bundle.manifest.input.depth}"
         )
     dataset = open_dataset(settings.data, need_masks=False)
-    pictures = _pictures(dataset, settings)
+    pictures = _test_pictures(dataset, settings)
     made_from = {"bundle": bundle.sha256, "data": settings.data, "limit": settings.limit}
     with (
         Predictor.open(bundle, engine=settings.engine, threads=settings.threads) as predictor,
         results_folder(settings, made_from) as folder,
     ):
-        rows = [
-            _try(variant, pictures, predictor) for variant in tqdm(variants, unit="variant", disable=None)
-        ]
-        rows.append(_try(CT_SERIES, _ct_pictures(settings.ct_slices), predictor))
-        head, cells = _cells(rows)
+        bar = tqdm(VARIANTS if variants is None else variants, unit="variant", disable=None)
+        rows = [_try_variant(variant, pictures, predictor) for variant in bar]
+        rows.append(_try_variant(CT_SERIES, _ct_slices(settings.ct_slices), predictor))
+        head, cells = _table_cells(rows)
         table = table_of("", head, cells, words=[True, *(False for _ in head[1:])])
         write_text(folder / "round_trip.md", table.markdown() + "\n")
-        record = {
-            "bundle": bundle.manifest.name,
-            "bundle_sha256": bundle.sha256,
-            "data": settings.data,
-            "rows": [row.model_dump() for row in rows],
-            "host": describe_host(),
-            "versions": library_versions(),
-        }
-        write_text(folder / "round_trip.json", json.dumps(record, indent=2, default=str) + "\n")
+        record = RoundTripRecord(
+            bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, data=settings.data, rows=tuple(rows)
+        )
+        write_record(folder / "round_trip.json", record)
     print(table.plain())
     failed = [row.variant for row in rows if not row.passed]
     if rows[0].dciodvfy_errors is None:
@@ -347,7 +185,7 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] = VARIANTS) ->
         )
 
 
-def _pictures(dataset: Dataset, settings: RoundTripSettings) -> list[tuple[np.ndarray, Spacing]]:
+def _test_pictures(dataset: Dataset, settings: RoundTripSettings) -> list[tuple[np.ndarray, Spacing]]:
     cases = dataset.split("test", limit=settings.limit) or dataset.cases[: settings.limit]
     found = [(case.image(), case.spacing_mm or _MADE_UP_MM) for case in cases]
     if any(image.dtype != np.uint8 or image.ndim != 2 for image, _ in found):
@@ -357,16 +195,16 @@ def _pictures(dataset: Dataset, settings: RoundTripSettings) -> list[tuple[np.nd
     return found
 
 
-def _ct_pictures(slices: int) -> list[tuple[np.ndarray, Spacing]]:
+def _ct_slices(slices: int) -> list[tuple[np.ndarray, Spacing]]:
     cases = open_dataset(f"phantom:ct:{max(slices, 6)}", need_masks=False).cases
     return [(case.image(), _CT_SPACING_MM) for case in cases[:slices]]
 
 
-def _try(
+def _try_variant(
     variant: Variant, pictures: Sequence[tuple[np.ndarray, Spacing]], predictor: Predictor
 ) -> VariantRow:
     total = VariantRow(variant=variant.name, lossless=variant.lossless)
-    for group in _groups(pictures, variant.pictures):
+    for group in _groups_of(pictures, variant.pictures):
         row = _round_trip(variant, [picture for picture, _ in group], group[0][1], predictor)
         numbers = {
             key: None if value is None else value + (getattr(total, key) or 0)
@@ -376,7 +214,7 @@ def _try(
     return total
 
 
-def _groups(
+def _groups_of(
     pictures: Sequence[tuple[np.ndarray, Spacing]], many: int
 ) -> Iterator[list[tuple[np.ndarray, Spacing]]]:
     """So many neighbours of one size; 0 takes all."""
@@ -401,35 +239,36 @@ def _round_trip(
         masks = np.stack([predictor.predict(picture).mask for picture in shown])
         expected = np.stack([predictor.predict(picture).mask for picture in pictures])
         write_masks(folder, "mask", scan, masks, manifest, ("png", "nifti", "dicom-seg"))
-        back = {kind: read_mask_file(_made(folder, kind), scan) for kind in _FILES}
+        back = {kind: read_mask_file(_mask_path(folder, kind), scan) for kind in _FILES}
+        # A PNG of a single class holds 0 and 255, so that people see it.
         back["png"] = back["png"] // (255 if len(manifest.classes) == 1 else 1)
-        errors, warnings = _dciodvfy(folder / _FILES["dicom-seg"])
+        errors, warnings = _count_dciodvfy_lines(folder / _FILES["dicom-seg"])
         return VariantRow(
             variant=variant.name,
             lossless=variant.lossless,
             files=1,
             masks=scan.slices,
-            display_equal=sum(_same_picture(a, b) for a, b in zip(shown, pictures, strict=True)),
-            prediction_equal=_equal(masks, expected),
-            seg_equal=_equal(back["dicom-seg"], masks),
-            nifti_equal=_equal(back["nifti"], masks),
-            png_equal=_equal(back["png"], masks),
+            display_equal=sum(_shows_picture(a, b) for a, b in zip(shown, pictures, strict=True)),
+            prediction_equal=_count_equal(masks, expected),
+            seg_equal=_count_equal(back["dicom-seg"], masks),
+            nifti_equal=_count_equal(back["nifti"], masks),
+            png_equal=_count_equal(back["png"], masks),
             spacing_kept=int(_spacing_kept(folder, scan, spacing_mm)),
             dciodvfy_errors=errors,
             dciodvfy_warnings=warnings,
         )
 
 
-def _made(folder: Path, kind: MaskFormat) -> Path:
+def _mask_path(folder: Path, kind: MaskFormat) -> Path:
     path = folder / _FILES[kind]
     return path if path.exists() else path.with_suffix("")  # several PNGs are in a folder
 
 
-def _equal(some: np.ndarray, others: np.ndarray) -> int:
+def _count_equal(some: np.ndarray, others: np.ndarray) -> int:
     return int((some == others).all(axis=(1, 2)).sum())
 
 
-def _same_picture(shown: np.ndarray, picture: np.ndarray) -> bool:
+def _shows_picture(shown: np.ndarray, picture: np.ndarray) -> bool:
     return bool((shown == (picture[..., None] if shown.ndim == 3 else picture)).all())
 
 
@@ -446,10 +285,10 @@ def _spacing_kept(folder: Path, scan: Scan, spacing_mm: Spacing) -> bool:
         [float(mm) for mm in measures.PixelSpacing],
         (rows_mm, columns_mm),
     )
-    return all(np.allclose(some, spacing_mm, rtol=_CLOSE) for some in found)
+    return all(np.allclose(some, spacing_mm, rtol=_SPACING_TOLERANCE) for some in found)
 
 
-def _dciodvfy(path: Path) -> tuple[int | None, int | None]:
+def _count_dciodvfy_lines(path: Path) -> tuple[int | None, int | None]:
     if shutil.which("dciodvfy") is None:
         return None, None
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False)
@@ -457,7 +296,7 @@ def _dciodvfy(path: Path) -> tuple[int | None, int | None]:
     return tuple(sum(line.startswith(kind) for line in lines) for kind in ("Error", "Warning"))  # type: ignore[return-value]
 
 
-def _cells(rows: Sequence[VariantRow]) -> tuple[list[str], list[list[str]]]:
+def _table_cells(rows: Sequence[VariantRow]) -> tuple[list[str], list[list[str]]]:
     head = ["variant", "files", "masks", "display =", "prediction =", "SEG =", "NIfTI =", "PNG =", "spacing kept",
             "dciodvfy errors", "warnings"]  # fmt: skip
     cells = [
@@ -470,6 +309,176 @@ def _cells(rows: Sequence[VariantRow]) -> tuple[list[str], list[list[str]]]:
         for row in rows
     ]
     return head, cells
+
+
+# The ways to store a picture, and what puts it into a DICOM data set.
+
+
+def _single_picture(
+    sop_class: str, encode: Callable[[Any, np.ndarray], None], syntax: str = _EXPLICIT
+) -> Callable[..., Path]:
+    """A writer of one picture; `encode` puts its pixels into the data set, `syntax` is what it is then stored in."""
+
+    def write(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
+        item = _new_item(sop_class, spacing_mm)
+        encode(item, pictures[0])
+        return _save_item(item, folder / "picture.dcm", syntax)
+
+    return write
+
+
+def _put_grey(item: Any, picture: np.ndarray) -> None:
+    _set_pixels(item, picture, "MONOCHROME2", bits=8)
+
+
+def _put_inverted(item: Any, picture: np.ndarray) -> None:
+    _set_pixels(item, 255 - picture, "MONOCHROME1", bits=8)
+
+
+def _put_12_bit(item: Any, picture: np.ndarray) -> None:
+    """16 stored values a grey level, of which the window makes one again. Source: DICOM PS3.3, C.11.2.1.2.1."""
+    _set_pixels(item, picture.astype(np.uint16) * 16, "MONOCHROME2", bits=12)
+    item.WindowCenter, item.WindowWidth = 16 * 255 / 2 + 0.5, 16 * 255 + 1
+
+
+def _put_rgb(item: Any, picture: np.ndarray) -> None:
+    _set_pixels(item, np.repeat(picture[..., None], 3, axis=2), "RGB", bits=8)
+
+
+def _write_frames(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
+    item = _new_item(_US_FRAMES, spacing_mm)
+    _set_pixels(item, np.stack(pictures), "MONOCHROME2", bits=8, frames=len(pictures))
+    item.FrameTime = "40"
+    item.FrameIncrementPointer = 0x00181063
+    return _save_item(item, folder / "frames.dcm", _EXPLICIT)
+
+
+def _write_ct_series(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
+    """Four Hounsfield units a grey level from −1024 on; oblique planes 2.5 mm apart, files named backwards."""
+    from pydicom.uid import generate_uid
+
+    ids = {key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    along, down = np.array([0.8, 0.6, 0.0]), np.array([0.0, 0.0, -1.0])
+    normal = np.cross(along, down)
+    for index, picture in enumerate(pictures):
+        item = _new_item(_CT, spacing_mm)
+        for keyword, value in ids.items():
+            setattr(item, keyword, value)
+        _set_pixels(item, picture.astype(np.int16) * 4, "MONOCHROME2", bits=16)
+        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1, -1024, "HU"
+        item.WindowCenter, item.WindowWidth = -1024 + 4 * 255 / 2 + 0.5, 4 * 255 + 1
+        item.ImageOrientationPatient = [float(x) for x in (*along, *down)]
+        item.ImagePositionPatient = [round(float(x), 6) for x in (-100, -80, 60) + 2.5 * index * normal]
+        item.SliceThickness, item.InstanceNumber = 2.5, index + 1
+        _save_item(item, folder / f"{len(pictures) - index:04d}.dcm", _EXPLICIT)
+    return folder
+
+
+def _write_jpeg_lossless(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
+    """By gdcm, whose Python binding works on files alone."""
+    import gdcm
+
+    item = _new_item(_DX, spacing_mm)
+    _put_grey(item, pictures[0])
+    with TemporaryDirectory() as scratch:
+        reader = gdcm.ImageReader()
+        reader.SetFileName(str(_save_item(item, Path(scratch) / "plain.dcm", _EXPLICIT)))
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFileName(str(folder / "picture.dcm"))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    return folder / "picture.dcm"
+
+
+def _write_jpeg_baseline(folder: Path, pictures: Sequence[np.ndarray], spacing_mm: Spacing) -> Path:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import UID
+
+    item = _new_item(_US, spacing_mm)
+    _put_grey(item, pictures[0])
+    file = BytesIO()
+    Image.fromarray(pictures[0]).save(file, "JPEG", quality=_JPEG_QUALITY)
+    item.PixelData = encapsulate([file.getvalue()])
+    item.LossyImageCompression = "01"
+    item.LossyImageCompressionRatio = round(pictures[0].size / len(file.getvalue()), 2)
+    item.LossyImageCompressionMethod = "ISO_10918_1"
+    item.file_meta.TransferSyntaxUID = UID(_JPEG_BASELINE)
+    item.save_as(folder / "picture.dcm", enforce_file_format=True)
+    return folder / "picture.dcm"
+
+
+def _new_item(sop_class: str, spacing_mm: Spacing) -> Any:
+    """A data set with all but its pixels; a CR has its spacing at the detector, as such files do."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, generate_uid
+
+    item = Dataset()
+    item.file_meta = FileMetaDataset()
+    item.file_meta.TransferSyntaxUID = UID(_EXPLICIT)
+    item.SOPClassUID, item.SOPInstanceUID = sop_class, generate_uid()
+    item.file_meta.MediaStorageSOPClassUID = item.SOPClassUID
+    item.file_meta.MediaStorageSOPInstanceUID = item.SOPInstanceUID
+    item.StudyInstanceUID, item.SeriesInstanceUID = generate_uid(), generate_uid()
+    item.PatientName, item.PatientID, item.PatientBirthDate, item.PatientSex = "Test^Picture", "test", "", ""
+    item.StudyID, item.StudyDate, item.StudyTime, item.AccessionNumber = "1", "20240101", "120000", ""
+    item.ReferringPhysicianName, item.Manufacturer = "", "sam2edge"
+    item.Modality, item.SeriesNumber, item.InstanceNumber = _MODALITY[sop_class], 1, 1
+    setattr(item, "ImagerPixelSpacing" if sop_class == _CR else "PixelSpacing", list(spacing_mm))
+    return item
+
+
+def _set_pixels(item: Any, pixels: np.ndarray, photometric: str, *, bits: int, frames: int = 0) -> None:
+    item.Rows, item.Columns = pixels.shape[1:3] if frames else pixels.shape[:2]
+    item.SamplesPerPixel = 3 if photometric == "RGB" else 1
+    if photometric == "RGB":
+        item.PlanarConfiguration = 0
+    if frames:
+        item.NumberOfFrames = frames
+    item.PhotometricInterpretation = photometric
+    item.BitsAllocated, item.BitsStored, item.HighBit = 8 * pixels.dtype.itemsize, bits, bits - 1
+    item.PixelRepresentation = int(pixels.dtype.kind == "i")
+    raw = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    item.PixelData = raw + b"\0" * (len(raw) % 2)
+    item["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
+
+
+def _save_item(item: Any, path: Path, syntax: str) -> Path:
+    if syntax in (_RLE, _JPEG_LS, _JPEG_2000):
+        item.compress(syntax, generate_instance_uid=False)
+    else:
+        if syntax == _BIG_ENDIAN and item.BitsAllocated == 16:
+            item.PixelData = np.frombuffer(item.PixelData, "<u2").astype(">u2").tobytes()
+        item.file_meta.TransferSyntaxUID = syntax
+    item.save_as(path, enforce_file_format=True)
+    return path
+
+
+VARIANTS = (
+    Variant("DX, MONOCHROME2, 8 bit, explicit", _single_picture(_DX, _put_grey)),
+    Variant("CR, MONOCHROME1, 8 bit, implicit", _single_picture(_CR, _put_inverted, _IMPLICIT)),
+    Variant("DX, 12 bit, window", _single_picture(_DX, _put_12_bit)),
+    Variant("DX, 12 bit, window, big endian", _single_picture(_DX, _put_12_bit, _BIG_ENDIAN)),
+    Variant("US, RGB, deflated", _single_picture(_US, _put_rgb, _DEFLATED)),
+    Variant("US, RGB, RLE", _single_picture(_US, _put_rgb, _RLE)),
+    Variant("DX, 12 bit, window, RLE", _single_picture(_DX, _put_12_bit, _RLE)),
+    Variant("DX, 8 bit, JPEG-LS lossless", _single_picture(_DX, _put_grey, _JPEG_LS)),
+    Variant("DX, 12 bit, window, JPEG-LS lossless", _single_picture(_DX, _put_12_bit, _JPEG_LS)),
+    Variant("DX, 8 bit, JPEG 2000 lossless", _single_picture(_DX, _put_grey, _JPEG_2000)),
+    Variant("CR, 12 bit, window, JPEG 2000 lossless", _single_picture(_CR, _put_12_bit, _JPEG_2000)),
+    Variant("DX, 8 bit, JPEG lossless", _write_jpeg_lossless),
+    Variant("US, 8 bit, JPEG baseline (lossy)", _write_jpeg_baseline, lossless=False),
+    Variant("US, 8 bit, multi-frame", _write_frames, pictures=5),
+)
+"""Written from the pictures of a data set."""
+
+CT_SERIES = Variant("CT series of the phantom, 16 bit, rescale, window", _write_ct_series, pictures=0)
+"""Written from slices of phantom:ct."""
 
 
 if __name__ == "__main__":

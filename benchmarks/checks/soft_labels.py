@@ -1,8 +1,7 @@
 """What cached soft labels save: a distillation epoch with them against one that runs the teacher in every step.
 
-`python -m benchmarks.checks.soft_labels --data D --teacher T --soft S`. Both kinds alternate (A B A B); the
-figure is the
-ratio of the median epoch times. An epoch is the training steps and the validation.
+`python -m benchmarks.checks.soft_labels --data D --teacher T --soft S`. Both kinds alternate (A B A B); the figure is
+the ratio of the median epoch times. An epoch is the training steps and the validation.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from segcore.host import describe_host, library_versions
 
 
 class SoftLabelSettings(Settings):
-    """Time distillation with cached soft labels against a live teacher."""
+    """`python -m benchmarks.checks.soft_labels` times distillation with cached soft labels against a live teacher."""
 
     data: str
     """The data set that the soft labels were made for."""
@@ -69,7 +68,7 @@ def _epoch_seconds(settings: SoftLabelSettings, words: tuple[str, ...], out: Pat
     if done.returncode:
         raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     with (out / "history.csv").open() as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])
+        return float(list(csv.DictReader(file))[-1]["seconds"])  # the second epoch: the first one warms up
 
 
 if __name__ == "__main__":

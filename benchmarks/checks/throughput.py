@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -18,15 +19,25 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
-from benchmarks.measuring import Part, check_libraries, resident_mib, results_folder, write_record
+from benchmarks.measuring import (
+    Part,
+    check_libraries,
+    log_load,
+    new_png_figure,
+    resident_mib,
+    results_folder,
+    time_in_turns,
+    write_record,
+)
 from runtime.engines.seam import available_threads, choose_engine, engines_for, installed
 from runtime.predictor import Predictor
-from runtime.timing.latency import busy_remark, others_share, read_processor_times, rotations
+from runtime.timing.latency import others_share, read_processor_times
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Settings, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
+from segcore.words import ranged
 
 MEMORY_EVERY = 500
 """Images between two readings of the resident memory; what follows the first reading should not grow."""
@@ -35,7 +46,10 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 
 class ThroughputSettings(Settings):
-    """Measures pictures a second of `Predictor.map` against one-by-one calls, interleaved in one run."""
+    """`python -m benchmarks.checks.throughput` measures pictures a second of `Predictor.map` against one-by-one calls.
+
+    All are interleaved in one run.
+    """
 
     bundle: Path
     """Exported bundle."""
@@ -81,7 +95,7 @@ class Throughput(Part):
     times_more_high: float
 
 
-class Memory(Part):
+class MemoryCurve(Part):
     """Resident memory while `Predictor.map` goes on.
 
     Attributes:
@@ -110,7 +124,7 @@ class ThroughputRecord(Part):
     rounds: int
     other_load_share: float | None
     rows: tuple[Throughput, ...]
-    memory: tuple[Memory, ...]
+    memory: tuple[MemoryCurve, ...]
     made: Made
 
 
@@ -124,12 +138,13 @@ def main(settings: ThroughputSettings) -> None:
         raise InputError("--images: must be left out where there is no /proc, only Linux says the memory so")
     check_libraries("matplotlib")
     with results_folder(settings) as folder:
-        record = measure(settings)
+        record = measure_throughput(settings)
         write_record(folder / "record.json", record)
         if record.memory:
             draw_memory(record, folder / "memory.png")
-    for line in _table(record):
+    for line in _table_lines(record):
         print(line)
+    log_load(record.other_load_share)
     print_result(
         record=str(settings.out / "record.json"),
         plot=str(settings.out / "memory.png") if record.memory else None,
@@ -138,7 +153,7 @@ def main(settings: ThroughputSettings) -> None:
     )
 
 
-def measure(settings: ThroughputSettings) -> ThroughputRecord:
+def measure_throughput(settings: ThroughputSettings) -> ThroughputRecord:
     """Everything between the settings and the files."""
     bundle = open_bundle(settings.bundle)
     threads = settings.threads or available_threads()
@@ -151,7 +166,7 @@ def measure(settings: ThroughputSettings) -> ThroughputRecord:
     if not cases:
         raise InputError(f"--data {settings.data}: must have a labelled test case, got none; name other data")
     images = [case.image() for case in cases]
-    engines = _engines(bundle, settings.engine)
+    engines = _chosen_engines(bundle, settings.engine)
     memory = []
     for engine in engines if settings.images is not None else ():
         with Predictor.open(
@@ -160,7 +175,7 @@ def measure(settings: ThroughputSettings) -> ThroughputRecord:
             memory.append(follow_memory(opened, images, settings.images or 0))
     rows, before = [], read_processor_times()
     for engine in engines:
-        rows += _time(bundle, engine, images, settings, threads=threads, streams=streams)
+        rows += _time_engine(bundle, engine, images, settings, threads=threads, streams=streams)
     return ThroughputRecord(
         bundle=bundle.manifest.name,
         bundle_sha256=bundle.sha256,
@@ -176,7 +191,7 @@ def measure(settings: ThroughputSettings) -> ThroughputRecord:
     )
 
 
-def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int) -> Memory:
+def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int) -> MemoryCurve:
     """Goes round the pictures until `count` were predicted, and reads the resident memory every `MEMORY_EVERY`."""
     at, resident = [], []
     with predictor.map(islice(cycle(images), count)) as predictions:
@@ -184,7 +199,7 @@ def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int
             if n % MEMORY_EVERY == 0:
                 at.append(n)
                 resident.append(resident_mib())
-    return Memory(
+    return MemoryCurve(
         engine=predictor.engine_name,
         streams=predictor.streams,
         images=tuple(at),
@@ -194,14 +209,14 @@ def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int
     )
 
 
-def _engines(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
+def _chosen_engines(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
     if wanted:
         return [choose_engine(bundle, one) for one in wanted]
     able = [one for one in engines_for(bundle) if installed(one)]
     return able or [choose_engine(bundle)]  # which says what to install
 
 
-def _time(
+def _time_engine(
     bundle: Bundle,
     engine: str,
     images: Sequence[np.ndarray],
@@ -221,14 +236,10 @@ def _time(
             passes.append(lambda opened=opened: [*opened.map(images)])  # type: ignore[misc]
         for one in passes:
             one()  # warm-up
-        times = np.empty((settings.rounds, len(passes)))
-        for n, order in enumerate(tqdm(rotations(len(passes), settings.rounds), desc=engine, unit="round")):
-            for i in order:
-                begin = time.perf_counter()
-                passes[i]()
-                times[n, i] = time.perf_counter() - begin
+        ways = [partial(_seconds_of, one) for one in passes]
+        times = time_in_turns(ways, rounds=settings.rounds, title=engine)
         version = single.engine_version
-    ratios = times[:, :1] / times
+    ratios = times[:, :1] / times  # rounds×ways; the first way is one by one
     return [
         Throughput(
             engine=engine,
@@ -243,29 +254,29 @@ def _time(
     ]
 
 
-def _table(record: ThroughputRecord) -> Iterator[str]:
+def _seconds_of(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _table_lines(record: ThroughputRecord) -> Iterator[str]:
     yield f"{record.bundle}, {record.threads} threads, {record.pictures} pictures, {record.rounds} rounds"
     yield f"{'':32}{'images/s':>10}{'times one by one (rounds)':>32}"
     for row in record.rows:
         way = "one by one" if row.streams == 0 else f"map, streams {row.streams}"
-        ratio = f"{row.times_more:.2f} ({row.times_more_low:.2f}–{row.times_more_high:.2f})"
+        ratio = ranged(row.times_more, row.times_more_low, row.times_more_high, 2)
         yield f"{row.engine + ', ' + way:32}{row.images_s:10.1f}{ratio:>32}"
     for one in record.memory:
         yield (
             f"{one.engine}: resident memory {one.resident_mib[0]:.1f} MiB after {one.images[0]} images, "
             f"{one.resident_mib[-1]:.1f} after {one.images[-1]}, at most {one.growth_mib:+.1f}"
         )
-    if remark := busy_remark(record.other_load_share):
-        log(remark.strip())
 
 
 def draw_memory(record: ThroughputRecord, path: Path) -> None:
     """Writes a PNG; the axis begins at 0, so that what looks flat is flat."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_png_figure(7, 3.2, dpi=120)
     axes = figure.add_subplot()
     for one, colour in zip(record.memory, _COLOURS, strict=False):
         label = f"{one.engine}, {one.streams} streams: {one.growth_mib:+.1f} MiB after the first reading"

@@ -26,23 +26,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
+from pydantic import Field
 
-from benchmarks.measuring import Part, results_folder, write_record
+from benchmarks.measuring import Part, log_load, results_folder, time_in_turns, write_record
 from runtime.engines.seam import available_threads, open_engine
 from runtime.predict.inputs import PredictionInput, list_inputs
 from runtime.predict.write import PREDICTIONS_FILE
 from runtime.predictor import Predictor
-from runtime.timing.latency import ProcessorTimes, busy_remark, others_share, read_processor_times, rotations
+from runtime.timing.latency import ProcessorTimes, others_share, read_processor_times
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError
 from segcore.host import Made, made_now
 from segcore.medical.read import read_scan
 from segcore.picture.preprocess import prepare
+from segcore.words import ranged
 
-_WRITTEN = {
+_FLAGS_BY_OUTPUT = {
     "masks": ("--no-measurements", "--no-overlays"),
     "masks, measurements": ("--no-overlays",),
     "masks, measurements, overlays": (),
@@ -50,7 +50,7 @@ _WRITTEN = {
 
 
 class BatchSettings(Settings):
-    """Measures images a second of runtime.predict over files, and kills and resumes it."""
+    """`python -m benchmarks.checks.throughput_batch` times runtime.predict over files, and kills and resumes it."""
 
     bundle: Path
     """Exported bundle."""
@@ -89,6 +89,32 @@ class BatchRow(Part):
     of_engine: float
 
 
+class ResumedCommand(Part):
+    """A command that was killed and given again.
+
+    Attributes:
+        way: which.
+        inputs: how many it was given.
+        lines_at_kill: whole lines of predictions.jsonl then.
+        lines: at the end.
+        twice: inputs with more than one line.
+        missing: inputs without a line.
+        failed: lines with an error.
+        changed: lines of before the kill that are not the first ones at the end.
+        masks: files under masks/.
+    """
+
+    way: str
+    inputs: int
+    lines_at_kill: int
+    lines: int
+    twice: int
+    missing: int
+    failed: int
+    changed: int
+    masks: int
+
+
 class BatchRecord(Part):
     """What record.json holds; `other_load_share` is what other programs took of the processor in the rounds, 0–1."""
 
@@ -101,7 +127,7 @@ class BatchRecord(Part):
     load_average: float
     other_load_share: float | None
     rows: tuple[BatchRow, ...]
-    resumed: tuple[Resumed, ...]
+    resumed: tuple[ResumedCommand, ...]
     ray_images_s: float | None
     made: Made
 
@@ -113,10 +139,11 @@ def main(settings: BatchSettings) -> None:
         InputError: a bundle or inputs that cannot be used.
     """
     with results_folder(settings) as folder:
-        record = measure(settings)
+        record = measure_batch(settings)
         write_record(folder / "record.json", record)
-    for line in _table(record):
+    for line in _table_lines(record):
         print(line)
+    log_load(record.other_load_share)
     print_result(
         record=str(settings.out / "record.json"),
         rows=[row.model_dump() for row in record.rows],
@@ -125,16 +152,18 @@ def main(settings: BatchSettings) -> None:
     )
 
 
-def measure(settings: BatchSettings) -> BatchRecord:
+def measure_batch(settings: BatchSettings) -> BatchRecord:
     """Everything between the settings and the files."""
     bundle = open_bundle(settings.bundle)
     inputs = list_inputs(settings.image)[: settings.images]
     threads = settings.threads or available_threads()
-    load = os.getloadavg()[0]
+    load, ray_images_s = os.getloadavg()[0], None
     with TemporaryDirectory() as place:
         listed, out = _write_list(inputs, Path(place, "index.csv")), Path(place, "out")
         common = ["--bundle", settings.bundle, "--image", listed]
-        rows, share = _time(settings, bundle, inputs, common, out, threads) if settings.rounds else ((), None)
+        rows, share = (
+            _time_ways(settings, bundle, inputs, common, out, threads) if settings.rounds else ((), None)
+        )
         most, cases = settings.workers[-1], [one.case for one in inputs]
         killed = [*common, "--workers", most, "--threads", threads]
         resumed = [kill_and_resume(f"batch, workers {most}", killed, cases, out)]
@@ -153,7 +182,7 @@ def measure(settings: BatchSettings) -> BatchRecord:
         other_load_share=share,
         rows=rows,
         resumed=tuple(resumed),
-        ray_images_s=ray_images_s if settings.ray else None,
+        ray_images_s=ray_images_s,
         made=made_now(),
     )
 
@@ -166,7 +195,7 @@ def _write_list(inputs: Sequence[PredictionInput], path: Path) -> Path:
     return path
 
 
-def _time(
+def _time_ways(
     settings: BatchSettings,
     bundle: Bundle,
     inputs: Sequence[PredictionInput],
@@ -201,17 +230,14 @@ def _time(
 
         ways: dict[str, Callable[[], float]] = {"engine": alone, "map": mapped}
         for count in settings.workers:
-            for what, flags in _WRITTEN.items():
+            for what, flags in _FLAGS_BY_OUTPUT.items():
                 words = [*common, "--workers", count, "--threads", threads, *flags]
                 ways[f"batch, workers {count}, {what}"] = lambda words=words: run_predict(words, out)  # type: ignore[misc]
         alone(), mapped()  # warm-up; the commands start cold, as a user's do
-        seconds = np.empty((settings.rounds, len(ways)))
-        before = _own_and_children(read_processor_times())
-        for n, order in enumerate(tqdm(rotations(len(ways), settings.rounds), unit="round", disable=None)):
-            for i in order:
-                seconds[n, i] = list(ways.values())[i]()
-        share = others_share(before, _own_and_children(read_processor_times()))
-    rate = len(inputs) / seconds
+        before = _with_children(read_processor_times())
+        seconds = time_in_turns(list(ways.values()), rounds=settings.rounds)
+        share = others_share(before, _with_children(read_processor_times()))
+    rate = len(inputs) / seconds  # rounds×ways; the first way is the engine
     return tuple(
         BatchRow(
             way=way,
@@ -224,63 +250,10 @@ def _time(
     ), share
 
 
-def _own_and_children(clock: ProcessorTimes | None) -> ProcessorTimes | None:
-    """With what the commands took, which are not others."""
+def _with_children(clock: ProcessorTimes | None) -> ProcessorTimes | None:
+    """With what the commands took: they are children of this process, and not others."""
     ended = os.times()
     return clock and replace(clock, own_s=clock.own_s + ended.children_user + ended.children_system)
-
-
-def _table(record: BatchRecord) -> Iterator[str]:
-    size = "×".join(map(str, record.size_px))
-    yield (
-        f"{record.bundle}, {record.images} images of {size}, {record.threads} threads, {record.rounds} rounds, "
-        f"load {record.load_average:.1f} before"
-    )
-    yield f"{'':50}{'images/s (rounds)':>26}{'of the engine':>16}"
-    for row in record.rows:
-        rates = f"{row.images_s:.1f} ({row.images_s_low:.1f}–{row.images_s_high:.1f})"
-        yield f"{row.way:50}{rates:>26}{row.of_engine:16.3f}"
-    if record.ray_images_s is not None:
-        yield f"{'ray, once, masks, measurements, overlays':50}{record.ray_images_s:26.1f}"
-    for one in record.resumed:
-        yield (
-            f"{one.way}, killed at {one.lines_at_kill} of {one.inputs} and given again: {one.lines} lines, "
-            f"{one.twice} twice, {one.missing} missing, {one.changed} changed, {one.failed} failed, {one.masks} masks"
-        )
-    if remark := busy_remark(record.other_load_share):
-        log(remark.strip())
-
-
-# Runs `runtime.predict` as a user does, and kills it at half: does it go on with nothing twice
-# and nothing missing?
-
-
-class Resumed(BaseModel):
-    """A command that was killed and given again.
-
-    Attributes:
-        way: which.
-        inputs: how many it was given.
-        lines_at_kill: whole lines of predictions.jsonl then.
-        lines: at the end.
-        twice: inputs with more than one line.
-        missing: inputs without a line.
-        failed: lines with an error.
-        changed: lines of before the kill that are not the first ones at the end.
-        masks: files under masks/.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    way: str
-    inputs: int
-    lines_at_kill: int
-    lines: int
-    twice: int
-    missing: int
-    failed: int
-    changed: int
-    masks: int
 
 
 def run_predict(words: Sequence[object], out: Path) -> float:
@@ -290,7 +263,9 @@ def run_predict(words: Sequence[object], out: Path) -> float:
         InputError: it failed.
     """
     begin = time.perf_counter()
-    done = subprocess.run(_command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        _predict_command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     seconds = time.perf_counter() - begin
     shutil.rmtree(out, ignore_errors=True)
     if done.returncode != 0:
@@ -298,7 +273,7 @@ def run_predict(words: Sequence[object], out: Path) -> float:
     return seconds
 
 
-def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out: Path) -> Resumed:
+def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out: Path) -> ResumedCommand:
     """Kills the command (SIGKILL, its own process alone) when half of the inputs have their lines, and gives it again.
 
     Args:
@@ -312,7 +287,7 @@ def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out
     """
     stored = Path(f"{out}.partial") / PREDICTIONS_FILE
     with subprocess.Popen(
-        _command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        _predict_command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as running:
         while not (stored.exists() and stored.read_bytes().count(b"\n") >= len(cases) / 2):
             if running.poll() is not None:
@@ -320,12 +295,14 @@ def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out
             time.sleep(0.005)
         os.kill(running.pid, signal.SIGKILL)
     before = stored.read_bytes().split(b"\n")[:-1]
-    again = subprocess.run(_command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    again = subprocess.run(
+        _predict_command(words, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     if not out.exists():
         raise InputError(f"{way}: must end well, does not: {again.stderr.strip().splitlines()[-1]}")
     after = (out / PREDICTIONS_FILE).read_bytes().split(b"\n")[:-1]
     times = Counter(json.loads(line)["case"] for line in after)
-    resumed = Resumed(
+    resumed = ResumedCommand(
         way=way,
         inputs=len(cases),
         lines_at_kill=len(before),
@@ -340,8 +317,27 @@ def kill_and_resume(way: str, words: Sequence[object], cases: Sequence[str], out
     return resumed
 
 
-def _command(words: Sequence[object], out: Path) -> list[str]:
+def _predict_command(words: Sequence[object], out: Path) -> list[str]:
     return [sys.executable, "-m", "runtime.predict", *map(str, words), "--out", str(out)]
+
+
+def _table_lines(record: BatchRecord) -> Iterator[str]:
+    size = "×".join(map(str, record.size_px))
+    yield (
+        f"{record.bundle}, {record.images} images of {size}, {record.threads} threads, {record.rounds} rounds, "
+        f"load {record.load_average:.1f} before"
+    )
+    yield f"{'':50}{'images/s (rounds)':>26}{'of the engine':>16}"
+    for row in record.rows:
+        rates = ranged(row.images_s, row.images_s_low, row.images_s_high, 1)
+        yield f"{row.way:50}{rates:>26}{row.of_engine:16.3f}"
+    if record.ray_images_s is not None:
+        yield f"{'ray, once, masks, measurements, overlays':50}{record.ray_images_s:26.1f}"
+    for one in record.resumed:
+        yield (
+            f"{one.way}, killed at {one.lines_at_kill} of {one.inputs} and given again: {one.lines} lines, "
+            f"{one.twice} twice, {one.missing} missing, {one.changed} changed, {one.failed} failed, {one.masks} masks"
+        )
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ also as a bar chart.
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from benchmarks.measuring import check_libraries, results_folder
+from benchmarks.measuring import Part, check_libraries, new_png_figure, results_folder, write_record
 from runtime.timing.latency import others_share, read_processor_times
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
@@ -26,17 +27,16 @@ from segcore.host import describe_host, library_versions
 if TYPE_CHECKING:
     from segcore.learn.loader import TrainingSet
     from segcore.learn.loop import Run
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
 
 PARTS = ("augmentation", "collation", "forward", "loss", "backward", "optimiser")
+"""Of a step, in their order."""
 WARM_UP_STEPS = 3
+"""Steps that do not count: memory and threads are made in them."""
 _VALIDATION_CASES = 64
 
 
 class TrainingSettings(Settings):
-    """Measure images/s of a student's training on this CPU, and where the time goes."""
+    """`python -m benchmarks.checks.training` measures images/s of a student's training, and where the time goes."""
 
     data: str
     """A folder with images/ and masks/, an index.csv, or phantom:cxr, phantom:ct, phantom:dental."""
@@ -62,7 +62,7 @@ class TrainingSettings(Settings):
     """Replace a finished --out."""
 
 
-class TrainingCost(BaseModel):
+class TrainingCost(Part):
     """What was measured; every `ms` is of one image, the median over the steps.
 
     Attributes:
@@ -74,8 +74,6 @@ class TrainingCost(BaseModel):
         validation_share: of an epoch's time.
         other_load_share: share of the machine that other programs took meanwhile.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     design: str
     parameters: int
@@ -106,7 +104,7 @@ def main(settings: TrainingSettings) -> None:
         check_libraries("matplotlib")
         with results_folder(settings) as folder:
             cost = measure_training(settings)
-            (folder / "training.json").write_text(json.dumps(cost.model_dump(), indent=2))
+            write_record(folder / "training.json", cost)
             draw_cost(cost, folder / "training.png")
         log(f"wrote {settings.out}")
     print(cost_table(cost))
@@ -226,10 +224,8 @@ def cost_table(cost: TrainingCost) -> str:
 
 
 def draw_cost(cost: TrainingCost, path: Path) -> None:
-    """A bar a part."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    """Writes a PNG with a bar a part."""
+    figure = new_png_figure(6.4, 2.8)
     axes = figure.add_subplot()
     bars = axes.barh(list(cost.ms), list(cost.ms.values()), color="#0072b2")
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -242,11 +238,11 @@ def draw_cost(cost: TrainingCost, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-# Time by part, also of parts that call each other.
-
-
 class Stopwatch:
-    """Seconds by part; a part that begins inside another one stops the outer one's clock meanwhile."""
+    """Seconds by part; a part that begins inside another one stops the outer one's clock meanwhile.
+
+    So parts that call each other, as `backward` calls `loss` and that the network, are told apart and add up.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}

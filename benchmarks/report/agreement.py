@@ -1,9 +1,10 @@
 """How far two ways of measuring one thing agree: bias and limits of agreement, with intervals over patients.
 
-The benchmark report draws teacher against student from `CaseRecord.area_by_class`: per class
+The numbers first, then the plot of them, then what the report shows: what an area measured from a model's masks is
+worth, against the reference model's and against the truth's. It is drawn from `CaseRecord.area_by_class`, per class
 
     agreement = agreement_of(student_areas, teacher_areas, patients, "mm²")
-    svg = bland_altman_svg(agreement, what="area of lung", names=("student", "teacher"))  # agreement_plot
+    svg = bland_altman_svg(agreement, what="area of lung", names=("student", "teacher"))
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from pydantic import BaseModel, ConfigDict
 
+from benchmarks.measuring import Part
 from benchmarks.report.plots import INK, colour, new_axes, new_figure, shortened, styled, to_svg
 from benchmarks.report.record import CaseRecord
 from segcore import words
 from segcore.stats import DRAWS, Estimate, percentile_interval, resampled, sums_by_patient
-from segcore.words import MINUS, signed_figures
 
 WITHIN = 1.96
 """Standard deviations to either side that hold 95 % of the differences, if they are normal."""
+DRAWN_CLASSES = 3
+"""Classes whose areas the report draws."""
+_DOTS = colour(0)  # to be seen on light and on dark
+_LABELS_APART = 0.11
+"""Of the axes' height: two lines of text."""
 
 
-class Agreement(BaseModel):
+class Agreement(Part):
     """Bland and Altman's numbers; all differences are the first measurement minus the second, in `unit`.
 
     Intervals resample patients (95 %, percentiles of the bootstrap); None for a single patient.
@@ -47,8 +51,6 @@ class Agreement(BaseModel):
         second: the second's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     unit: str
     cases: int
     patients: int
@@ -59,6 +61,21 @@ class Agreement(BaseModel):
     slope: Estimate | None
     first: tuple[float, ...]
     second: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AreaPlot:
+    """One Bland–Altman plot.
+
+    Attributes:
+        of: the class.
+        svg: the plot.
+        caption: what it shows, in words.
+    """
+
+    of: str
+    svg: str
+    caption: str
 
 
 def agreement_of(
@@ -96,10 +113,12 @@ def agreement_of(
         )
     a, b = np.asarray(first, float), np.asarray(second, float)
     per_patient = np.stack([sums_by_patient(m, patients) for m in _moments(a - b, (a + b) / 2)])  # 7×P
-    found = _figures(per_patient.sum(axis=1))
+    found = _figures_of(per_patient.sum(axis=1))
     ends: list[tuple[float | None, float | None]] = [(None, None)] * len(found)
     if per_patient.shape[1] > 1:
-        ends = [_interval(values) for values in _figures(resampled(per_patient, draws=draws, seed=seed))]
+        ends = [
+            _finite_interval(values) for values in _figures_of(resampled(per_patient, draws=draws, seed=seed))
+        ]
     bias, limit_low, limit_high, mean_absolute, slope = (
         Estimate(mean=float(value), low=low, high=high)
         for value, (low, high) in zip(found, ends, strict=True)
@@ -118,36 +137,6 @@ def agreement_of(
     )
 
 
-def _interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
-    drawn = drawn[np.isfinite(drawn)]  # a draw of one case has no spread, one of equal means no slope
-    return percentile_interval(drawn) if len(drawn) else (None, None)
-
-
-def _moments(difference: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What each case adds to the sums that all figures follow from."""
-    centred = mean - mean.mean()  # the slope is a small difference of large sums otherwise
-    one = np.ones_like(mean)
-    return one, difference, difference**2, np.abs(difference), centred, centred**2, centred * difference
-
-
-def _figures(sums: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Bias, limits, mean size and slope from 7×… sums; NaN where there is no slope."""
-    n, d, dd, size, m, mm, md = sums
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = WITHIN * np.sqrt(np.maximum(dd - d * d / n, 0.0) / (n - 1))
-        across = mm - m * m / n
-        slope = np.where(across > 1e-12 * np.maximum(mm, 1e-300), (md - m * d / n) / across, np.nan)
-    return d / n, d / n - spread, d / n + spread, size / n, slope
-
-
-# Bland–Altman plots: difference against mean, with bias and limits of agreement and how sure they
-# are.
-
-_POINTS = colour(0)  # to be seen on light and on dark
-_APART = 0.11
-"""Of the axes' height: two lines of text."""
-
-
 def bland_altman_svg(agreement: Agreement, *, what: str, names: tuple[str, str]) -> str:
     """The plot as an `<svg>` element in the page's own text colour.
 
@@ -159,21 +148,27 @@ def bland_altman_svg(agreement: Agreement, *, what: str, names: tuple[str, str])
     salt = f"agreement-{zlib.crc32('|'.join((what, *names)).encode()):08x}"
     with styled():
         figure, axes = new_axes(salt, 5.4, 3.6)
-        _draw(axes, agreement, what, names)
-        _write_lines(axes, agreement)
-        low, high = (signed_figures(e.mean) for e in (agreement.limit_low, agreement.limit_high))
+        _draw_bland_altman(axes, agreement, what, names)
+        _name_lines(axes, agreement)
+        low, high = (words.signed_figures(e.mean) for e in (agreement.limit_low, agreement.limit_high))
         return to_svg(
             figure,
             salt,
             f"Bland–Altman plot of {what}, {names[0]} minus {names[1]}: mean difference "
-            f"{signed_figures(agreement.bias.mean)} {agreement.unit}, limits of agreement {low} to {high} "
+            f"{words.signed_figures(agreement.bias.mean)} {agreement.unit}, limits of agreement {low} to {high} "
             f"{agreement.unit}, {agreement.cases} cases. Grey bands are 95 % intervals"
-            + ("; the dotted line is how the difference rises with the mean." if _trends(agreement) else "."),
+            + (
+                "; the dotted line is how the difference rises with the mean."
+                if _has_trend(agreement)
+                else "."
+            ),
         )
 
 
 def write_panels(path: Path, panels: Sequence[tuple[Agreement, tuple[str, str]]], *, what: str) -> None:
     """Writes a PNG with a plot for each pair of names, all on one scale, two in a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     rows = (len(panels) + 1) // 2
     with styled():
         figure = new_figure("agreement", 11.0 if len(panels) > 1 else 5.6, 3.7 * rows)
@@ -181,75 +176,13 @@ def write_panels(path: Path, panels: Sequence[tuple[Agreement, tuple[str, str]]]
         grid = figure.subplots(rows, min(2, len(panels)), squeeze=False, sharex=True, sharey=True).ravel()
         for axes, (agreement, names) in zip(grid, panels, strict=False):
             axes.grid(alpha=0.18)
-            _draw(axes, agreement, what, names)
+            _draw_bland_altman(axes, agreement, what, names)
             axes.tick_params(labelbottom=True, labelleft=True)
         for axes, (agreement, _) in zip(grid, panels, strict=False):  # now that the common scale is known
-            _write_lines(axes, agreement)
+            _name_lines(axes, agreement)
         for axes in grid[len(panels) :]:
             axes.remove()
         figure.savefig(path, dpi=110, facecolor="white")
-
-
-def _draw(axes: Any, agreement: Agreement, what: str, names: tuple[str, str]) -> None:
-    first, second = np.array(agreement.first), np.array(agreement.second)
-    mean, unit = (first + second) / 2, agreement.unit
-    axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
-    axes.plot(mean, first - second, "o", color=_POINTS, markersize=4, alpha=0.7, markeredgewidth=0, zorder=2)
-    for line, style in ((agreement.limit_high, "--"), (agreement.bias, "-"), (agreement.limit_low, "--")):
-        axes.axhline(line.mean, color=INK, linewidth=1.3, linestyle=style, zorder=3)
-        if line.low is not None and line.high is not None:
-            axes.axhspan(line.low, line.high, color=INK, alpha=0.1, linewidth=0, zorder=0)
-    if agreement.slope and _trends(agreement):
-        ends = np.array([mean.min(), mean.max()])
-        trend = agreement.bias.mean + agreement.slope.mean * (ends - mean.mean())
-        axes.plot(ends, trend, ":", color=INK, linewidth=1.6, zorder=3)
-    axes.margins(y=0.12)
-    short = [shortened(name, 26) for name in names]
-    axes.set_title(f"{short[0]} against {short[1]}", loc="left", fontsize=9.5)
-    axes.set_xlabel(f"{what}, mean of both ({unit})", fontsize=9)
-    axes.set_ylabel(f"difference ({unit})", fontsize=9)
-
-
-def _write_lines(axes: Any, agreement: Agreement) -> None:
-    """Names the three lines beside the plot, apart from each other where the lines are not."""
-    bottom, top = axes.get_ylim()
-    lines = (agreement.limit_low, agreement.bias, agreement.limit_high)
-    low, middle, high = ((line.mean - bottom) / (top - bottom) for line in lines)
-    places = min(low, middle - _APART), middle, max(high, middle + _APART)
-    labels = f"{MINUS}1.96 SD", "mean", "+1.96 SD"
-    for line, label, place in zip(lines, labels, places, strict=True):
-        text = f"{label}\n{signed_figures(line.mean)} {agreement.unit}"
-        axes.text(1.01, place, text, transform=axes.transAxes, va="center", fontsize=8.5)
-
-
-def _trends(agreement: Agreement) -> bool:
-    """Whether the slope has an interval that leaves 0 out."""
-    slope = agreement.slope
-    return bool(
-        slope and slope.low is not None and slope.high is not None and not slope.low <= 0 <= slope.high
-    )
-
-
-# What an area measured from a model's masks is worth: against the reference model's and against
-# the truth's.
-
-DRAWN_CLASSES = 3
-"""Classes whose areas the report draws."""
-
-
-@dataclass(frozen=True)
-class AreaPlot:
-    """One Bland–Altman plot.
-
-    Attributes:
-        of: the class.
-        svg: the plot.
-        caption: what it shows, in words.
-    """
-
-    of: str
-    svg: str
-    caption: str
 
 
 def plot_areas(scores: Sequence[CaseRecord], reference: Sequence[CaseRecord]) -> list[AreaPlot]:
@@ -274,11 +207,75 @@ def plot_areas(scores: Sequence[CaseRecord], reference: Sequence[CaseRecord]) ->
         for other, theirs in others.items():
             agreement = agreement_of(mine, theirs, patients, scores[0].area_unit)
             svg = bland_altman_svg(agreement, what=f"area of {k}", names=(name, other))
-            found.append(AreaPlot(k, svg, f"Area of {k}, {name} minus {other}: {_in_words(agreement)}"))
+            found.append(
+                AreaPlot(k, svg, f"Area of {k}, {name} minus {other}: {_agreement_words(agreement)}")
+            )
     return found
 
 
-def _in_words(agreement: Agreement) -> str:
+def _finite_interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
+    drawn = drawn[np.isfinite(drawn)]  # a draw of one case has no spread, one of equal means no slope
+    return percentile_interval(drawn) if len(drawn) else (None, None)
+
+
+def _moments(difference: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What each case adds to the sums that all figures follow from."""
+    centred = mean - mean.mean()  # the slope is a small difference of large sums otherwise
+    one = np.ones_like(mean)
+    return one, difference, difference**2, np.abs(difference), centred, centred**2, centred * difference
+
+
+def _figures_of(sums: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Bias, limits, mean size and slope from 7×… sums; NaN where there is no slope."""
+    n, d, dd, size, m, mm, md = sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = WITHIN * np.sqrt(np.maximum(dd - d * d / n, 0.0) / (n - 1))
+        across = mm - m * m / n
+        slope = np.where(across > 1e-12 * np.maximum(mm, 1e-300), (md - m * d / n) / across, np.nan)
+    return d / n, d / n - spread, d / n + spread, size / n, slope
+
+
+def _draw_bland_altman(axes: Any, agreement: Agreement, what: str, names: tuple[str, str]) -> None:
+    first, second = np.array(agreement.first), np.array(agreement.second)
+    mean, unit = (first + second) / 2, agreement.unit
+    axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
+    axes.plot(mean, first - second, "o", color=_DOTS, markersize=4, alpha=0.7, markeredgewidth=0, zorder=2)
+    for line, style in ((agreement.limit_high, "--"), (agreement.bias, "-"), (agreement.limit_low, "--")):
+        axes.axhline(line.mean, color=INK, linewidth=1.3, linestyle=style, zorder=3)
+        if line.low is not None and line.high is not None:
+            axes.axhspan(line.low, line.high, color=INK, alpha=0.1, linewidth=0, zorder=0)
+    if agreement.slope and _has_trend(agreement):
+        ends = np.array([mean.min(), mean.max()])
+        trend = agreement.bias.mean + agreement.slope.mean * (ends - mean.mean())
+        axes.plot(ends, trend, ":", color=INK, linewidth=1.6, zorder=3)
+    axes.margins(y=0.12)
+    short = [shortened(name, 26) for name in names]
+    axes.set_title(f"{short[0]} against {short[1]}", loc="left", fontsize=9.5)
+    axes.set_xlabel(f"{what}, mean of both ({unit})", fontsize=9)
+    axes.set_ylabel(f"difference ({unit})", fontsize=9)
+
+
+def _name_lines(axes: Any, agreement: Agreement) -> None:
+    """Names the three lines beside the plot, apart from each other where the lines are not."""
+    bottom, top = axes.get_ylim()
+    lines = (agreement.limit_low, agreement.bias, agreement.limit_high)
+    low, middle, high = ((line.mean - bottom) / (top - bottom) for line in lines)
+    places = min(low, middle - _LABELS_APART), middle, max(high, middle + _LABELS_APART)
+    labels = f"{words.MINUS}1.96 SD", "mean", "+1.96 SD"
+    for line, label, place in zip(lines, labels, places, strict=True):
+        text = f"{label}\n{words.signed_figures(line.mean)} {agreement.unit}"
+        axes.text(1.01, place, text, transform=axes.transAxes, va="center", fontsize=8.5)
+
+
+def _has_trend(agreement: Agreement) -> bool:
+    """Whether the slope has an interval that leaves 0 out."""
+    slope = agreement.slope
+    return bool(
+        slope and slope.low is not None and slope.high is not None and not slope.low <= 0 <= slope.high
+    )
+
+
+def _agreement_words(agreement: Agreement) -> str:
     """ "on average +223 px (0.275 % of the area); 19 of 20 cases between −2370 and +2810 px."."""
     mean = sum(agreement.first + agreement.second) / (2 * agreement.cases)
     share = f" ({words.percent(abs(agreement.bias.mean) / mean)} of the area)" if mean else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report.record import Record
-from benchmarks.report.tables import P99_SAMPLES
+from benchmarks.report.tables import P99_SAMPLES, or_dash
 from runtime.device.report import DeviceReport, Percentiles, read_report
 from runtime.timing.latency import BUSY_SHARE
 from segcore import words
@@ -67,7 +67,10 @@ def device_tables(records: Sequence[Record], devices: Sequence[DeviceReport]) ->
     """Times, then all else; the devices' rows under this machine's. Nothing where no report was given."""
     if not devices:
         return []
-    rows = (*(_here(r) for r in records if r.latency_ms_p50 is not None), *_there(records, devices))
+    rows = (
+        *(_machine_row(r) for r in records if r.latency_ms_p50 is not None),
+        *_device_rows(records, devices),
+    )
     return [
         Table("On devices, each measured by itself, beside this machine", (*_WHERE, *_TIMES), rows),
         Table("On devices: masks, memory and power", (*_WHERE, *_OTHERS), rows),
@@ -77,17 +80,19 @@ def device_tables(records: Sequence[Record], devices: Sequence[DeviceReport]) ->
 def device_remarks(devices: Sequence[DeviceReport]) -> list[str]:
     """What a reader must know of each report's figures, one paragraph each."""
     return [
-        f"{r.device}, {r.engine} {r.engine_version}, {r.bundle.name}: {' '.join(_remarks(r))}"
+        f"{r.device}, {r.engine} {r.engine_version}, {r.bundle.name}: {' '.join(_device_remarks(r))}"
         for r in devices
     ]
 
 
-def _remarks(report: DeviceReport) -> list[str]:
+def _device_remarks(report: DeviceReport) -> list[str]:
     board, found = report.board, []
     release = " ".join(
         f"{name} {value}" for name, value in (("JetPack", board.jetpack), ("L4T", board.l4t)) if value
     )
-    found.append(f"measured {report.time[:10]}{', ' + release if release else ''}; {_clocks(report)}.")
+    found.append(
+        f"measured {report.time[:10]}{', ' + release if release else ''}; {_clocks_and_heat(report)}."
+    )
     if not report.verification.passed:
         failed = "; ".join(report.verification.failures)
         found.append(
@@ -98,7 +103,7 @@ def _remarks(report: DeviceReport) -> list[str]:
         found.append(f"It held itself back while it was measured ({'; '.join(report.throttling)}).")
     if (report.other_load_share or 0.0) > BUSY_SHARE:
         found.append(
-            f"Other programs took {100 * (report.other_load_share or 0.0):.0f} % of its processor time."
+            f"Other programs took {words.percent(report.other_load_share or 0.0, 0)} of its processor time."
         )
     if report.tensorrt:
         share = report.tensorrt.reformat_share
@@ -133,21 +138,21 @@ def _speed_remarks(report: DeviceReport) -> list[str]:
     return [text + verdict[report.fast_enough]]
 
 
-def _speed(report: DeviceReport) -> str:
+def _speed_cell(report: DeviceReport) -> str:
     if report.speed is None:
         return "–" if report.bundle.precision == "fp32" else "not measured"
     verdict = {True: " PASS", False: " FAIL", None: ""}[report.fast_enough]
     return f"{words.bounded_ratio(report.speed.speedup)}× {report.speed.against}{verdict}"
 
 
-def _clocks(report: DeviceReport) -> str:
+def _clocks_and_heat(report: DeviceReport) -> str:
     hottest = [max(s.temperatures_c.values()) for s in report.snapshots if s.temperatures_c]
     pinned = {True: "clocks pinned", False: "clocks not pinned", None: "clocks could not be read"}
     heat = f", {hottest[0]:.0f} °C at the start and {hottest[-1]:.0f} °C at the end" if hottest else ""
     return pinned[report.clocks_pinned] + heat
 
 
-def _here(record: Record) -> DeviceRow:
+def _machine_row(record: Record) -> DeviceRow:
     return DeviceRow(
         model=record.name,
         name=record.name,
@@ -170,7 +175,7 @@ def _here(record: Record) -> DeviceRow:
     )
 
 
-def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[DeviceRow]:
+def _device_rows(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[DeviceRow]:
     networks = {record.network for record in records}
     rows = []
     for report in devices:
@@ -184,10 +189,10 @@ def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[D
             DeviceRow(
                 model=bundle.name,
                 name="",
-                device=_short(report.device),
+                device=_shortened_board(report.device),
                 engine=engine,
                 precision=bundle.precision,
-                engine_ms=_three(report.latency_ms),
+                engine_ms=_percentiles_of(report.latency_ms),
                 no_copies_ms=report.latency_no_copies_ms.p50 if report.latency_no_copies_ms else None,
                 end_to_end_ms=report.end_to_end_ms.p50,
                 throughput_images_s=report.throughput_images_s,
@@ -195,25 +200,21 @@ def _there(records: Sequence[Record], devices: Sequence[DeviceReport]) -> list[D
                 power_mode=(mode.name or str(mode.id)) if mode else "–",
                 dice=report.guard.int8 if known and report.guard else None,
                 masks=words.percent(report.verification.mean_share) + verdict,
-                speed=_speed(report),
+                speed=_speed_cell(report),
             )
         )
     return rows
 
 
-def _short(device: str) -> str:
+def _shortened_board(device: str) -> str:
     """ "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super" → "Jetson Orin Nano Super"."""
     for word in ("NVIDIA ", " Engineering Reference", " Developer Kit"):
         device = device.replace(word, "")
     return device
 
 
-def _three(times: Percentiles) -> tuple[float | None, float | None, float | None]:
+def _percentiles_of(times: Percentiles) -> tuple[float | None, float | None, float | None]:
     return times.p50, times.p90, times.p99 if times.calls >= P99_SAMPLES else None
-
-
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else words.figures(value)
 
 
 _WHERE = (
@@ -223,12 +224,12 @@ _WHERE = (
     Column("precision", "", lambda r: r.precision, words=True),
 )
 _TIMES = (
-    Column("engine", "ms p50", lambda r: _or_dash(r.engine_ms[0])),
-    Column("engine", "ms p90", lambda r: _or_dash(r.engine_ms[1])),
-    Column("engine", "ms p99", lambda r: _or_dash(r.engine_ms[2])),
-    Column("no copies", "ms p50", lambda r: _or_dash(r.no_copies_ms)),
-    Column("end to end", "ms p50", lambda r: _or_dash(r.end_to_end_ms)),
-    Column("throughput", "images/s", lambda r: _or_dash(r.throughput_images_s)),
+    Column("engine", "ms p50", lambda r: or_dash(r.engine_ms[0])),
+    Column("engine", "ms p90", lambda r: or_dash(r.engine_ms[1])),
+    Column("engine", "ms p99", lambda r: or_dash(r.engine_ms[2])),
+    Column("no copies", "ms p50", lambda r: or_dash(r.no_copies_ms)),
+    Column("end to end", "ms p50", lambda r: or_dash(r.end_to_end_ms)),
+    Column("throughput", "images/s", lambda r: or_dash(r.throughput_images_s)),
     Column("speed", "against a higher precision", lambda r: r.speed),
 )
 _OTHERS = (

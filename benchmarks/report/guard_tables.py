@@ -16,11 +16,9 @@ TITLE = "What INT8 was allowed to lose"
 SHOWN_LAYERS = 10
 """Rows of the table of sensitive layers."""
 
-_TEMPLATE = Path(__file__).with_name("guard.html.j2")
-
 
 @dataclass(frozen=True)
-class Guarded:
+class GuardSummary:
     """One bundle's guard, in words.
 
     Attributes:
@@ -36,71 +34,58 @@ class Guarded:
     grids: tuple[Table, ...]
 
 
-def guarded_bundles(bundles: Sequence[Bundle]) -> list[Guarded]:
+def summarise_guards(bundles: Sequence[Bundle]) -> list[GuardSummary]:
     """The bundles that a guard has passed, in their order."""
-    return [_describe(bundle, guard) for bundle in bundles if (guard := bundle.manifest.guard)]
-
-
-def guard_html(bundles: Sequence[Bundle]) -> str:
-    """The page's section; empty if no bundle has a guard."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def drawn(grid: Table, name: str) -> Markup:
-        return Markup(grid.html(label=f"{grid.title}, {name}", row_heads=False))
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_TEMPLATE.read_text())
-    return template.render(title=TITLE, guarded=guarded_bundles(bundles), drawn=drawn)
+    return [_summarise_guard(bundle, guard) for bundle in bundles if (guard := bundle.manifest.guard)]
 
 
 def guard_markdown(bundles: Sequence[Bundle]) -> list[str]:
-    """Its lines in Markdown; none if no bundle has a guard."""
+    """The section's lines in Markdown; none if no bundle has a guard."""
     lines = []
-    for one in guarded_bundles(bundles):
+    for one in summarise_guards(bundles):
         lines += [f"**{one.name}**", "", *(f"* {what}: {text}" for what, text in one.facts), ""]
         for grid in one.grids:
             lines += [f"{grid.title}:", "", grid.markdown(), ""]
     return [f"**{TITLE}**", "", *lines] if lines else []
 
 
-def _describe(bundle: Bundle, guard: GuardRecord) -> Guarded:
-    fp32, int8 = guard.fp32, guard.int8
+def _summarise_guard(bundle: Bundle, guard: GuardRecord) -> GuardSummary:
+    mean = _dice_change(guard.fp32.mean, guard.int8.mean)
+    p05 = _dice_change(guard.fp32.p05, guard.int8.p05)
     facts = {
-        "Dice, mean": f"{_change(fp32.mean, int8.mean)} (at most {guard.max_drop_points:g} may be lost)",
-        "Dice, 5th percentile": f"{_change(fp32.p05, int8.p05)} (at most {guard.max_p05_drop_points:g} may be lost)",
+        "Dice, mean": f"{mean} (at most {guard.max_drop_points:g} may be lost)",
+        "Dice, 5th percentile": f"{p05} (at most {guard.max_p05_drop_points:g} may be lost)",
         "measured": guard_source(guard),
         "speed": speeds_words(guard),
         "bound on speed": f"at least {guard.min_speedup:g} times as fast" if guard.speeds else "not applied",
         "layers": layer_words(guard),
-        "calibration": _calibration(bundle, guard),
+        "calibration": _calibration_fact(bundle, guard),
     }
     if guard.qat_epochs:
         epochs = words.plural(guard.qat_epochs, "epoch")
         facts["fine-tuning"] = f"{epochs} with 8-bit rounding in the training graph"
-    grids = (_steps(guard), _float_layers(guard), _sensitivity(guard))
-    return Guarded(
+    grids = (_steps_table(guard), _float_table(guard), _sensitivity_table(guard))
+    return GuardSummary(
         bundle.manifest.name, bundle.folder, tuple(facts.items()), tuple(g for g in grids if g.records)
     )
 
 
-def _change(before: float, after: float) -> str:
+def _dice_change(before: float, after: float) -> str:
     """0.9550 → 0.9547, −0.03 points."""
     return f"{before:.4f} → {after:.4f}, {_points(before, after)} points"
 
 
 def _points(before: float, after: float) -> str:
+    """How much Dice changed: −0.03; a point is 0.01."""
     return words.signed(100 * (after - before), 2)
 
 
-def _calibration(bundle: Bundle, guard: GuardRecord) -> str:
+def _calibration_fact(bundle: Bundle, guard: GuardRecord) -> str:
     cases = words.plural(len(bundle.manifest.data.calibration_cases), "train case")
     return f"{cases}, {guard.calibration_batch} at a time"
 
 
-def _steps(guard: GuardRecord) -> Table:
+def _steps_table(guard: GuardRecord) -> Table:
     def row(number: int, what: str, floats: int, dice: DiceScore, passed: bool) -> tuple[str, ...]:
         drops = _points(guard.fp32.mean, dice.mean), _points(guard.fp32.p05, dice.p05)
         kept = "kept" if passed else "too much"
@@ -115,12 +100,12 @@ def _steps(guard: GuardRecord) -> Table:
     return table_of("What the guard tried", head, rows, words=of_words)
 
 
-def _float_layers(guard: GuardRecord) -> Table:
+def _float_table(guard: GuardRecord) -> Table:
     rows = tuple((one.layer, one.why) for one in guard.float_layers)
     return table_of("Layers that stayed in float", ("layer", "why"), rows, words=(True, True))
 
 
-def _sensitivity(guard: GuardRecord) -> Table:
+def _sensitivity_table(guard: GuardRecord) -> Table:
     shown = guard.sensitivity[:SHOWN_LAYERS]
     floats = {one.layer for one in guard.float_layers}
     rows = tuple(

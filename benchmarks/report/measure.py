@@ -19,7 +19,7 @@ from benchmarks.report.accuracy import (
 from benchmarks.report.memory import measure_start
 from benchmarks.report.record import CaseRecord, Record, Reliability, Speed, Start
 from benchmarks.report.reliability import PixelCounts
-from benchmarks.report.subject import TORCH, Opened, Subject, open_subject
+from benchmarks.report.subject import TORCH, Subject, SubjectPredictor, open_subject
 from runtime.timing.latency import (
     LatencySamples,
     ModelCalls,
@@ -35,10 +35,12 @@ from segcore.picture.preprocess import prepare
 
 PICTURES = 8
 """Pictures that the timing goes round; held in memory, so that no file is read in a timed call."""
+KEPT_CALLS = 200
+"""Most timed calls that a record keeps of a model."""
 
 
 @dataclass(frozen=True)
-class Scored:
+class SubjectScores:
     """A subject with its score of every case, in the order of the cases, and how far its probabilities hold."""
 
     subject: Subject
@@ -81,7 +83,7 @@ def probe(subjects: Sequence[Subject], *, wanted: bool) -> tuple[list[Subject], 
 
 def measure_accuracy(
     subjects: Sequence[Subject], cases: Sequence[Case], *, threads: int, small_px: int
-) -> list[Scored]:
+) -> list[SubjectScores]:
     """Scores every case with every subject, one opened at a time."""
     scored, unit = [], distance_unit(cases)
     with tqdm(total=len(subjects) * len(cases), desc="accuracy", unit="case", mininterval=1.0) as bar:
@@ -104,7 +106,7 @@ def measure_accuracy(
                     )
                     bar.update()
                 version = str(opened.engine_version)
-                scored.append(Scored(subject, version, tuple(scores), counts.reliability()))
+                scored.append(SubjectScores(subject, version, tuple(scores), counts.reliability()))
     return scored
 
 
@@ -127,7 +129,7 @@ def measure_speed(
         models = []
         for subject in subjects:
             opened = stack.enter_context(closing(open_subject(subject.bundle, subject.engine, threads)))
-            models.append(_timed(opened, subject, images))
+            models.append(_calls_of(opened, subject, images))
         bar = stack.enter_context(
             tqdm(total=rounds * len(subjects), desc=f"latency, threads {threads}", unit="burst")
         )
@@ -144,110 +146,6 @@ def measure_rooflines(subjects: Sequence[Subject], threads: Sequence[int]) -> li
     pairs = [(engine, count) for engine in engines for count in threads]
     bar = tqdm(pairs, desc="peaks", unit="engine")
     return [measure_roofline(engine, count) for engine, count in bar]
-
-
-def _timed(opened: Opened, subject: Subject, images: Sequence[np.ndarray]) -> ModelCalls:
-    batches = [prepare(image, subject.manifest.input)[None].copy() for image in images]
-    return ModelCalls(
-        run=lambda i: opened.run(batches[i % len(batches)]),
-        predict=lambda i: opened.predict(images[i % len(images)]),
-    )
-
-
-def make_records(
-    scored: Sequence[Scored],
-    reference: int,
-    *,
-    data: str,
-    split: str,
-    speeds: dict[int, list[Speed]],
-    starts: Sequence[Start] | None,
-    small_px: int,
-    rooflines: Sequence[Roofline] = (),
-) -> list[Record]:
-    """One record a subject and thread count.
-
-    Args:
-        scored: subjects with their scores.
-        reference: index of the one that all are compared with.
-        data: the dataset's name.
-        split: the split that was scored.
-        speeds: thread count → one `Speed` a subject; empty if nothing was timed.
-        starts: one a subject; None if nothing was timed.
-        small_px: area below which a part of the truth counts as small.
-        rooflines: peaks by engine and thread count; empty if not asked for.
-    """
-    base = scored[reference]
-    summaries = [summarise(one.scores, small_px=small_px) for one in scored]
-    peaks = {(roofline.engine, roofline.threads): roofline for roofline in rooflines}
-    records = []
-    counts: list[int | None] = [*speeds] or [None]
-    for threads in counts:
-        for i, one in enumerate(scored):
-            fields = _fixed_fields(one, base) | summaries[i].model_dump() | {"reliability": one.reliability}
-            if i != reference:
-                fields |= _against(one, base, dice=(summaries[i].dice_mean, summaries[reference].dice_mean))
-            if threads is not None:
-                speed, roofline = speeds[threads][i], peaks.get((one.subject.engine, threads))
-                fields |= speed.model_dump() | _share_of_peak(one.subject.manifest, speed, roofline)
-            if starts is not None:
-                fields |= starts[i].model_dump()
-            records.append(Record.model_validate(fields | {"threads": threads, "data": data, "split": split}))
-    return records
-
-
-def _fixed_fields(one: Scored, base: Scored) -> dict[str, object]:
-    subject, manifest = one.subject, one.subject.manifest
-    return {
-        "name": subject.name,
-        "reference": base.subject.name,
-        "bundle": str(subject.bundle.folder),
-        "bundle_sha256": subject.bundle.sha256,
-        "parent": None if manifest.format == "torch" else manifest.parent,
-        "kind": manifest.kind,
-        "precision": manifest.precision,
-        "engine": subject.engine,
-        "engine_version": one.engine_version,
-        "input_height_px": manifest.input.height_px,
-        "input_width_px": manifest.input.width_px,
-        "parameters": manifest.parameters,
-        "macs": manifest.macs,
-        "size_bytes": subject.size_bytes,
-        "times_fewer_parameters": base.subject.manifest.parameters / manifest.parameters,
-        "times_smaller_file": base.subject.size_bytes / subject.size_bytes,
-    }
-
-
-def _against(one: Scored, base: Scored, *, dice: tuple[float, float]) -> dict[str, object]:
-    difference = paired_difference(one.scores, base.scores)
-    recall = recall_difference(one.scores, base.scores)
-    mine, theirs = dice
-    return {
-        "dice_difference": difference.mean,
-        "dice_difference_low": difference.low,
-        "dice_difference_high": difference.high,
-        "dice_share_kept": mine / theirs if theirs > 0 else None,
-        "small_recall_difference": recall.mean if recall else None,
-        "small_recall_difference_low": recall.low if recall else None,
-        "small_recall_difference_high": recall.high if recall else None,
-    }
-
-
-def _share_of_peak(manifest: Manifest, speed: Speed, roofline: Roofline | None) -> dict[str, object]:
-    """INT8 against the INT8 peak, everything else against FP32's: 16-bit weights still compute in 32."""
-    if roofline is None:
-        return {}
-    peak = roofline.int8_gmac_s if manifest.precision == "int8" else roofline.fp32_gmac_s
-    if peak is None:
-        return {}
-    share = share_of_peak(manifest.macs, speed.latency_ms_p50, peak)
-    return {"peak_gmac_s": peak, "share_of_peak": share}
-
-
-# What the samples of an interleaved run say: percentiles, and ratios to a reference.
-
-KEPT_CALLS = 200
-"""Most timed calls that a record keeps of a model."""
 
 
 def summarise_speed(samples: LatencySamples, reference: LatencySamples) -> Speed:
@@ -287,3 +185,107 @@ def keep_calls(times_ms: np.ndarray) -> tuple[float, ...]:
     ordered = np.sort(times_ms)
     at = np.round(np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT_CALLS))).astype(int)
     return tuple(float(f"{ms:.4g}") for ms in ordered[at])
+
+
+def make_records(
+    scored: Sequence[SubjectScores],
+    reference: int,
+    *,
+    data: str,
+    split: str,
+    speeds: dict[int, list[Speed]],
+    starts: Sequence[Start] | None,
+    small_px: int,
+    rooflines: Sequence[Roofline] = (),
+) -> list[Record]:
+    """One record a subject and thread count.
+
+    Args:
+        scored: subjects with their scores.
+        reference: index of the one that all are compared with.
+        data: the dataset's name.
+        split: the split that was scored.
+        speeds: thread count → one `Speed` a subject; empty if nothing was timed.
+        starts: one a subject; None if nothing was timed.
+        small_px: area below which a part of the truth counts as small.
+        rooflines: peaks by engine and thread count; empty if not asked for.
+    """
+    base = scored[reference]
+    summaries = [summarise(one.scores, small_px=small_px) for one in scored]
+    peaks = {(roofline.engine, roofline.threads): roofline for roofline in rooflines}
+    records = []
+    counts: list[int | None] = [*speeds] or [None]
+    for threads in counts:
+        for i, one in enumerate(scored):
+            fields = _subject_fields(one, base) | summaries[i].model_dump() | {"reliability": one.reliability}
+            if i != reference:
+                fields |= _difference_fields(
+                    one, base, dice=(summaries[i].dice_mean, summaries[reference].dice_mean)
+                )
+            if threads is not None:
+                speed, roofline = speeds[threads][i], peaks.get((one.subject.engine, threads))
+                fields |= speed.model_dump() | _peak_fields(one.subject.manifest, speed, roofline)
+            if starts is not None:
+                fields |= starts[i].model_dump()
+            records.append(Record.model_validate(fields | {"threads": threads, "data": data, "split": split}))
+    return records
+
+
+def _calls_of(opened: SubjectPredictor, subject: Subject, images: Sequence[np.ndarray]) -> ModelCalls:
+    batches = [
+        prepare(image, subject.manifest.input)[None].copy() for image in images
+    ]  # torch wants memory that it may write to
+    return ModelCalls(
+        run=lambda i: opened.run(batches[i % len(batches)]),
+        predict=lambda i: opened.predict(images[i % len(images)]),
+    )
+
+
+def _subject_fields(one: SubjectScores, base: SubjectScores) -> dict[str, object]:
+    subject, manifest = one.subject, one.subject.manifest
+    return {
+        "name": subject.name,
+        "reference": base.subject.name,
+        "bundle": str(subject.bundle.folder),
+        "bundle_sha256": subject.bundle.sha256,
+        "parent": None if manifest.format == "torch" else manifest.parent,
+        "kind": manifest.kind,
+        "precision": manifest.precision,
+        "engine": subject.engine,
+        "engine_version": one.engine_version,
+        "input_height_px": manifest.input.height_px,
+        "input_width_px": manifest.input.width_px,
+        "parameters": manifest.parameters,
+        "macs": manifest.macs,
+        "size_bytes": subject.size_bytes,
+        "times_fewer_parameters": base.subject.manifest.parameters / manifest.parameters,
+        "times_smaller_file": base.subject.size_bytes / subject.size_bytes,
+    }
+
+
+def _difference_fields(
+    one: SubjectScores, base: SubjectScores, *, dice: tuple[float, float]
+) -> dict[str, object]:
+    difference = paired_difference(one.scores, base.scores)
+    recall = recall_difference(one.scores, base.scores)
+    mine, theirs = dice
+    return {
+        "dice_difference": difference.mean,
+        "dice_difference_low": difference.low,
+        "dice_difference_high": difference.high,
+        "dice_share_kept": mine / theirs if theirs > 0 else None,
+        "small_recall_difference": recall.mean if recall else None,
+        "small_recall_difference_low": recall.low if recall else None,
+        "small_recall_difference_high": recall.high if recall else None,
+    }
+
+
+def _peak_fields(manifest: Manifest, speed: Speed, roofline: Roofline | None) -> dict[str, object]:
+    """INT8 against the INT8 peak, everything else against FP32's: 16-bit weights still compute in 32."""
+    if roofline is None:
+        return {}
+    peak = roofline.int8_gmac_s if manifest.precision == "int8" else roofline.fp32_gmac_s
+    if peak is None:
+        return {}
+    share = share_of_peak(manifest.macs, speed.latency_ms_p50, peak)
+    return {"peak_gmac_s": peak, "share_of_peak": share}

@@ -1,4 +1,4 @@
-"""Renders report.html and report.md: the answer first, then tables, plots, cases, method and lineage."""
+"""Renders report.html and report.md: the headline first, then plots, cases, tables, method and lineage."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.report import plots, tables
 from benchmarks.report.agreement import AreaPlot, plot_areas
-from benchmarks.report.answer import Answer, answer
 from benchmarks.report.devices import device_remarks, device_tables
-from benchmarks.report.guard_tables import guard_html, guard_markdown
+from benchmarks.report.guard_tables import TITLE, guard_markdown, summarise_guards
+from benchmarks.report.headline import Headline, make_headline
 from benchmarks.report.measure import KEPT_CALLS
 from benchmarks.report.pictures import Example
 from benchmarks.report.record import CaseRecord, Record, for_threads
@@ -27,7 +27,7 @@ from segcore.tables import Table
 PAIRED = 3
 """Models in the plot of case against case: the headline's and the next best by Dice."""
 
-TEMPLATES = Path(__file__).parent
+_TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,16 @@ class Report:
         return [*tables.tables_of(self.records, self.ratio_to), *device_tables(self.records, self.devices)]
 
     @property
-    def answer(self) -> Answer:
-        return answer(self.records, [bundle.manifest for bundle in self.bundles], self.data_sha256)
+    def headline(self) -> Headline:
+        return make_headline(self.records, [bundle.manifest for bundle in self.bundles], self.data_sha256)
 
 
 def render_html(report: Report) -> str:
     """The page: one file, no address outside it, light and dark, fit to print."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     shown = for_threads(report.records)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    chosen = report.answer.chosen
+    chosen = report.headline.chosen
 
     def drawn(table: Table) -> Markup:
         def row_class(one: Any) -> str:
@@ -90,9 +82,8 @@ def render_html(report: Report) -> str:
 
     classes = list(report.records[0].dice_by_class)
     areas = draw_areas(report)
-    reliability = report.records[0].reliability
-    return environment.get_template("report.html.j2").render(
-        answer=report.answer,
+    return open_template("report.html.j2").render(
+        headline=report.headline,
         report=report,
         records=report.records,
         record=report.records[0],
@@ -103,15 +94,47 @@ def render_html(report: Report) -> str:
         charts={name: Markup(svg) for name, svg in draw_plots(report, shown).items()},
         areas=[{"svg": Markup(area.svg), "caption": area.caption} for area in areas],
         areas_left_out=classes[len({area.of for area in areas}) :] if areas else [],
-        reliability=reliability,
+        reliability=report.records[0].reliability,
         ece_in_words=ECE_IN_WORDS,
-        class_colours=[(name, _css(COLOURS[k % len(COLOURS)])) for k, name in enumerate(classes)],
-        missed=_css(MISSED),
-        extra=_css(EXTRA),
+        class_colours=[(name, css_colour(COLOURS[k % len(COLOURS)])) for k, name in enumerate(classes)],
+        missed=css_colour(MISSED),
+        extra=css_colour(EXTRA),
         p99_samples=P99_SAMPLES,
         kept_calls=KEPT_CALLS,
         device_remarks=device_remarks(report.devices),
     )
+
+
+def open_template(name: str, *folders: Path) -> Any:
+    """A template of the report's, or of other folders, which come first. What it is given is escaped.
+
+    Args:
+        name: of the file.
+        folders: beside the report's own.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader([*folders, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def guard_html(bundles: Sequence[Bundle]) -> str:
+    """The page's section on INT8; empty if no bundle has a guard."""
+    from markupsafe import Markup
+
+    def drawn(grid: Table, name: str) -> Markup:
+        return Markup(grid.html(label=f"{grid.title}, {name}", row_heads=False))
+
+    page: str = open_template("guard.html.j2").render(
+        title=TITLE, guarded=summarise_guards(bundles), drawn=drawn
+    )
+    return page
 
 
 def draw_plots(report: Report, shown: Sequence[Record]) -> dict[str, str]:
@@ -131,17 +154,17 @@ def draw_plots(report: Report, shown: Sequence[Record]) -> dict[str, str]:
     reference = _scores_of(report, shown[0].reference)
     others = [s for s in report.scores if s is not reference]
     if others:
-        others.sort(key=lambda s: (s[0].name != report.answer.chosen, -sum(c.dice_mean for c in s)))
+        others.sort(key=lambda s: (s[0].name != report.headline.chosen, -sum(c.dice_mean for c in s)))
         charts["paired"] = plots.plot_paired(reference, others[:PAIRED], names)
     return charts
 
 
 def draw_areas(report: Report) -> list[AreaPlot]:
     """Areas of the headline's model against the reference's and the truth's; none where there is no such model."""
-    if report.answer.chosen is None:
+    if report.headline.chosen is None:
         return []
     return plot_areas(
-        _scores_of(report, report.answer.chosen), _scores_of(report, report.records[0].reference)
+        _scores_of(report, report.headline.chosen), _scores_of(report, report.records[0].reference)
     )
 
 
@@ -150,10 +173,10 @@ def _scores_of(report: Report, name: str) -> Sequence[CaseRecord]:
 
 
 def render_markdown(report: Report) -> str:
-    """The answer and the table, for a repository or a message."""
-    said = report.answer
-    lines = [f"# {said.headline}", ""]
-    lines += [f"* {' '.join(filter(None, (f'**{t.value}** {t.label}.', t.detail)))}" for t in said.tiles]
+    """The headline and the tables, for a repository or a message."""
+    said = report.headline
+    lines = [f"# {said.title}", ""]
+    lines += [f"* {' '.join(filter(None, (f'**{t.value}** {t.label}.', t.detail)))}" for t in said.numbers]
     lines += ["", *(sentence + "\n" for sentence in said.sentences)]
     if said.limits:
         lines += ["**Limits**", "", *(f"* {limit}" for limit in said.limits), ""]
@@ -167,5 +190,6 @@ def render_markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _css(colour: tuple[int, int, int]) -> str:
+def css_colour(colour: tuple[int, int, int]) -> str:
+    """A colour of `segcore.picture.overlay` for a page."""
     return "rgb({}, {}, {})".format(*colour)

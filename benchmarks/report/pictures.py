@@ -16,11 +16,13 @@ from segcore.picture.overlay import as_rgb, error_map, overlay
 from segcore.picture.preprocess import InputSpec, through_window
 
 MODELS = 3
+"""Most models that an example shows."""
 TILE_PX = 288
+WORST = ("worst", "second worst", "third worst")
 
 
 @dataclass(frozen=True)
-class Tile:
+class PictureTile:
     """One picture: what it shows, in short for the eye and in full for a screen reader, and a data URI."""
 
     title: str
@@ -36,10 +38,7 @@ class Example:
     why: str
     case: str
     patient: str
-    tiles: tuple[Tile, ...]
-
-
-WORST = ("worst", "second worst", "third worst")
+    tiles: tuple[PictureTile, ...]
 
 
 def choose_cases(scores: Sequence[CaseRecord]) -> list[tuple[str, int]]:
@@ -69,15 +68,15 @@ def draw_example(
     image, truth = case.image(), case.mask()
     seen = through_window(image, spec)
     tiles = [
-        Tile("picture", "", f"the picture of {case.id}", data_uri(as_rgb(seen))),
-        Tile("truth", "", f"the true mask of {case.id}", data_uri(overlay(seen, truth))),
+        PictureTile("picture", "", f"the picture of {case.id}", data_uri(as_rgb(seen))),
+        PictureTile("truth", "", f"the true mask of {case.id}", data_uri(overlay(seen, truth))),
     ]
     for name, predict, dice in models:
         mask = predict(image)
         said = f"Dice {dice:.3f}"
         marked, wrong = data_uri(overlay(seen, mask)), data_uri(error_map(seen, mask, truth))
-        tiles.append(Tile(name, said, f"the mask of {name} on {case.id}, {said}", marked))
-        tiles.append(Tile("its errors", "", f"the errors of {name} on {case.id}", wrong))
+        tiles.append(PictureTile(name, said, f"the mask of {name} on {case.id}, {said}", marked))
+        tiles.append(PictureTile("its errors", "", f"the errors of {name} on {case.id}", wrong))
     return Example(why, case.id, case.patient, tuple(tiles))
 
 

@@ -1,26 +1,23 @@
-"""Accuracy against latency, and case against case."""
+"""The plots of a report, as SVG in the page's own text colour: how they look, and those of accuracy and speed.
+
+matplotlib is imported where something is drawn: `--help` and the checks of the flags must not wait for it.
+"""
 
 from __future__ import annotations
 
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
-from benchmarks.report.answer import pareto_front
+from benchmarks.report.headline import pareto_front
 from benchmarks.report.record import CaseRecord, Record
 from segcore import words
 from segcore.picture.overlay import COLOURS
-
-# How every plot of the report is drawn: colours, markers, and inline SVG in the page's own text
-# colour.
 
 INK, _SOFT = "#010203", "#040506"  # stand-ins, replaced by currentColor: matplotlib knows no CSS
 _STYLE: dict[Any, Any] = {
@@ -40,6 +37,8 @@ _STYLE: dict[Any, Any] = {
 _MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":")
 _PALETTE = (*(c for c in COLOURS if c != (240, 228, 66)), (130, 130, 130))  # yellow is lost on white
+NEAR_PT = 14
+"""A text farther than this from its point is joined to it by a line."""
 
 
 def colour(index: int) -> str:
@@ -62,13 +61,19 @@ def shortened(name: str, most: int = 34) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def styled() -> Any:
+@contextmanager
+def styled() -> Iterator[None]:
     """The report's style: a decorator of what draws, or a `with` block around it."""
-    return rc_context(_STYLE)
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
 
 
 def new_figure(name: str, width_in: float, height_in: float) -> Any:
     """An empty figure; `name` is its id in the page."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width_in, height_in), dpi=72, layout="constrained")  # 72: as SVG is drawn
     figure.set_gid(name)
     return figure
@@ -104,13 +109,17 @@ def to_svg(figure: Any, salt: str, description: str) -> str:
         salt: differs between plots of one page, so that their ids do.
         description: plain text, read out by screen readers.
     """
+    from matplotlib import rc_context
+
     stream = io.StringIO()
+    # The ids that matplotlib makes up are hashes of the salt: equal figures give equal files.
     with rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
-    text = text[text.index("<svg") :]
+    text = text[text.index("<svg") :]  # an <?xml …?> and a doctype have no place inside a page
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    # Without a width and a height the viewBox alone says the form, and the page's column the size.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     label = f' role="img" aria-label="{html.escape(description)}"'
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda start: start[1] + label, text, count=1)
@@ -120,10 +129,6 @@ def to_svg(figure: Any, salt: str, description: str) -> str:
         text,
     )
     return text.replace(INK, "currentColor").replace(_SOFT, "currentColor")
-
-
-NEAR_PT = 14
-"""A text farther than this from its point is joined to it by a line."""
 
 
 @styled()
@@ -190,6 +195,10 @@ def place_labels(
     Returns:
         The boxes of the texts in pixels, in the order of the points.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    # Where the axes lie and how large a text is are known once the figure was laid out, so it is drawn first.
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     inside = axes.get_window_extent(renderer)
@@ -198,7 +207,7 @@ def place_labels(
     drawn = [Bbox([axes.transData.transform((x, a)), axes.transData.transform((x, b))]) for x, a, b in lines]
     for i, text in enumerate(texts):
         trials: list[tuple[float, int, tuple[float, float, str], Any]] = []
-        for dx, dy, side in _places():
+        for dx, dy, side in _label_places():
             note = axes.annotate(
                 text, points[i], (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9
             )
@@ -221,7 +230,8 @@ def place_labels(
     return taken[len(points) :]
 
 
-def _places() -> list[tuple[float, float, str]]:
+def _label_places() -> list[tuple[float, float, str]]:
+    """Offsets in points and the text's side, nearest first; the first free one is taken."""
     near = [(10, 0, "left"), (-10, 0, "right"), (0, 13, "center"), (0, -13, "center")]
     near += [(9, 11, "left"), (9, -11, "left"), (-9, 11, "right"), (-9, -11, "right")]
     far = [
@@ -265,9 +275,6 @@ def plot_paired(
     return to_svg(figure, "paired", "Dice of every case under the reference and under the other models.")
 
 
-# How far values lie apart, a row a model: Dice of every case, time of every call.
-
-
 @styled()
 def plot_distribution(scores: Sequence[Sequence[CaseRecord]], names: Sequence[str]) -> str:
     """Dice of every case; the bar is the median, the box holds the middle half.
@@ -276,9 +283,9 @@ def plot_distribution(scores: Sequence[Sequence[CaseRecord]], names: Sequence[st
         scores: one sequence a model.
         names: of all models in the report's order, which gives their colours.
     """
-    figure, axes = new_axes("spread", 4.7, _height(len(scores)))
+    figure, axes = new_axes("spread", 4.7, _strips_height_in(len(scores)))
     rows = [(cases[0].name, np.array([score.dice_mean for score in cases])) for cases in scores]
-    _draw_rows(axes, rows, names)
+    _draw_strips(axes, rows, names)
     axes.set_xlabel("Dice of a case")
     said = "; ".join(f"{name}: median {np.median(values):.3f}" for name, values in rows)
     return to_svg(figure, "spread", f"Distribution of Dice over cases. {said}")
@@ -292,10 +299,10 @@ def plot_latency(records: Sequence[Record], names: Sequence[str]) -> str:
         records: of one thread count, with their calls.
         names: of all models in the report's order.
     """
-    figure, axes = new_axes("latency", 4.7, _height(len(records)))
+    figure, axes = new_axes("latency", 4.7, _strips_height_in(len(records)))
     axes.set_xscale("log")
     rows = [(record.name, np.array(record.end_to_end_ms_sorted)) for record in records]
-    _draw_rows(axes, rows, names)
+    _draw_strips(axes, rows, names)
     low, high = min(v.min() for _, v in rows) / 1.1, max(v.max() for _, v in rows) * 1.1
     mark_log_axis(axes, low, high)
     axes.set_xlabel("picture to mask, milliseconds a call (log scale)")
@@ -303,11 +310,12 @@ def plot_latency(records: Sequence[Record], names: Sequence[str]) -> str:
     return to_svg(figure, "latency", f"Distribution of the time a call took. {said}")
 
 
-def _height(rows: int) -> float:
+def _strips_height_in(rows: int) -> float:
     return max(2.2, 0.75 + 0.52 * rows)
 
 
-def _draw_rows(axes: Any, rows: Sequence[tuple[str, np.ndarray]], names: Sequence[str]) -> None:
+def _draw_strips(axes: Any, rows: Sequence[tuple[str, np.ndarray]], names: Sequence[str]) -> None:
+    """A strip a model: every value as a dot, moved up or down by chance so that equal ones show, and its quartiles."""
     noise = np.random.default_rng(0)
     for row, (name, values) in enumerate(rows):
         k = names.index(name)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from benchmarks.measuring import Part
 from segcore.stats import Estimate
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CaseRecord(_Line):
+class CaseRecord(Part):
     """One case under one bundle and engine. Dice and IoU are 0–1; the means are over foreground classes.
 
     Attributes:
@@ -41,11 +37,11 @@ class CaseRecord(_Line):
     small_found: dict[str, int]
     small_parts: dict[str, int]
     area_unit: Literal["px", "mm²"] = "px"
-    area_by_class: dict[str, float] = {}
-    true_area_by_class: dict[str, float] = {}
+    area_by_class: dict[str, float] = Field(default_factory=dict)
+    true_area_by_class: dict[str, float] = Field(default_factory=dict)
 
 
-class Reliability(_Line):
+class Reliability(Part):
     """How often pixels were right that were given a probability, in bins of equal width from 0 to 1.
 
     Attributes:
@@ -64,7 +60,7 @@ class Reliability(_Line):
     ece: float
 
 
-class Accuracy(_Line):
+class Accuracy(Part):
     """Accuracy of one bundle and engine over the cases of a split.
 
     Attributes:
@@ -98,7 +94,7 @@ class Accuracy(_Line):
     small_recall: float | None = None
     small_recall_low: float | None = None
     small_recall_high: float | None = None
-    small_recall_by_class: dict[str, float] = {}
+    small_recall_by_class: dict[str, float] = Field(default_factory=dict)
 
 
 class Difference(Estimate):
@@ -110,13 +106,14 @@ class Difference(Estimate):
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
 
-class Speed(_Line):
+class Speed(Part):
     """Times of one bundle and engine at one thread count.
 
     Attributes:
         latency_ms_p50: the engine alone, `run` on a prepared batch of one.
         end_to_end_ms_p50: `predict`, from the decoded picture to the mask at the picture's size.
-        samples: timed calls behind each percentile.
+        samples: timed calls behind each percentile, of the engine alone and of the whole the fewer: a burst is of so
+            many calls as fill its time, so the two need not be alike.
         throughput_images_s: end-to-end calls one after another, a second.
         times_faster: median end-to-end time of the reference divided by this one's, in the same run.
         times_faster_low: the smallest such ratio over the rounds.
@@ -143,7 +140,7 @@ class Speed(_Line):
     end_to_end_ms_sorted: tuple[float, ...] = ()
 
 
-class Start(_Line):
+class Start(Part):
     """A fresh process that opens a bundle and predicts once.
 
     Attributes:
@@ -238,19 +235,6 @@ class Record(Accuracy):
         )
 
 
-L = TypeVar("L", bound=_Line)
-
-
-def write_lines(path: Path, lines: Iterable[BaseModel]) -> None:
-    """Writes one JSON object a line."""
-    path.write_text("".join(line.model_dump_json() + "\n" for line in lines))
-
-
-def read_lines(path: Path, kind: type[L]) -> list[L]:
-    """Reads what `write_lines` wrote."""
-    return [kind.model_validate_json(line) for line in path.read_text().splitlines()]
-
-
 def for_threads(records: Sequence[Record]) -> list[Record]:
-    """The records of the first thread count that was timed: the ones that answer and plots speak of."""
+    """The records of the first thread count that was timed: the ones that headline and plots speak of."""
     return [record for record in records if record.threads == records[0].threads]

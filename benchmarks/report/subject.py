@@ -1,4 +1,4 @@
-"""What is measured: a bundle on an engine. Chooses them and checks that comparing them is fair."""
+"""What is measured: a bundle on an engine, PyTorch among them. Chooses them and checks that comparing them is fair."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.engines.seam import engines_for
-from runtime.predictor import Prediction, Timings
+from runtime.predictor import Prediction, Predictor, Timings
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
-from segcore.dataset.dataset import Dataset, is_resplit
+from segcore.dataset.dataset import Dataset, is_resplit, open_dataset
 from segcore.errors import InputError, need
 from segcore.picture.preprocess import decide, prepare, probabilities
 
 TORCH = "torch"
 
 
-class Opened(Protocol):
+class SubjectPredictor(Protocol):
     """What is used of an opened predictor, whichever engine runs it."""
 
     @property
@@ -60,18 +60,14 @@ class Subject:
         return self.manifest.model_bytes
 
 
-def open_subject(bundle: Bundle, engine: str, threads: int | None) -> Opened:
+def open_subject(bundle: Bundle, engine: str, threads: int | None) -> SubjectPredictor:
     """Opens a bundle with an engine.
 
     Raises:
         InputError: the engine is not installed or does not open this bundle.
     """
     if engine == TORCH:
-        pass
-
         return TorchPredictor(bundle, threads=threads)
-    from runtime.predictor import Predictor
-
     # One size, that of the manifest, which the record names; not each picture's own.
     size_px = bundle.manifest.input.size_px
     return Predictor.open(bundle, engine=engine, threads=threads, size_px=size_px)
@@ -164,6 +160,28 @@ def name_subjects(pairs: Sequence[tuple[Bundle, str]]) -> list[Subject]:
     return subjects
 
 
+def open_fair_cases(
+    data: str, bundles: Sequence[Bundle], like: Bundle, *, split: str = "test", limit: int | None = None
+) -> tuple[Dataset, tuple[Case, ...]]:
+    """Opens a data set with the split that a bundle was made with, for bundles that may be compared on it.
+
+    Args:
+        data: as the user names it.
+        bundles: that will be scored.
+        like: the one of them whose split seed and fold divide the data.
+        split: whose cases are scored.
+        limit: at most so many of them, spread over the split.
+
+    Raises:
+        InputError: data that cannot be opened, or see `check_fair`.
+    """
+    made_with = like.manifest.data
+    dataset = open_dataset(data, seed=made_with.split_seed, fold=made_with.fold)
+    cases = dataset.split(split, limit=limit)
+    check_fair(bundles, dataset, cases, split)
+    return dataset, cases
+
+
 def check_fair(bundles: Sequence[Bundle], dataset: Dataset, cases: Sequence[Case], split: str) -> None:
     """Checks that every bundle segments these classes, and saw none of the cases that it is scored on.
 
@@ -188,6 +206,7 @@ def check_fair(bundles: Sequence[Bundle], dataset: Dataset, cases: Sequence[Case
                 "another split of the same data, so test images may have been trained on; "
                 "use the split it was made with, or train it again"
             )
+        # Names of cases mean the same only where the data are the same.
         ours = {case.id for case in cases} if data.sha256 == dataset.sha256 else set()
         if split == "test" and (seen := sorted(ours & set(data.calibration_cases))):
             raise InputError(
@@ -196,11 +215,10 @@ def check_fair(bundles: Sequence[Bundle], dataset: Dataset, cases: Sequence[Case
             )
 
 
-# Runs a torch-format bundle with PyTorch: the baseline that exported bundles are compared with.
-
-
 class TorchPredictor:
-    """The surface of `runtime.predictor.Predictor`, over the network itself.
+    """Runs a torch-format bundle with PyTorch: the baseline that exported bundles are compared with.
+
+    It has the surface of `runtime.predictor.Predictor`, over the network itself.
 
     Attributes:
         bundle: the opened bundle.
@@ -240,12 +258,12 @@ class TorchPredictor:
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Picture H×W or H×W×3 to a mask at its own size, by the same path as every engine."""
         begin = time.perf_counter()
-        batch = prepare(image, self.manifest.input, name=name)[
-            None
-        ].copy()  # torch wants memory it may write to
+        # 1×H×W×C; copied, because torch wants memory that it may write to
+        batch = prepare(image, self.manifest.input, name=name)[None].copy()
         ready = time.perf_counter()
         logits = self.run(batch)[0]
         ran = time.perf_counter()
+        # K×h×w at the head's stride → K×H×W at the picture's own size
         probability = probabilities(logits, self.manifest.output, (image.shape[0], image.shape[1]))
         mask = decide(probability, self.manifest.output)
         end = time.perf_counter()

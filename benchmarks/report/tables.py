@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""The tables of a report: what a cell says of a record, the models side by side, and the networks to choose from."""
 
 from __future__ import annotations
 
@@ -9,34 +9,28 @@ from benchmarks.report.record import Record, for_threads
 from segcore import words
 from segcore.tables import Column, Table
 
-# The columns of the report's tables: what a cell of a record says.
-
 P99_SAMPLES = 100
 """Calls below which a 99th percentile is little more than the maximum, and is not shown."""
+_PRECISIONS = ("int8", "fp16", "fp32")
+"""The smallest first: it is the one that one would ship."""
 
 
-def accuracy_columns(records: Sequence[Record]) -> tuple[Column, ...]:
-    """Dice, HD95, the calibration error and, where these cases have small parts, how many of them are found."""
-    small = (SMALL, SMALL_DIFFERENCE) if records[0].small_parts else ()
-    calibration = (ECE,) if all(record.reliability for record in records) else ()
-    return (*ACCURACY, HD95, *calibration, *small)
-
-
-def _or_dash(value: float | None, show: Callable[[float], str] = words.figures) -> str:
+def or_dash(value: float | None, show: Callable[[float], str] = words.figures) -> str:
+    """A number in three figures, or as `show` writes it; a dash where it was not measured."""
     return "–" if value is None else show(value)
 
 
-def _p99(record: Record) -> str:
+def _p99_cell(record: Record) -> str:
     enough = record.samples is not None and record.samples >= P99_SAMPLES
-    return _or_dash(record.end_to_end_ms_p99 if enough else None)
+    return or_dash(record.end_to_end_ms_p99 if enough else None)
 
 
-def _faster_engine(record: Record) -> str:
-    return "reference" if record.is_reference else _or_dash(record.times_faster_engine, words.times)
+def _faster_engine_cell(record: Record) -> str:
+    return "reference" if record.is_reference else or_dash(record.times_faster_engine, words.times)
 
 
-def _faster(record: Record) -> str:
-    return "reference" if record.is_reference else _or_dash(record.times_faster, words.times)
+def _faster_cell(record: Record) -> str:
+    return "reference" if record.is_reference else or_dash(record.times_faster, words.times)
 
 
 WHO = (
@@ -57,13 +51,11 @@ ACCURACY = (
 HD95 = Column(
     "HD95", "mean, 95 %", lambda r: words.distance(r.hd95_mean, r.hd95_low, r.hd95_high, r.hd95_unit)
 )
-ECE = Column(
-    "ECE", "of pixels", lambda r: _or_dash(r.reliability and r.reliability.ece, lambda v: f"{v:.4f}")
-)
+ECE = Column("ECE", "of pixels", lambda r: or_dash(r.reliability and r.reliability.ece, lambda v: f"{v:.4f}"))
 SMALL = Column(
     "small parts found",
     "share, 95 %",
-    lambda r: _or_dash(
+    lambda r: or_dash(
         r.small_recall, lambda share: words.dice(share, r.small_recall_low, r.small_recall_high)
     ),
 )
@@ -74,39 +66,27 @@ SMALL_DIFFERENCE = Column(
         r.small_recall_difference, r.small_recall_difference_low, r.small_recall_difference_high
     ),
 )
-WHOLE = Column("end to end", "ms p50", lambda r: _or_dash(r.end_to_end_ms_p50))
-FASTER = Column("faster", "end to end", _faster)
+WHOLE = Column("end to end", "ms p50", lambda r: or_dash(r.end_to_end_ms_p50))
+FASTER = Column("faster", "end to end", _faster_cell)
 SIZE = (
     Column("parameters", "", lambda r: words.count(r.parameters)),
     Column("files", "", lambda r: words.megabytes(r.size_bytes)),
 )
 MACS = Column("MACs", "an image", lambda r: words.count(r.macs))
 SPEED = (
-    Column("threads", "", lambda r: _or_dash(r.threads, str)),
-    Column("engine", "ms p50", lambda r: _or_dash(r.latency_ms_p50)),
+    Column("threads", "", lambda r: or_dash(r.threads, str)),
+    Column("engine", "ms p50", lambda r: or_dash(r.latency_ms_p50)),
     WHOLE,
-    Column("end to end", "ms p90", lambda r: _or_dash(r.end_to_end_ms_p90)),
-    Column("end to end", "ms p99", _p99),
+    Column("end to end", "ms p90", lambda r: or_dash(r.end_to_end_ms_p90)),
+    Column("end to end", "ms p99", _p99_cell),
     FASTER,
-    Column("faster", "engine", _faster_engine),
-    Column("throughput", "images/s", lambda r: _or_dash(r.throughput_images_s)),
-    Column("cold start", "s", lambda r: _or_dash(r.cold_start_ms, lambda ms: words.figures(ms / 1e3, 2))),
-    Column("memory", "peak MiB", lambda r: _or_dash(r.peak_memory_mib, lambda mib: f"{mib:.0f}")),
+    Column("faster", "engine", _faster_engine_cell),
+    Column("throughput", "images/s", lambda r: or_dash(r.throughput_images_s)),
+    Column("cold start", "s", lambda r: or_dash(r.cold_start_ms, lambda ms: words.figures(ms / 1e3, 2))),
+    Column("memory", "peak MiB", lambda r: or_dash(r.peak_memory_mib, lambda mib: f"{mib:.0f}")),
     MACS,
 )
-PEAK = Column("of the peak", "engine", lambda r: _or_dash(r.share_of_peak, words.percent))
-
-
-def class_columns(records: Sequence[Record]) -> tuple[Column, ...]:
-    """Dice, HD95 and, where there are any, the small parts found, of every class."""
-
-    def of_class(k: str) -> list[Column]:
-        dice = Column(k, "Dice", lambda r: f"{r.dice_by_class[k]:.3f}")
-        hd95 = Column(k, f"HD95 {records[0].hd95_unit}", lambda r: words.figures(r.hd95_by_class[k]))
-        small = Column(k, "small parts found", lambda r: f"{r.small_recall_by_class[k]:.3f}")
-        return [dice, hd95, *([small] if k in records[0].small_recall_by_class else [])]
-
-    return tuple(column for k in records[0].dice_by_class for column in of_class(k))
+PEAK = Column("of the peak", "engine", lambda r: or_dash(r.share_of_peak, words.percent))
 
 
 def tables_of(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[Table]:
@@ -133,14 +113,29 @@ def tables_of(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[T
     ]
 
 
-# One row a network, its precisions and thread counts side by side: the table to choose a model
-# from.
+def accuracy_columns(records: Sequence[Record]) -> tuple[Column, ...]:
+    """Dice, HD95, the calibration error and, where these cases have small parts, how many of them are found."""
+    small = (SMALL, SMALL_DIFFERENCE) if records[0].small_parts else ()
+    calibration = (ECE,) if all(record.reliability for record in records) else ()
+    return (*ACCURACY, HD95, *calibration, *small)
 
-_PRECISIONS = ("int8", "fp16", "fp32")
+
+def class_columns(records: Sequence[Record]) -> tuple[Column, ...]:
+    """Dice, HD95 and, where there are any, the small parts found, of every class."""
+
+    def of_class(k: str) -> list[Column]:
+        dice = Column(k, "Dice", lambda r: f"{r.dice_by_class[k]:.3f}")
+        hd95 = Column(k, f"HD95 {records[0].hd95_unit}", lambda r: words.figures(r.hd95_by_class[k]))
+        small = Column(k, "small parts found", lambda r: f"{r.small_recall_by_class[k]:.3f}")
+        return [dice, hd95, *([small] if k in records[0].small_recall_by_class else [])]
+
+    return tuple(column for k in records[0].dice_by_class for column in of_class(k))
 
 
 def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> list[Table]:
-    """Size, accuracy and latency of each network; latency as a ratio to others'; share of the peak.
+    """The tables to choose a model from: a row a network, its precisions and thread counts side by side.
+
+    Size, accuracy and latency; latency as a ratio to others'; share of the peak.
 
     Args:
         records: all of one run, timed.
@@ -149,8 +144,8 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
     Returns:
         Nothing where no network was measured in two precisions or at two thread counts: the other tables say all.
     """
-    turn = _turns(for_threads(records))
-    rows = _one_each(for_threads(records), turn)
+    turn = _export_turns(for_threads(records))
+    rows = _one_record_each(for_threads(records), turn)
     precisions = [p for p in _PRECISIONS if any(r.precision == p for r in records)]
     threads = list(dict.fromkeys(r.threads for r in records if r.threads is not None))
     several = len(rows) < len({(r.bundle_sha256, r.engine) for r in records})
@@ -168,7 +163,7 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
 
         return [one(precision, count) for precision in precisions for count in threads]
 
-    who = [Column("network", "", lambda r: _name(r, rows), words=True)]
+    who = [Column("network", "", lambda r: _network_name(r, rows), words=True)]
     small = [SMALL] if rows[0].small_parts else []
     dice = Column("Dice", "mean, 95 %", lambda r: words.dice(r.dice_mean, r.dice_low, r.dice_high))
     size = Column("parameters", "", lambda r: words.count(r.parameters))
@@ -176,7 +171,7 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
     about = [*who, size, MACS, dice, HD95, *small, scored]
     times = columns(lambda r: words.figures(r.latency_ms_p50 or 0.0))
     found = [Table("Networks, engine latency in ms (median)", (*about, *times), rows)]
-    for base in _bases(records, ratio_to):
+    for base in _ratio_bases(records, ratio_to):
         against = {
             r.threads: r.latency_ms_p50 for r in records if (r.name, r.engine) == (base.name, base.engine)
         }
@@ -188,13 +183,13 @@ def network_tables(records: Sequence[Record], ratio_to: Sequence[str] = ()) -> l
         title = f"Networks, engine latency as a share of {base.name} at as many threads (times faster)"
         found.append(Table(title, (*who, *columns(ratio)), rows))
     if any(r.share_of_peak for r in records):
-        peak = columns(lambda r: "–" if r.share_of_peak is None else words.percent(r.share_of_peak))
+        peak = columns(lambda r: or_dash(r.share_of_peak, words.percent))
         title = "Networks, share of the measured peak of their precision"
         found.append(Table(title, (*who, *peak), rows))
     return found
 
 
-def _turns(records: Sequence[Record]) -> dict[str, int]:
+def _export_turns(records: Sequence[Record]) -> dict[str, int]:
     """By name: the how-manieth export of its network in its precision; the second gets a row of its own."""
     seen: Counter[tuple[str, str, str]] = Counter()
     turn = {}
@@ -205,7 +200,7 @@ def _turns(records: Sequence[Record]) -> dict[str, int]:
     return turn
 
 
-def _one_each(records: Sequence[Record], turn: dict[str, int]) -> tuple[Record, ...]:
+def _one_record_each(records: Sequence[Record], turn: dict[str, int]) -> tuple[Record, ...]:
     """One record a network and engine: of its smallest precision, which is what one would ship."""
     best: dict[tuple[str, str, int], Record] = {}
     for record in records:
@@ -215,14 +210,14 @@ def _one_each(records: Sequence[Record], turn: dict[str, int]) -> tuple[Record, 
     return tuple(best.values())
 
 
-def _name(record: Record, rows: Sequence[Record]) -> str:
+def _network_name(record: Record, rows: Sequence[Record]) -> str:
     """The name without the precision; with the engine where the network ran on several."""
     name = record.name.partition(" · ")[0].removesuffix(f", {record.precision.upper()}")
     shared = sum(row.network == record.network for row in rows) > 1
     return f"{name} · {record.engine}" if shared else name
 
 
-def _bases(records: Sequence[Record], ratio_to: Sequence[str]) -> list[Record]:
+def _ratio_bases(records: Sequence[Record], ratio_to: Sequence[str]) -> list[Record]:
     """The first record of each bundle to tell ratios to."""
     wanted = ratio_to or [next(r for r in records if r.is_reference).bundle_sha256]
     return [next(r for r in records if r.bundle_sha256 == sha256) for sha256 in dict.fromkeys(wanted)]

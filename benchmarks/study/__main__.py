@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import check_libraries
+from benchmarks.measuring import check_libraries, write_lines
 from benchmarks.report.pictures import Example
 from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
 from benchmarks.study.plan import Plan, Run, flags_of, make_plan
 from benchmarks.study.record import Failure, StudyRecord
-from benchmarks.study.results import Finished, choose, read_finished, summarise
+from benchmarks.study.results import RunOutcome, choose_values, read_outcome, summarise
 from benchmarks.study.run import run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, words_of
 from benchmarks.study.teachers import check_other
@@ -44,7 +44,7 @@ CASES = "cases.jsonl"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study works with.
+    """What a study works with: its plan, and where the files of each run are.
 
     Attributes:
         dataset: as the first split divides it.
@@ -85,10 +85,10 @@ class Study:
             drop_weights=settings.drop_weights,
         )
 
-    def read(self, runs: Sequence[Run]) -> list[Finished]:
+    def read(self, runs: Sequence[Run]) -> list[RunOutcome]:
         """Of these runs those that are complete."""
         return [
-            read_finished(run, self.bundle(run), self.file(run, ".memory.json"), self.file(run, ".jsonl"))
+            read_outcome(run, self.bundle(run), self.file(run, ".memory.json"), self.file(run, ".jsonl"))
             for run in runs
             if self.file(run, ".jsonl").exists()
         ]
@@ -103,7 +103,7 @@ def main(settings: StudySettings) -> None:
     """
     check_libraries("matplotlib", "jinja2")
     dataset = open_dataset(settings.data, fold=f"1/{settings.folds}" if settings.folds > 1 else "")
-    recipe = settings.recipe() | {"data_sha256": dataset.sha256} | _hashes(settings, dataset)
+    recipe = settings.recipe() | {"data_sha256": dataset.sha256} | _data_hashes(settings, dataset)
     plan = make_plan(settings, dataset)
     _check_plan(settings, plan, dataset)
     _check_unchanged(settings, recipe)
@@ -113,16 +113,16 @@ def main(settings: StudySettings) -> None:
         for name in ("runs", "tests"):
             (folder / name).mkdir(exist_ok=True)
         _log_plan(plan)
-        failures = _run(study, plan.grid_runs(), slots)
-        cells, chosen = choose(study.read(plan.grid_runs()), plan)
+        failures = _run_all(study, plan.grid_runs(), slots)
+        cells, chosen = choose_values(study.read(plan.grid_runs()), plan)
         runs = plan.runs(chosen)
-        failures += _run(study, runs, slots)
+        failures += _run_all(study, runs, slots)
+        # A run of the grid is often one of the final runs, too, and then has failed twice.
         failures = list({failure.run: failure for failure in failures}.values())
         finished = study.read(runs)
         record = summarise(settings, plan, dataset, runs, finished, cells, failures)
-        write_report(folder, record, _examples(study, finished, record))
-        lines = (score.model_dump_json() for one in finished for score in one.scores)
-        (folder / CASES).write_text("".join(line + "\n" for line in lines))
+        write_report(folder, record, _read_examples(study, finished, record))
+        write_lines(folder / CASES, (score for one in finished for score in one.scores))
         if failures:
             first = failures[0]
             raise GateError(
@@ -140,17 +140,20 @@ def main(settings: StudySettings) -> None:
     )
 
 
-def _run(study: Study, runs: Sequence[Run], slots: Sequence[dict[str, str]]) -> list[Failure]:
+def _run_all(study: Study, runs: Sequence[Run], slots: Sequence[dict[str, str]]) -> list[Failure]:
     jobs = [study.job(run) for run in runs]
     return run_jobs(jobs, [run.label for run in runs], slots, study.folder / "logs")
 
 
-def _examples(study: Study, finished: Sequence[Finished], record: StudyRecord) -> list[Example]:
+def _read_examples(study: Study, finished: Sequence[RunOutcome], record: StudyRecord) -> list[Example]:
+    """The page's pictures, in the table's order; masks were kept of the first split and seed alone."""
     masks = {}
     places = [row.label for row in record.of("main")]
-    for one in sorted(
-        finished, key=lambda f: places.index(f.run.arm.label) if f.run.arm.label in places else 0
-    ):
+
+    def place(one: RunOutcome) -> int:
+        return places.index(one.run.arm.label) if one.run.arm.label in places else 0
+
+    for one in sorted(finished, key=place):
         path = study.file(one.run, ".npz")
         if path.exists():
             with np.load(path, allow_pickle=False) as stored:
@@ -158,7 +161,7 @@ def _examples(study: Study, finished: Sequence[Finished], record: StudyRecord) -
     return draw_examples(study.dataset.split("test"), masks, record.reference)
 
 
-def _hashes(settings: StudySettings, dataset: Dataset) -> dict[str, str]:
+def _data_hashes(settings: StudySettings, dataset: Dataset) -> dict[str, str]:
     """Of what else a resumed study must find as it was."""
     found = {}
     if settings.also_test is not None:

@@ -1,8 +1,8 @@
-"""One run of a study in a process of its own: `python -m benchmarks.study.job JOB`, JOB in JSON. It trains,
-then tests.
+"""One run of a study in a process of its own, which trains and then tests: `python -m benchmarks.study.job JOB PARENT`.
 
-The training is `teacher.train` itself, which resumes; what it needed of memory is noted when it ends. A job whose
-study is gone ends, too: two trainings must not write one folder when the study is started again.
+JOB is in JSON, PARENT the number of the study's process. The training is `teacher.train` itself, which resumes; what it
+needed of memory is noted when it ends. A job whose study is gone ends, too: two trainings must not write one folder
+when the study is started again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import threading
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from benchmarks.study.record import Memory
+from benchmarks.measuring import Part, write_lines
+from benchmarks.study.record import TrainingMemory
 from runtime.timing.latency import peak_memory_mib
 from segcore.command import EXIT_INPUT, EXIT_INTERRUPTED, log
 from segcore.errors import InputError
-from segcore.outfolder import write_text
 
 WEIGHTS = "model.safetensors"
 
 
-class Job(BaseModel):
+class Job(Part):
     """What the process is told.
 
     Attributes:
@@ -42,8 +40,6 @@ class Job(BaseModel):
         device: auto, cpu or cuda.
         drop_weights: remove the weights at the end.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     words: tuple[str, ...]
@@ -76,7 +72,7 @@ def run_job(job: Job) -> None:
         device=job.device,
         masks=job.masks,
     )
-    write_text(job.scores, "".join(score.model_dump_json() + "\n" for score in scores))
+    write_lines(job.scores, scores)
     if job.drop_weights:
         (job.bundle / WEIGHTS).unlink()
 
@@ -93,15 +89,15 @@ def train(job: Job) -> None:
     except SystemExit as end:
         if end.code:
             raise
-    write_text(job.memory, peak_memory().model_dump_json() + "\n")
+    write_lines(job.memory, [peak_memory()])
 
 
-def peak_memory() -> Memory:
+def peak_memory() -> TrainingMemory:
     """Of this process so far; the GPU's as PyTorch's allocator reserved it."""
     import torch
 
     gpu = torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
-    return Memory(peak_memory_mib=peak_memory_mib(), peak_gpu_memory_mib=gpu)
+    return TrainingMemory(peak_memory_mib=peak_memory_mib(), peak_gpu_memory_mib=gpu)
 
 
 def end_with(parent: int, *, every_s: float = 0.5) -> None:

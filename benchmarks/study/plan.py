@@ -14,9 +14,9 @@ from benchmarks.study.teachers import (
     SYSTEMS,
     TUNINGS,
     UNTRAINED,
-    Resolved,
+    EffectiveTuning,
     flag_names,
-    resolve,
+    resolve_tuning,
 )
 from segcore.dataset.dataset import Dataset
 from segcore.errors import InputError
@@ -42,7 +42,7 @@ class Arm:
     tune: str | None = None
     rank: int | None = None
     share: float = 1.0
-    resolved: Resolved = field(default=Resolved(), compare=False)
+    resolved: EffectiveTuning = field(default=EffectiveTuning(), compare=False)
 
     @property
     def label(self) -> str:
@@ -163,7 +163,7 @@ def make_plan(settings: StudySettings, dataset: Dataset) -> Plan:
     shared = [arm.with_share(s) for s in settings.labelled_share[:-1] for arm in (*main, *tuned)]
     for values in product(*grid.values()):
         for arm in main:
-            resolve(flags_of(settings, arm, tuple(zip(grid, values, strict=True))))
+            resolve_tuning(flags_of(settings, arm, tuple(zip(grid, values, strict=True))))
     folds = [f"{k + 1}/{settings.folds}" for k in range(settings.folds)] if settings.folds > 1 else [""]
     return Plan(
         main=tuple(main),
@@ -213,7 +213,7 @@ def _systems(settings: StudySettings, dataset: Dataset) -> tuple[list[Arm], list
                 raise InputError(f"--systems {name}: must be all or some of {', '.join(SYSTEMS)}")
             _check_fits(name, dataset)
             arm = Arm(name)
-            arms.append(Arm(name, resolved=resolve(flags_of(settings, arm))))
+            arms.append(Arm(name, resolved=resolve_tuning(flags_of(settings, arm))))
         except InputError as error:
             if not every:
                 raise
@@ -245,7 +245,7 @@ def _tunings(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -
         other = Arm(arm.system, tune, None, arm.share)
         try:
             if tune != arm.resolved.tune:
-                arms.append(Arm(arm.system, tune, None, arm.share, resolve(flags_of(settings, other))))
+                arms.append(Arm(arm.system, tune, None, arm.share, resolve_tuning(flags_of(settings, other))))
         except InputError as error:
             refused.append(error)
             skipped.append(f"{other.label}: {error}")
@@ -258,7 +258,7 @@ def _ranks(settings: StudySettings, main: Sequence[Arm]) -> Iterator[Arm]:
     for arm, rank in product(main, settings.rank):
         if arm.resolved.rank and rank != arm.resolved.rank:
             other = Arm(arm.system, None, rank, arm.share)
-            yield Arm(arm.system, None, rank, arm.share, resolve(flags_of(settings, other)))
+            yield Arm(arm.system, None, rank, arm.share, resolve_tuning(flags_of(settings, other)))
 
 
 def _check_own(settings: StudySettings) -> None:

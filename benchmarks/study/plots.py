@@ -19,7 +19,7 @@ from benchmarks.report.plots import (
     shortened,
     styled,
 )
-from benchmarks.study.record import Row, StudyRecord
+from benchmarks.study.record import ArmRow, StudyRecord
 
 
 def draw_plots(record: StudyRecord) -> dict[str, tuple[Any, str]]:
@@ -43,28 +43,28 @@ def draw_plots(record: StudyRecord) -> dict[str, tuple[Any, str]]:
     return plots
 
 
-class _Look(NamedTuple):
+class _ArmLook(NamedTuple):
     """How an arm is drawn in every plot that shows tunings: its colour and marker, and what it is called."""
 
     number: int
     name: str
 
 
-def _looks(record: StudyRecord) -> dict[tuple[str, str], _Look]:
+def _looks(record: StudyRecord) -> dict[tuple[str, str], _ArmLook]:
     """By (system, tuning). Where tunings of a system are shown each looks its own; a lone system is not named."""
     rows = record.of("main", "tune")
     keys = list(dict.fromkeys((row.system, row.tune) for row in rows))
     systems = list(dict.fromkeys(row.system for row in rows))
     if len(keys) == len(systems):
-        return {key: _Look(i, key[0]) for i, key in enumerate(keys)}
+        return {key: _ArmLook(i, key[0]) for i, key in enumerate(keys)}
     own = {(row.system, row.tune) for row in rows if row.own_tuning}
     if len(systems) == 1:
-        return {k: _Look(i, k[1] + " (its own)" * (k in own)) for i, k in enumerate(keys)}
-    return {k: _Look(i, k[0] if k in own else ", ".join(k)) for i, k in enumerate(keys)}
+        return {k: _ArmLook(i, k[1] + " (its own)" * (k in own)) for i, k in enumerate(keys)}
+    return {k: _ArmLook(i, k[0] if k in own else ", ".join(k)) for i, k in enumerate(keys)}
 
 
 @styled()
-def plot_systems(main: Sequence[Row], told: Sequence[Row], systems: Sequence[str]) -> tuple[Any, str]:
+def plot_systems(main: Sequence[ArmRow], told: Sequence[ArmRow], systems: Sequence[str]) -> tuple[Any, str]:
     """A line a system: its mean with the interval over patients, and a dot for each run; then those told the truth."""
     rows = [*main, *told]
     figure, axes = new_axes("systems", 9.2, 1.0 + 0.46 * len(rows))
@@ -94,7 +94,7 @@ def plot_systems(main: Sequence[Row], told: Sequence[Row], systems: Sequence[str
 
 
 @styled()
-def plot_parameters(rows: Sequence[Row], looks: Mapping[tuple[str, str], _Look]) -> tuple[Any, str]:
+def plot_parameters(rows: Sequence[ArmRow], looks: Mapping[tuple[str, str], _ArmLook]) -> tuple[Any, str]:
     """Dice against trained parameters (log); what trains none stands at the left edge."""
     figure, axes = new_axes("parameters", 9.2, 4.6)
     known = [row.trained_parameters for row in rows if row.trained_parameters]
@@ -131,7 +131,7 @@ def plot_parameters(rows: Sequence[Row], looks: Mapping[tuple[str, str], _Look])
 
 
 @styled()
-def plot_shares(rows: Sequence[Row], looks: Mapping[tuple[str, str], _Look]) -> tuple[Any, str]:
+def plot_shares(rows: Sequence[ArmRow], looks: Mapping[tuple[str, str], _ArmLook]) -> tuple[Any, str]:
     """Dice against the share of the labels, a line a system and tuning."""
     figure, axes = new_axes("shares", 9.2, 4.6)
     most = {(r.system, r.tune): r.dice.mean for r in rows if r.kind != "share"}
@@ -145,7 +145,7 @@ def plot_shares(rows: Sequence[Row], looks: Mapping[tuple[str, str], _Look]) -> 
         x = [
             100 * r.share * 1.025 ** (i - (len(arms) - 1) / 2) for r in line
         ]  # apart, so that intervals show
-        k, name = looks.get((system, tune)) or _Look(
+        k, name = looks.get((system, tune)) or _ArmLook(
             len(looks) + i, f"{system}, {tune}"
         )  # at small shares alone
         for at, row in zip(x, line, strict=True):
@@ -173,7 +173,7 @@ def plot_shares(rows: Sequence[Row], looks: Mapping[tuple[str, str], _Look]) -> 
 
 
 @styled()
-def plot_ranks(rows: Sequence[Row], systems: Sequence[str]) -> tuple[Any, str]:
+def plot_ranks(rows: Sequence[ArmRow], systems: Sequence[str]) -> tuple[Any, str]:
     """Dice against the rank of LoRA, a line a system."""
     figure, axes = new_axes("ranks", 4.7, 3.8)
     for system in dict.fromkeys(row.system for row in rows):
@@ -269,12 +269,12 @@ def _note_below(axes: Any, value: float, y: float) -> None:
     axes.text(0.005, y, f"◂ {value:.3f}", transform=place, va="center", fontsize=9)
 
 
-def _whisker(axes: Any, x: float, row: Row, tint: str) -> None:
+def _whisker(axes: Any, x: float, row: ArmRow, tint: str) -> None:
     if row.dice.low is not None and row.dice.high is not None:
         axes.plot([x, x], [row.dice.low, row.dice.high], color=tint, linewidth=1.6, alpha=0.45, zorder=2)
 
 
-def _room_above_and_below(axes: Any, rows: Sequence[Row]) -> None:
+def _room_above_and_below(axes: Any, rows: Sequence[ArmRow]) -> None:
     ends = [v for r in rows for v in (r.dice.low, r.dice.high, r.dice.mean) if v is not None]
     pad = max(0.12 * (max(ends) - min(ends)), 0.002)
     axes.set_ylim(min(ends) - pad, max(ends) + pad)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from benchmarks.measuring import Part
 from segcore.host import Made
 from segcore.stats import Estimate
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CaseScore(_Part):
+class CaseScore(Part):
     """One case under one run and protocol; means over the foreground classes, Dice and IoU 0–1.
 
     Attributes:
@@ -35,14 +32,14 @@ class CaseScore(_Part):
     dice_by_class: dict[str, float]
 
 
-class Memory(_Part):
+class TrainingMemory(Part):
     """The largest memory that a training held, in MiB; of the GPU None where there is none."""
 
     peak_memory_mib: float
     peak_gpu_memory_mib: float | None = None
 
 
-class RunRecord(_Part):
+class RunRecord(Part):
     """One training.
 
     Attributes:
@@ -68,14 +65,14 @@ class RunRecord(_Part):
     dice_val: float
     seconds_epoch: float | None
     images_s: float | None
-    memory: Memory | None
+    memory: TrainingMemory | None
     train_cases: int
     test_cases: int
     dice_by_protocol: dict[str, float]
     commit: str = ""
 
 
-class Spread(_Part):
+class Spread(Part):
     """A score over runs and over patients.
 
     Attributes:
@@ -95,7 +92,7 @@ class Spread(_Part):
     by_run: tuple[float, ...]
 
 
-class Versus(Estimate):
+class PairedComparison(Estimate):
     """Mean paired difference of Dice to a reference, with its interval over patients.
 
     Attributes:
@@ -118,7 +115,7 @@ class Versus(Estimate):
     above: int
 
 
-class RankRange(_Part):
+class RankRange(Part):
     """A system's place by Dice among the systems, 1 the best, and where resampled patients put it, 95 %."""
 
     place: int
@@ -126,7 +123,7 @@ class RankRange(_Part):
     high: int
 
 
-class Row(_Part):
+class ArmRow(Part):
     """An arm under one protocol on one data set.
 
     Attributes:
@@ -164,11 +161,11 @@ class Row(_Part):
     peak_gpu_memory_mib: float | None
     seconds_epoch: float | None
     images_s: float | None
-    versus: Versus | None = None
+    versus: PairedComparison | None = None
     place: RankRange | None = None
 
 
-class Drop(_Part):
+class DiceDrop(Part):
     """Dice on the study's test patients minus Dice on the other data's; the patients differ, so it is not paired."""
 
     label: str
@@ -177,7 +174,7 @@ class Drop(_Part):
     drop: Estimate
 
 
-class GridCell(_Part):
+class GridCell(Part):
     """Mean validation Dice of one choice over the splits, and in how many it was chosen."""
 
     system: str
@@ -187,14 +184,14 @@ class GridCell(_Part):
     splits: int
 
 
-class Failure(_Part):
+class Failure(Part):
     """A run that failed, and the last line it said."""
 
     run: str
     reason: str
 
 
-class StudyRecord(_Part):
+class StudyRecord(Part):
     """All that study.json holds.
 
     Attributes:
@@ -218,8 +215,8 @@ class StudyRecord(_Part):
     folds: int
     seeds: int
     reference: str
-    rows: tuple[Row, ...]
-    drops: tuple[Drop, ...]
+    rows: tuple[ArmRow, ...]
+    drops: tuple[DiceDrop, ...]
     grid: tuple[GridCell, ...]
     runs: tuple[RunRecord, ...]
     failures: tuple[Failure, ...]
@@ -228,6 +225,6 @@ class StudyRecord(_Part):
     doubts: tuple[str, ...]
     made: Made
 
-    def of(self, *kinds: str, told: bool = False) -> list[Row]:
+    def of(self, *kinds: str, told: bool = False) -> list[ArmRow]:
         """The rows of some kinds on the study's own data."""
         return [r for r in self.rows if r.kind in kinds and r.told == told and r.data == self.data]

@@ -73,21 +73,27 @@ class _Progress:
         with self.lock:
             self.begun += 1
             spent = time.monotonic() - self.started
-            log(f"run {self.begun} of {self.total}: {label}  [{_time(spent)} so far{self._rest()}]")
+            log(
+                f"run {self.begun} of {self.total}: {label}  [{_duration_words(spent)} so far{self._rest_words()}]"
+            )
 
     def end(self, label: str, seconds: float, problem: str | None) -> None:
         with self.lock:
             self.seconds.append(seconds)
-            log(f"  failed: {label}: {problem}" if problem else f"  done: {label} in {_time(seconds)}")
+            log(
+                f"  failed: {label}: {problem}"
+                if problem
+                else f"  done: {label} in {_duration_words(seconds)}"
+            )
 
-    def _rest(self) -> str:
+    def _rest_words(self) -> str:
         if not self.seconds:
             return ""
         left = (self.total - self.begun + 1) / self.places * sum(self.seconds) / len(self.seconds)
-        return f", about {_time(left)} left"
+        return f", about {_duration_words(left)} left"
 
 
-def _time(seconds: float) -> str:
+def _duration_words(seconds: float) -> str:
     """8 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -147,7 +153,7 @@ def run_jobs(
         except (_Interrupted, KeyboardInterrupt):
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            _end(list(live.values()))
+            _end_processes(list(live.values()))
             raise KeyboardInterrupt from None
 
 
@@ -183,7 +189,7 @@ def last_line(said: bytes) -> str:
     return next((line.removeprefix("error: ") for line in reversed(lines) if line), "ended without a word")
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:

@@ -32,7 +32,7 @@ _LOW_RANK = ("lora", "dora", "rslora")
 
 
 @dataclass(frozen=True)
-class Resolved:
+class EffectiveTuning:
     """What a system's flags come to.
 
     Attributes:
@@ -44,7 +44,7 @@ class Resolved:
     rank: int | None = None
 
 
-def resolve(flags: Mapping[str, Any]) -> Resolved:
+def resolve_tuning(flags: Mapping[str, Any]) -> EffectiveTuning:
     """Parses and checks the flags of one training as teacher.train itself will.
 
     Raises:
@@ -53,7 +53,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     words = words_of({**flags, "out": "unused"})
     settings = parse_settings(TeacherSettings, "python -m teacher.train", words)
     check_settings(settings)
-    return Resolved(settings.tuned, settings.lora_rank if settings.tuned in _LOW_RANK else None)
+    return EffectiveTuning(settings.tuned, settings.lora_rank if settings.tuned in _LOW_RANK else None)
 
 
 def flag_names() -> frozenset[str]:

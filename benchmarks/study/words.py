@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.study.record import Row
+from benchmarks.study.record import ArmRow
 from segcore.words import plural, signed
 
 LEAST_SEEDS = 3
 LEAST_PATIENTS = 20
 _LEVEL = 0.05
+"""A p below this counts."""
 
 
-def headline(main: Sequence[Row], reference: str, seeds: int) -> str:
+def headline(main: Sequence[ArmRow], reference: str, seeds: int) -> str:
     """Who leads, and whether it is told from the reference.
 
     Args:
@@ -30,14 +31,14 @@ def headline(main: Sequence[Row], reference: str, seeds: int) -> str:
         near = [row for row in main[1:] if not is_told_apart(row)]
         if not near:
             return f"{leads}, told apart from {'it' if len(main) == 2 else 'every one of them'}"
-        return f"{leads}, but {_names(near)} {'is' if len(near) == 1 else 'are'} not told apart from it"
+        return f"{leads}, but {_names_of(near)} {'is' if len(near) == 1 else 'are'} not told apart from it"
     if not is_told_apart(best):
         return f"{leads}, not told apart from {reference}"
     assert best.versus is not None
     return f"{leads}, {signed(100 * best.versus.mean, 2)} points over {reference}"
 
 
-def is_told_apart(row: Row) -> bool:
+def is_told_apart(row: ArmRow) -> bool:
     """Whether other patients, and as far as is known other trainings, would show a difference to the reference, too.
 
     Over patients p, corrected, is below 0.05; over splits p is as well or, with fewer than three splits, every pair of
@@ -50,7 +51,7 @@ def is_told_apart(row: Row) -> bool:
 
 
 def doubts(
-    main: Sequence[Row],
+    main: Sequence[ArmRow],
     *,
     splits: int,
     folds: int,
@@ -85,8 +86,8 @@ def doubts(
             f"The runs were trained by {len(commits)} versions of sam2edge ({', '.join(commits)}): the study was "
             "resumed after a change, which may be behind a difference between systems."
         )
-    said += _of_luck(main)
-    said += _of_seeds(seeds) + _of_splits(splits, folds) + _of_patients(test_patients, splits, folds)
+    said += _on_luck(main)
+    said += _on_seeds(seeds) + _on_splits(splits, folds) + _on_patients(test_patients, splits, folds)
     compared = sum(row.versus is not None and row.versus.p is not None for row in main)
     if compared:
         flips = max(row.versus.flips for row in main if row.versus)
@@ -109,7 +110,7 @@ def doubts(
         )
     if still := [row for row in main if row.trained_parameters == 0]:
         said.append(
-            f"{_names(still)}: nothing is trained, so there is no seed; one run a split goes with every seed of the "
+            f"{_names_of(still)}: nothing is trained, so there is no seed; one run a split goes with every seed of the "
             "others."
         )
     if any(row.system == "sam2-memory" for row in main):
@@ -125,25 +126,25 @@ def doubts(
     return said
 
 
-def _of_luck(main: Sequence[Row]) -> list[str]:
+def _on_luck(main: Sequence[ArmRow]) -> list[str]:
     """Where seeds matter more than patients, intervals over patients are the smaller part of the doubt."""
     shaky = [row for row in main if _is_shaky(row)]
     if not shaky:
         return []
     return [
-        f"{_names(shaky)}: from seed to seed the Dice varies by more than the interval over patients is wide. p and "
+        f"{_names_of(shaky)}: from seed to seed the Dice varies by more than the interval over patients is wide. p and "
         "intervals do not know that: look at “runs above” and at every run's dot."
     ]
 
 
-def _is_shaky(row: Row) -> bool:
+def _is_shaky(row: ArmRow) -> bool:
     dice = row.dice
     if dice.sd_seeds is None or dice.low is None or dice.high is None:
         return False
     return dice.sd_seeds > (dice.high - dice.low) / 2
 
 
-def _of_seeds(seeds: int) -> list[str]:
+def _on_seeds(seeds: int) -> list[str]:
     if seeds >= LEAST_SEEDS:
         return []
     once = "once" if seeds == 1 else "twice"
@@ -154,7 +155,7 @@ def _of_seeds(seeds: int) -> list[str]:
     ]
 
 
-def _of_splits(splits: int, folds: int) -> list[str]:
+def _on_splits(splits: int, folds: int) -> list[str]:
     if splits == 1:
         return ["There is one split: how a system fares when trained on other patients is not known."]
     said = []
@@ -176,7 +177,7 @@ def _of_splits(splits: int, folds: int) -> list[str]:
     return said
 
 
-def _of_patients(patients: int, splits: int, folds: int) -> list[str]:
+def _on_patients(patients: int, splits: int, folds: int) -> list[str]:
     if patients >= LEAST_PATIENTS:
         return []
     verb = "is" if patients == 1 else "are"
@@ -186,6 +187,6 @@ def _of_patients(patients: int, splits: int, folds: int) -> list[str]:
     ]
 
 
-def _names(rows: Sequence[Row]) -> str:
+def _names_of(rows: Sequence[ArmRow]) -> str:
     names = [row.label for row in rows]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

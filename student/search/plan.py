@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.report.answer import pareto_front
+from benchmarks.report.headline import pareto_front
 from student.search.candidates import Candidate
 
 SPREAD, BATCH, FINALISTS = 16, 4, 5

@@ -61,7 +61,7 @@ def test_a_devices_row_stands_beside_this_machines():
 def test_a_device_is_in_no_ratio_and_changes_no_other_table():
     slow = device_report(end_to_end_ms={"p50": 9e5, "p90": 9e5, "p99": 9e5, "calls": 1000})
     report, alone = with_devices(slow), make_report(RECORDS)
-    assert report.answer == alone.answer
+    assert report.headline == alone.headline
     assert [t.rows for t in report.tables[:-2]] == [t.rows for t in alone.tables]
     assert [t.title for t in report.tables[-2:]] == [
         "On devices, each measured by itself, beside this machine", "On devices: masks, memory and power",

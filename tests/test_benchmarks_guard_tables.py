@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report.guard_tables import TITLE, guard_html, guard_markdown, guarded_bundles
-from benchmarks.report.page import render_html, render_markdown
+from benchmarks.report.guard_tables import TITLE, guard_markdown, summarise_guards
+from benchmarks.report.page import guard_html, render_html, render_markdown
 from segcore.bundle.folder import Bundle
 from segcore.bundle.guard_record import (
     DiceScore,
@@ -76,7 +76,7 @@ def bundle(record: GuardRecord | None, name: str = "small, INT8", calibration: i
 
 
 def test_facts_of_a_guard():
-    (one,) = guarded_bundles([bundle(None, "float"), bundle(guard())])
+    (one,) = summarise_guards([bundle(None, "float"), bundle(guard())])
     assert one.name == "small, INT8"
     assert dict(one.facts) == {
         "Dice, mean": "0.9550 → 0.9547, −0.03 points (at most 0.1 may be lost)",
@@ -90,7 +90,7 @@ def test_facts_of_a_guard():
 
 
 def test_tables_of_a_guard():
-    (one,) = guarded_bundles([bundle(guard())])
+    (one,) = summarise_guards([bundle(guard())])
     tried, floats, sensitive = one.grids
     assert tried.rows == [
         ["1", "every layer in INT8", "0", "0.9000", "−5.50", "0.8000", "−11.40", "too much"],
@@ -105,14 +105,14 @@ def test_tables_of_a_guard():
 
 
 def test_speed_that_only_the_device_can_measure_is_said_to_be_unmeasured():
-    (one,) = guarded_bundles([bundle(guard(speeds=()))])
+    (one,) = summarise_guards([bundle(guard(speeds=()))])
     assert dict(one.facts)["speed"] == "unmeasured, the engine is on another device"
     assert dict(one.facts)["bound on speed"] == "not applied"
 
 
 def test_a_speed_below_its_bound_never_reads_as_the_bound():
     slow = guard().speeds[0].model_copy(update={"speedup": 1.0499})
-    facts = dict(guarded_bundles([bundle(guard(speeds=(slow,)))])[0].facts)
+    facts = dict(summarise_guards([bundle(guard(speeds=(slow,)))])[0].facts)
     assert facts["bound on speed"] == "at least 1.05 times as fast"
     assert facts["speed"].startswith("1.04 times as fast as FP32 (")
 
@@ -121,7 +121,7 @@ def test_a_guard_that_had_nothing_to_do_is_short():
     plain = guard(
         float_layers=(), sensitivity=(), steps=(step("every layer in INT8", 0, 0.955, 0.914, passed=True),)
     )
-    (one,) = guarded_bundles([bundle(plain, calibration=1)])
+    (one,) = summarise_guards([bundle(plain, calibration=1)])
     facts = dict(one.facts)
     assert facts["layers"] == "all 17 that can be are in INT8"
     assert facts["calibration"] == "1 train case, 1 at a time"
@@ -129,10 +129,10 @@ def test_a_guard_that_had_nothing_to_do_is_short():
 
 
 def test_fine_tuning_is_named():
-    assert dict(guarded_bundles([bundle(guard(qat_epochs=5))])[0].facts)["fine-tuning"].startswith(
+    assert dict(summarise_guards([bundle(guard(qat_epochs=5))])[0].facts)["fine-tuning"].startswith(
         "5 epochs "
     )
-    assert "fine-tuning" not in dict(guarded_bundles([bundle(guard())])[0].facts)
+    assert "fine-tuning" not in dict(summarise_guards([bundle(guard())])[0].facts)
 
 
 def test_bundles_without_a_guard_show_nothing():
