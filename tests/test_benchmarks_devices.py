@@ -8,10 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.__main__ import _join_numbers, _repeat_records
+from benchmarks.measuring import repeat_flags
 from benchmarks.report.devices import device_remarks, device_tables, read_reports
 from benchmarks.report.page import render_html, render_markdown
-from benchmarks.report.run import BenchmarkSettings
+from benchmarks.report.run import LIST_FLAGS, BenchmarkSettings
 from runtime.device.report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
 from segcore.command import parse_settings
 from segcore.errors import InputError
@@ -189,7 +189,7 @@ def test_reports_are_read_and_refused_in_one_line(tmp_path):
 
 def test_records_may_be_given_in_one_breath():
     words = shlex.split("--data d --records a.json c.json --out o --records d.json --threads 1 2")
-    parsed = parse_settings(BenchmarkSettings, "x", _join_numbers(_repeat_records(words)))
+    parsed = parse_settings(BenchmarkSettings, "x", repeat_flags(words, LIST_FLAGS))
     assert [str(path) for path in parsed.records] == ["a.json", "c.json", "d.json"]
     assert parsed.threads == (1, 2)
     assert str(parsed.out) == "o"

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from benchmarks.__main__ import _join_numbers  # noqa: E402
-from benchmarks.measuring import read_lines  # noqa: E402
+from benchmarks.measuring import read_lines, repeat_flags  # noqa: E402
 from benchmarks.report.record import CaseRecord, Record  # noqa: E402
 from benchmarks.report.run import (  # noqa: E402
+    LIST_FLAGS,
     BenchmarkSettings,
     main,
 )
@@ -194,9 +194,9 @@ def test_unknown_base_of_ratios(bundles, tmp_path):
 
 
 def test_threads_may_be_given_in_one_breath():
-    words = _join_numbers(["--data", "d", "--out", "o", "--threads", "1", "2", "--rounds", "3"])
+    words = repeat_flags(["--data", "d", "--out", "o", "--threads", "1", "2", "--rounds", "3"], LIST_FLAGS)
     parsed = parse_settings(BenchmarkSettings, "x", words)
     assert parsed.threads == (1, 2)
     again = ["--data", "d", "--out", "o", "--threads", "1", "--threads", "2"]
-    assert parse_settings(BenchmarkSettings, "x", _join_numbers(again)).threads == (1, 2)
+    assert parse_settings(BenchmarkSettings, "x", repeat_flags(again, LIST_FLAGS)).threads == (1, 2)
     assert parsed.rounds == 3

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.study.__main__ import main, repeat_lists
+from benchmarks.measuring import repeat_flags
+from benchmarks.study.__main__ import LIST_FLAGS, main
 from benchmarks.study.job import Job
 from benchmarks.study.page import render_html, render_markdown, terms
 from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
@@ -151,7 +152,9 @@ def test_lists_may_be_given_with_spaces_commas_or_again():
         "D",
     ]
     made = parse_settings(
-        StudySettings, "study", [*repeat_lists(words), "--out", "O", "--rank", "8,1", "--rank", "4"]
+        StudySettings,
+        "study",
+        [*repeat_flags(words, LIST_FLAGS), "--out", "O", "--rank", "8,1", "--rank", "4"],
     )
     assert made.systems == ("unet", "lightunet")
     assert made.rank == (1, 4, 8)

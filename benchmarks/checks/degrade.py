@@ -31,34 +31,36 @@ Degradation = Callable[[Sample, np.random.Generator], Sample]
 def exposure(sample: Sample, rng: np.random.Generator) -> Sample:
     """Gamma of 1.5 to 4, or its inverse: too dark or too bright, nothing clipped."""
     gamma = np.exp(rng.uniform(np.log(1.5), np.log(4.0)))
-    unit, low, high = _unit(sample.image)
-    return _back(unit ** (gamma if rng.random() < 0.5 else 1.0 / gamma), low, high, sample, sample.mask)
+    unit, low, high = _to_unit(sample.image)
+    return _from_unit(unit ** (gamma if rng.random() < 0.5 else 1.0 / gamma), low, high, sample, sample.mask)
 
 
 def noise(sample: Sample, rng: np.random.Generator) -> Sample:
     """Gaussian noise whose standard deviation is 4 to 40 % of the picture's range."""
-    unit, low, high = _unit(sample.image)
+    unit, low, high = _to_unit(sample.image)
     spread = np.exp(rng.uniform(np.log(0.04), np.log(0.4)))
-    return _back(unit + rng.normal(0.0, spread, unit.shape), low, high, sample, sample.mask)
+    return _from_unit(unit + rng.normal(0.0, spread, unit.shape), low, high, sample, sample.mask)
 
 
 def blur(sample: Sample, rng: np.random.Generator) -> Sample:
     """Gaussian blur of 3 to 25 pixels (standard deviation), as of motion or a far focus."""
-    unit, low, high = _unit(sample.image)
-    radius = np.exp(rng.uniform(np.log(3.0), np.log(25.0))) * _scale(sample)
-    return _back(_each(unit, lambda plane: _blurred(plane, radius)), low, high, sample, sample.mask)
+    unit, low, high = _to_unit(sample.image)
+    radius = np.exp(rng.uniform(np.log(3.0), np.log(25.0))) * _relative_size(sample)
+    return _from_unit(
+        _each_channel(unit, lambda plane: _blurred(plane, radius)), low, high, sample, sample.mask
+    )
 
 
 def rotation(sample: Sample, rng: np.random.Generator) -> Sample:
     """Turns picture and mask by 20 to 180° either way; trainings turn by at most 15°."""
     degrees = float(rng.uniform(20, 180) * rng.choice([-1, 1]))
-    unit, low, high = _unit(sample.image)
+    unit, low, high = _to_unit(sample.image)
 
     def turned(plane: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(plane).rotate(degrees, Image.Resampling.BILINEAR))
 
     mask = np.asarray(Image.fromarray(sample.mask).rotate(degrees))
-    return _back(_each(unit, turned), low, high, sample, mask)
+    return _from_unit(_each_channel(unit, turned), low, high, sample, mask)
 
 
 def missing_lung(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -68,11 +70,11 @@ def missing_lung(sample: Sample, rng: np.random.Generator) -> Sample:
     """
     if not sample.mask.any():
         return sample
-    unit, low, high = _unit(sample.image)
+    unit, low, high = _to_unit(sample.image)
     columns = np.flatnonzero(sample.mask.any(axis=0))
     left = np.arange(sample.mask.shape[1]) < (columns[0] + columns[-1]) // 2
     side = (sample.mask > 0) & (left if rng.random() < 0.5 else ~left)
-    scale = _scale(sample)
+    scale = _relative_size(sample)
     wide = Image.fromarray(np.uint8(255 * side)).resize((128, 128)).filter(ImageFilter.MaxFilter(9))
     cover = np.asarray(wide.resize(sample.mask.shape[::-1]), np.float32) / 255.0
     cover = np.clip(1.3 * _blurred(cover, 12.0 * scale), 0.0, 1.0)
@@ -83,7 +85,7 @@ def missing_lung(sample: Sample, rng: np.random.Generator) -> Sample:
         flat = 0.8 * body + 0.2 * _blurred(plane, 25.0 * scale) + grain
         return plane * (1.0 - cover) + flat * cover
 
-    return _back(_each(unit, faded), low, high, sample, sample.mask)
+    return _from_unit(_each_channel(unit, faded), low, high, sample, sample.mask)
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -97,20 +99,20 @@ SEEN = ("noise",)
 """Kinds that the estimate was also fitted on (`segcore.learn.seal`: contrast, noise, occlusion)."""
 
 
-def _unit(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+def _to_unit(image: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The picture as float32 0–1, and the range it had: all of uint8, else its own."""
     low, high = (0.0, 255.0) if image.dtype == np.uint8 else (float(image.min()), float(image.max()))
     return ((image - low) / max(high - low, 1e-6)).astype(np.float32), low, high
 
 
-def _back(unit: np.ndarray, low: float, high: float, sample: Sample, mask: np.ndarray) -> Sample:
+def _from_unit(unit: np.ndarray, low: float, high: float, sample: Sample, mask: np.ndarray) -> Sample:
     """A picture 0–1, clipped, in the range and depth of the sample's."""
     image = low + np.clip(unit, 0.0, 1.0) * (high - low)
     integral = np.issubdtype(sample.image.dtype, np.integer)
     return Sample((np.round(image) if integral else image).astype(sample.image.dtype), mask)
 
 
-def _each(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _each_channel(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Applies a function of H×W float32 to a grey picture or to each channel."""
     if image.ndim == 2:
         return change(image)
@@ -133,5 +135,5 @@ def _blurred(plane: np.ndarray, radius: float) -> np.ndarray:
     return plane
 
 
-def _scale(sample: Sample) -> float:
+def _relative_size(sample: Sample) -> float:
     return sample.mask.shape[0] / FULL_PX

@@ -65,14 +65,32 @@ def draw_example(
         models: name, picture → mask, and the Dice of this case, of each model to show.
         spec: the input of the model that the case was chosen for: the picture is shown through its window.
     """
-    image, truth = case.image(), case.mask()
-    seen = through_window(image, spec)
+    image = case.image()
+    masks = [(name, predict(image), dice) for name, predict, dice in models]
+    return show_masks(why, case, through_window(image, spec), case.mask(), masks)
+
+
+def show_masks(
+    why: str,
+    case: Case,
+    seen: np.ndarray,
+    truth: np.ndarray,
+    masks: Sequence[tuple[str, np.ndarray, float]],
+) -> Example:
+    """The picture, the truth, and each model's mask with its errors beside it.
+
+    Args:
+        why: what the case is an example of.
+        case: whose name and patient are told.
+        seen: the picture as people should see it, H×W or H×W×3.
+        truth: H×W class indices.
+        masks: name of a model, its mask, the Dice of it.
+    """
     tiles = [
         PictureTile("picture", "", f"the picture of {case.id}", data_uri(as_rgb(seen))),
         PictureTile("truth", "", f"the true mask of {case.id}", data_uri(overlay(seen, truth))),
     ]
-    for name, predict, dice in models:
-        mask = predict(image)
+    for name, mask, dice in masks:
         said = f"Dice {dice:.3f}"
         marked, wrong = data_uri(overlay(seen, mask)), data_uri(error_map(seen, mask, truth))
         tiles.append(PictureTile(name, said, f"the mask of {name} on {case.id}, {said}", marked))

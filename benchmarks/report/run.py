@@ -45,6 +45,8 @@ from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.host import made_now
 
+LIST_FLAGS = ("--threads", "--records")
+"""Flags that several values may follow."""
 _HEADLINE = {
     "name", "engine", "threads", "dice_mean", "dice_difference", "dice_difference_low",
     "dice_difference_high", "dice_share_kept", "times_faster", "times_fewer_parameters", "end_to_end_ms_p50",

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import check_libraries, write_lines
+from benchmarks.measuring import check_libraries, repeat_flags, write_lines
 from benchmarks.report.pictures import Example
 from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
@@ -40,6 +40,8 @@ from segcore.outfolder import out_folder
 from segcore.words import plural
 
 CASES = "cases.jsonl"
+LIST_FLAGS = ("--systems", "--rank", "--tune", "--labelled-share", "--grid")
+"""Flags that several values may follow."""
 
 
 @dataclass(frozen=True)
@@ -214,20 +216,5 @@ def _log_plan(plan: Plan) -> None:
         log(f"left out: {reason}")
 
 
-def repeat_lists(words: Sequence[str]) -> list[str]:
-    """`--systems unet lightunet` to `--systems unet,lightunet`, which is what the parser of segcore.command reads."""
-    joined: list[str] = []
-    lists = {"--systems", "--rank", "--tune", "--labelled-share", "--grid"}
-    listing = ""
-    for word in words:
-        if word.startswith("--"):
-            listing = word if word in lists else ""
-        elif listing and joined[-1] != listing:
-            joined[-1] += "," + word
-            continue
-        joined.append(word)
-    return joined
-
-
 if __name__ == "__main__":
-    run_command(main, StudySettings, "python -m benchmarks.study", repeat_lists(sys.argv[1:]))
+    run_command(main, StudySettings, "python -m benchmarks.study", repeat_flags(sys.argv[1:], LIST_FLAGS))

@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks.measuring import write_record
 from benchmarks.report.page import css_colour, open_template
-from benchmarks.report.pictures import Example, PictureTile, data_uri
+from benchmarks.report.pictures import Example, show_masks
 from benchmarks.report.plots import to_svg
 from benchmarks.study.plots import draw_plots
 from benchmarks.study.record import ArmRow, PairedComparison, Spread, StudyRecord
 from segcore.dataset.case import Case
 from segcore.measure.metrics import dice_per_class
-from segcore.picture.overlay import COLOURS, EXTRA, MISSED, as_rgb, error_map, overlay
+from segcore.picture.overlay import COLOURS, EXTRA, MISSED
 from segcore.tables import Column, Table, table_of
 from segcore.words import count, figures, plural, signed
 
@@ -134,19 +134,9 @@ def draw_examples(
     picks = {id(c): (why, c) for why, c in _worst_median_best(order)}
     examples = []
     for why, case in picks.values():
-        image, truth = case.image(), truths[case.id]
-        tiles = [
-            PictureTile("picture", "", f"the picture of {case.id}", data_uri(as_rgb(image))),
-            PictureTile("truth", "", f"the true mask of {case.id}", data_uri(overlay(image, truth))),
-        ]
-        for label, of in masks.items():
-            said, mask = f"Dice {dice(label, case):.3f}", of[case.id]
-            alt = f"the mask of {label} on {case.id}, {said}"
-            tiles.append(PictureTile(label, said, alt, data_uri(overlay(image, mask))))
-            tiles.append(
-                PictureTile("its errors", "", f"errors of {label}", data_uri(error_map(image, mask, truth)))
-            )
-        examples.append(Example(f"{why} case of {reference}", case.id, case.patient, tuple(tiles)))
+        shown = [(label, of[case.id], dice(label, case)) for label, of in masks.items()]
+        told = f"{why} case of {reference}"
+        examples.append(show_masks(told, case, case.image(), truths[case.id], shown))
     return examples
 
 

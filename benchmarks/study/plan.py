@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -55,7 +55,7 @@ class Arm:
         return self.system not in UNTRAINED
 
     def with_share(self, share: float) -> Arm:
-        return Arm(self.system, self.tune, self.rank, share, self.resolved)
+        return replace(self, share=share)
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,7 @@ def _systems(settings: StudySettings, dataset: Dataset) -> tuple[list[Arm], list
             if name not in SYSTEMS:
                 raise InputError(f"--systems {name}: must be all or some of {', '.join(SYSTEMS)}")
             _check_fits(name, dataset)
-            arm = Arm(name)
-            arms.append(Arm(name, resolved=resolve_tuning(flags_of(settings, arm))))
+            arms.append(_with_tuning(settings, Arm(name)))
         except InputError as error:
             if not every:
                 raise
@@ -245,7 +244,7 @@ def _tunings(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -
         other = Arm(arm.system, tune, None, arm.share)
         try:
             if tune != arm.resolved.tune:
-                arms.append(Arm(arm.system, tune, None, arm.share, resolve_tuning(flags_of(settings, other))))
+                arms.append(_with_tuning(settings, other))
         except InputError as error:
             refused.append(error)
             skipped.append(f"{other.label}: {error}")
@@ -257,8 +256,12 @@ def _tunings(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -
 def _ranks(settings: StudySettings, main: Sequence[Arm]) -> Iterator[Arm]:
     for arm, rank in product(main, settings.rank):
         if arm.resolved.rank and rank != arm.resolved.rank:
-            other = Arm(arm.system, None, rank, arm.share)
-            yield Arm(arm.system, None, rank, arm.share, resolve_tuning(flags_of(settings, other)))
+            yield _with_tuning(settings, Arm(arm.system, None, rank, arm.share))
+
+
+def _with_tuning(settings: StudySettings, arm: Arm) -> Arm:
+    """The arm with what its tuning and rank come to, where teacher.train takes its flags."""
+    return replace(arm, resolved=resolve_tuning(flags_of(settings, arm)))
 
 
 def _check_own(settings: StudySettings) -> None:

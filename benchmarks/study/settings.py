@@ -12,19 +12,11 @@ from segcore.command import Settings
 from segcore.errors import InputError
 
 EQUAL = frozenset(
-    {"data", "out", "overwrite", "system", "weights", "encoder", "size", "window", "epochs", "batch_size"}
-)
-EQUAL |= {
-    "accumulate",
-    "limit",
-    "labelled_share",
-    "passes",
-    "seed",
-    "split_seed",
-    "fold",
-    "device",
-    "workers",
-}
+    {
+        "data", "out", "overwrite", "system", "weights", "encoder", "size", "window", "epochs", "batch_size",
+        "accumulate", "limit", "labelled_share", "passes", "seed", "split_seed", "fold", "device", "workers",
+    }
+)  # fmt: skip
 """Flags of teacher.train that are the same for every system, or that the study sets itself."""
 _PLAN = {"systems", "folds", "repeats", "seeds", "labelled_share", "rank", "tune", "grid", "reference"}
 _MACHINE = {"out", "overwrite", "parallel", "workers", "device", "drop_weights"}
