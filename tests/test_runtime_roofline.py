@@ -9,8 +9,8 @@ import pytest
 
 from runtime.engines.seam import open_engine
 from runtime.timing.roofline import (
+    ConvStack,
     Roofline,
-    Stack,
     _write_probe,
     describe_roofline,
     measure_bandwidth,
@@ -32,7 +32,7 @@ def test_share_of_peak_by_hand():
 
 
 def test_macs_of_a_stack():
-    assert Stack(channels=4, size_px=3, kernel_px=3, layers=2).macs == 2 * (4 * 4) * (3 * 3) * (3 * 3)
+    assert ConvStack(channels=4, size_px=3, kernel_px=3, layers=2).macs == 2 * (4 * 4) * (3 * 3) * (3 * 3)
 
 
 def test_peaks_in_words():
@@ -51,7 +51,7 @@ def test_peaks_in_words():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_8_bit_probe_computes_what_the_32_bit_one_does(engine, tmp_path):
     """Else the engine would be timed on something other than these convolutions."""
-    stack = Stack(channels=16, size_px=8, kernel_px=3, layers=3)
+    stack = ConvStack(channels=16, size_px=8, kernel_px=3, layers=3)
     picture = np.random.default_rng(1).integers(0, 256, (1, 8, 8, 16), dtype=np.uint8)
     logits = []
     for precision in ("fp32", "int8"):
@@ -70,7 +70,7 @@ def test_8_bit_probe_computes_what_the_32_bit_one_does(engine, tmp_path):
 def test_8_bit_probe_runs_in_8_bits(tmp_path):
     from benchmarks.checks.profile import profile_model
 
-    stack = Stack(channels=32, size_px=8, kernel_px=3, layers=3)
+    stack = ConvStack(channels=32, size_px=8, kernel_px=3, layers=3)
     _write_probe(stack, tmp_path / "probe.onnx", int8=True)
     picture = np.zeros((1, 8, 8, 32), np.uint8)
     profile = profile_model(tmp_path / "probe.onnx", picture, threads=1, seconds=0.01)
@@ -103,5 +103,5 @@ def test_bandwidth_is_that_of_a_copy():
 def test_probe_names_no_path(tmp_path):
     pytest.importorskip("onnx")
     path: Path = tmp_path / "probe.onnx"
-    _write_probe(Stack(4, 4, 1, 1), path, int8=False)
+    _write_probe(ConvStack(4, 4, 1, 1), path, int8=False)
     assert str(tmp_path).encode() not in path.read_bytes()

@@ -12,7 +12,7 @@ import pytest
 
 from runtime.engines.seam import installed
 from runtime.trt.build import build_bundle, plan_files, seal_engine
-from runtime.trt.cuda_runtime import Device
+from runtime.trt.cuda_runtime import GpuDevice
 from runtime.trt.library import (
     STRONGLY_TYPED,
     ReleaseRange,
@@ -248,7 +248,7 @@ def test_this_device_is_described(tmp_path):
     )
     assert read_l4t(release) == "36.4.3"
     assert read_l4t(tmp_path / "none") == ""
-    identity = identify_device("10.3.0", Device("Orin", "8.7", 8, 7620, True))
+    identity = identify_device("10.3.0", GpuDevice("Orin", "8.7", 8, 7620, True))
     assert (identity.gpu, identity.compute_capability, identity.tensorrt) == (
         "Orin, 8 multiprocessors",
         "8.7",

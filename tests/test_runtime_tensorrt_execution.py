@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.trt.cuda_runtime import CudaError, Device
+from runtime.trt.cuda_runtime import CudaError, GpuDevice
 from runtime.trt.plan_request import PlanRequest
 from runtime.trt.target import identify_device
 from segcore.bundle.folder import open_bundle, seal_bundle
@@ -25,7 +25,7 @@ from segcore.errors import InputError
 from segcore.host import made_now
 from segcore.picture.preprocess import InputSpec, output_spec
 
-ORIN = Device("Orin", "8.7", 8, 7620, integrated=True)
+ORIN = GpuDevice("Orin", "8.7", 8, 7620, integrated=True)
 SHAPES = {"picture": (2, 4, 4, 1), "logits": (2, 1, 2, 2)}
 
 

@@ -18,6 +18,13 @@ from segcore.errors import InputError
 from segcore.outfolder import check_apart, out_folder
 
 SCRIPT = "run_on_device.sh"
+_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+# Source: trtexec --help of each version; NVIDIA/TensorRT samples/common/sampleOptions.cpp.
+_MEASURE_FLAGS = (
+    "--memPoolSize=workspace:256 --useCudaGraph --noDataTransfers --useSpinWait --separateProfileRun "
+    "--dumpProfile --exportLayerInfo=layers.json --profilingVerbosity=detailed"
+)
+_WEAK_FLAGS = {"int8": " --int8 --fp16", "fp16": " --fp16", "fp32": ""}
 
 
 class KitSettings(Settings):
@@ -160,15 +167,7 @@ def _pack_archive(folder: Path, tar: Path, name: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-# The kit's README.txt and run_on_device.sh, filled in for one bundle.
-
-_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
-# Source: trtexec --help of each version; NVIDIA/TensorRT samples/common/sampleOptions.cpp.
-_MEASURE = (
-    "--memPoolSize=workspace:256 --useCudaGraph --noDataTransfers --useSpinWait --separateProfileRun "
-    "--dumpProfile --exportLayerInfo=layers.json --profilingVerbosity=detailed"
-)
-_WEAK_FLAGS = {"int8": " --int8 --fp16", "fp16": " --fp16", "fp32": ""}
+# --- its README.txt and run_on_device.sh, filled in for one bundle ---
 
 
 def run_script(engines: tuple[str, ...], compares: tuple[str, ...] = ()) -> str:
@@ -185,7 +184,14 @@ def readme(
     baseline: Bundle | None = None,
     compares: tuple[str, ...] = (),
 ) -> str:
-    """README.txt."""
+    """The text of README.txt.
+
+    Args:
+        bundle: that the kit brings.
+        engines: that can measure it, the default first.
+        baseline: that it is compared with.
+        compares: the engines that can compare the two.
+    """
     manifest = bundle.manifest
     tensorrt = "tensorrt" in engines
     text = _fill_template(
@@ -231,8 +237,8 @@ def _speed_text(manifest: Manifest, baseline: Manifest, compares: tuple[str, ...
 
 def trtexec_lines(manifest: Manifest) -> str:
     """The command of trtexec for each TensorRT: precision flags up to 10.3, a strongly typed graph from 10.13 on."""
-    weak = f"{_TRTEXEC} --onnx=bundle/{manifest.model_file}{_WEAK_FLAGS[manifest.precision]} {_MEASURE}"
-    typed = f"{_TRTEXEC} --onnx=bundle/{_typed_file(manifest)} --stronglyTyped {_MEASURE}"
+    weak = f"{_TRTEXEC} --onnx=bundle/{manifest.model_file}{_WEAK_FLAGS[manifest.precision]} {_MEASURE_FLAGS}"
+    typed = f"{_TRTEXEC} --onnx=bundle/{_typed_file(manifest)} --stronglyTyped {_MEASURE_FLAGS}"
     return (
         f"TensorRT 8.6 and 10.3 (JetPack 6):\n\n    {weak}\n\n"
         "TensorRT 10.13, 10.16 and 11 (JetPack 7; 11 has strong typing always on, so leave --stronglyTyped out if it\n"

@@ -191,11 +191,10 @@ def _predict_missing(
         try:
             for name in ("masks", "overlays") if settings.overlays else ("masks",):
                 (folder / name).mkdir(exist_ok=True)
-            error = (
-                _append_records(settings, bundle, left, folder, records, question, total=len(inputs))
-                if left
-                else ""
-            )
+            error = ""
+            if left:
+                segmented = _predict_inputs(settings, bundle, left, folder, question)
+                error = _append_records(segmented, records, left=len(left), total=len(inputs))
             if records.failed == len(inputs):
                 raise InputError(
                     error if len(inputs) == 1 else _failure_summary(settings, records.failed, len(inputs))
@@ -211,21 +210,14 @@ def _predict_missing(
 
 
 def _append_records(
-    settings: PredictSettings,
-    bundle: Bundle,
-    left: Sequence[PredictionInput],
-    folder: Path,
-    records: RecordFile,
-    question: PromptQuestion | None,
-    *,
-    total: int,
+    segmented: Generator[dict[str, Any], None, None], records: RecordFile, *, left: int, total: int
 ) -> str:
     """Appends a line for each input; gives the last one's error, or an empty string."""
     error = ""
     with (
         # Closed here and not by the garbage collector: an error must end workers and pipeline at once.
-        closing(_predict_inputs(settings, bundle, left, folder, question)) as segmented,
-        tqdm(total=total, initial=total - len(left), unit="image", disable=None) as bar,
+        closing(segmented),
+        tqdm(total=total, initial=total - left, unit="image", disable=None) as bar,
     ):
         for record in segmented:
             records.add(record)
@@ -244,6 +236,7 @@ def _predict_inputs(
     folder: Path,
     question: PromptQuestion | None,
 ) -> Generator[dict[str, Any], None, None]:
+    """The record of each input, as its files are complete: from a prompt, Ray, processes, or here as usual."""
     outputs = Outputs(
         tuple(dict.fromkeys(settings.to)),
         overlays=settings.overlays,

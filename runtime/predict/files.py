@@ -1,4 +1,4 @@
-"""Segments inputs and writes their outputs; a record for each, also for one that cannot be used.
+"""Segments inputs, or answers a prompt about one, and writes the outputs: a record for each, also for what fails.
 
 with Predictor.open("runs/student-int8") as predictor:
     for record in predict_files(predictor, name_inputs([Path("a.dcm"), Path("b.png")]), Path("out")):
@@ -34,9 +34,12 @@ from segcore.picture.scan import Scan
 
 _WRITERS = 2
 """Threads that write: packing an overlay as PNG takes longer than a student's whole prediction."""
+_NO_PROBABILITIES = np.zeros((0, 0, 0), np.float32)
+"""In place of a prediction's own: those of a series would take gigabytes, and nothing here reads them."""
 _NO_IMAGE = np.zeros(0, np.uint8)
 """Stands for a slice that could not be read, so that its error comes in its turn."""
-_AnyPredictor = Predictor | DeferringPredictor
+AnyPredictor = Predictor | DeferringPredictor
+"""One model, or a quick one and the one that it passes unsure pictures on to."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class PredictorOptions:
     cache: Path | None = None
 
 
-def open_predictor(options: PredictorOptions) -> Predictor | DeferringPredictor:
+def open_predictor(options: PredictorOptions) -> AnyPredictor:
     """Opens the model, or the pair.
 
     Raises:
@@ -95,7 +98,7 @@ def open_predictor(options: PredictorOptions) -> Predictor | DeferringPredictor:
 
 
 def predict_files(
-    predictor: Predictor | DeferringPredictor,
+    predictor: AnyPredictor,
     inputs: Sequence[PredictionInput],
     folder: Path,
     outputs: Outputs | None = None,
@@ -135,7 +138,7 @@ def predict_files(
 
 
 def predict_input(
-    predictor: Predictor | DeferringPredictor, input_: PredictionInput, folder: Path, outputs: Outputs
+    predictor: AnyPredictor, input_: PredictionInput, folder: Path, outputs: Outputs
 ) -> dict[str, Any]:
     """Segments one input, writes its files, and gives its record: what worker processes and Ray's actors call.
 
@@ -157,7 +160,7 @@ def _write_result(
 
 
 def _predict_scan(
-    predictor: _AnyPredictor, input_: PredictionInput, outputs: Outputs
+    predictor: AnyPredictor, input_: PredictionInput, outputs: Outputs
 ) -> ScanPrediction | dict[str, Any]:
     """Of one input, or its failure; several slices overlap where one model takes them."""
     try:
@@ -165,7 +168,7 @@ def _predict_scan(
         depth, shown = _first_model(predictor).manifest.input.depth, None
         if scan.slices == 1:
             image = scan.picture(0, depth)
-            shown = shown_picture(scan, image)
+            shown = _shown_picture(scan, image)
             name = _slice_name(input_, scan, 0)
             predictions = [_without_probabilities(predictor.predict(image, name=name))]
         else:
@@ -179,7 +182,7 @@ def _predict_scan(
 
 
 def _predict_slices(
-    predictor: _AnyPredictor, named_images: Iterable[tuple[np.ndarray, str]]
+    predictor: AnyPredictor, named_images: Iterable[tuple[np.ndarray, str]]
 ) -> Iterator[Prediction]:
     if isinstance(predictor, DeferringPredictor):
         yield from (predictor.predict(image, name=name) for image, name in named_images)
@@ -251,7 +254,7 @@ def _read_slices(
             for n in range(scan.slices):
                 image = scan.picture(n, predictor.manifest.input.depth)
                 if scan.slices == 1:
-                    pending.shown = shown_picture(scan, image)
+                    pending.shown = _shown_picture(scan, image)
                 under_way.append((pending, n == scan.slices - 1))  # before the yield: its answer looks for it
                 names.append(_slice_name(input_, scan, n))
                 yield image
@@ -273,20 +276,19 @@ def _finish_input(
 
 
 def _without_probabilities(prediction: Prediction) -> Prediction:
-    """Without the probabilities: those of a series would take gigabytes."""
-    return replace(prediction, probabilities=np.zeros((0, 0, 0), np.float32))
+    return replace(prediction, probabilities=_NO_PROBABILITIES)
 
 
-def shown_picture(scan: Scan, image: np.ndarray) -> np.ndarray | None:
+def _shown_picture(scan: Scan, image: np.ndarray) -> np.ndarray | None:
     """The image where it can be looked at as it is; None where the file's own window must be put on it."""
     return image if scan.kind == "image" or image.dtype == np.uint8 else None
 
 
-def _first_model(predictor: _AnyPredictor) -> Predictor:
+def _first_model(predictor: AnyPredictor) -> Predictor:
     return predictor.first if isinstance(predictor, DeferringPredictor) else predictor
 
 
-def _drawing_model(predictor: _AnyPredictor, predictions: Sequence[Prediction]) -> Predictor:
+def _drawing_model(predictor: AnyPredictor, predictions: Sequence[Prediction]) -> Predictor:
     """The model that drew the masks; of a series that two drew, the second."""
     if isinstance(predictor, Predictor):
         return predictor
@@ -298,8 +300,7 @@ def _slice_name(input_: PredictionInput, scan: Scan, index: int) -> str:
     return f"image {input_.shown}" + (f", slice {index + 1}" if scan.slices > 1 else "")
 
 
-# Asks a promptable bundle about one picture with points and a box, and writes the answer as any
-# other.
+# --- one picture, asked about with points and a box: its answer is written as any other ---
 
 
 @dataclass(frozen=True)
@@ -392,14 +393,14 @@ def _answer_prompt(
     index = predictor.manifest.classes.index(question.class_name) + 1
     prediction = Prediction(
         mask=found.mask * np.uint8(index),
-        probabilities=np.zeros((0, 0, 0), np.float32),
+        probabilities=_NO_PROBABILITIES,
         timings=Timings(times.pre_ms, times.encoder_ms + times.decoder_ms, times.post_ms),
     )
     details = {
         "prompt": {"class": question.class_name, **question.prompt.model_dump(mode="json")},
         "estimated_iou": round(found.estimated_iou, 4),
     }
-    shown = shown_picture(scan, image)
+    shown = _shown_picture(scan, image)
     return ScanPrediction(
         input_, scan, (prediction,), predictor, shown, prompted=question.class_name, details=details
     )

@@ -1,7 +1,10 @@
-"""Several processes, each with its own engine, segment inputs; this one hands them out and gets the records.
+"""Segments inputs in several processes, each with its own engine: on this machine, or with Ray Data on several hosts.
 
-A process that dies (killed, out of memory, a decoder that crashes) is replaced. Its input is tried once more, then its
-record says so; the others go on.
+This process hands the inputs out and gets the records as they come. A process that dies (killed, out of memory, a
+decoder that crashes) is replaced. Its input is tried once more, then its record says so; the others go on.
+
+With Ray every host must see the inputs, the bundle and the output folder under the same paths, and have this package
+installed.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ from runtime.predict.write import Outputs
 from segcore.errors import InputError, need
 
 _TRIES = 2
+"""How often an input is begun whose process dies."""
+_INPUTS_PER_BLOCK = 8
+"""Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
+_DISK_ERROR, _OPEN_ERROR = "fatal", "unopened"
+"""Keys of what an actor gives in place of a record: an exception would reach the driver inside several of Ray's."""
 
 
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    input: PredictionInput | None = None
-    opened: bool = False
+# --- processes of this machine ---
 
 
 def predict_in_processes(
@@ -109,6 +112,16 @@ def predict_in_processes(
             worker.process.join()
 
 
+@dataclass
+class _Worker:
+    """A process, and the input that it has now."""
+
+    process: SpawnProcess
+    connection: Connection
+    input: PredictionInput | None = None
+    opened: bool = False
+
+
 def _start_worker(options: PredictorOptions, folder: Path, outputs: Outputs) -> _Worker:
     # Not fork, which copies the locks of an engine's threads and not the threads that would open them.
     context = multiprocessing.get_context("spawn")
@@ -166,15 +179,7 @@ def _exit_text(status: int | None) -> str:
     return f"exit status {status}" if status is None or status >= 0 else f"signal {-status}"
 
 
-# Ray Data over several hosts: actors segment inputs with `predict_input`; the driver gets the
-# records as they come.
-#
-# Every host must see the inputs, the bundle and the output folder under the same paths, and have this package
-# installed.
-
-_INPUTS_PER_BLOCK = 8
-"""Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
-_DISK_ERROR, _OPEN_ERROR = "fatal", "unopened"
+# --- actors of a Ray cluster ---
 
 
 def predict_with_ray(
@@ -297,7 +302,7 @@ class _PredictionActor:
         self._unopened: str | None = None
         try:
             self._predictor = open_predictor(options)
-        except InputError as error:  # raised here it would reach the driver inside several of Ray's
+        except InputError as error:
             self._unopened = str(error)
         self._folder = folder
         self._outputs = outputs

@@ -213,6 +213,9 @@ def _build_record(
     }
 
 
+# --- predictions.jsonl: a line an input ---
+
+
 class RecordFile:
     """predictions.jsonl, opened to go on with. A line is either whole or, after a kill, the last and without its end.
 

@@ -27,7 +27,9 @@ from runtime.timing.latency import busy_remark, others_share, read_processor_tim
 from segcore.errors import InputError, need
 
 SECONDS = 6.0
+"""Of measuring, at least."""
 _IN_A_ROW, _LEAST_ROUNDS = 4, 2
+"""Calls of one stack before the next one's turn, and turns of each, at least."""
 _NAP_S = 0.002
 """Who slept is given a whole time slice where other programs want the processor too."""
 _COPY_BYTES = 128 * 2**20
@@ -37,7 +39,7 @@ _COPY_SHARE = 0.15
 
 
 @dataclass(frozen=True)
-class Stack:
+class ConvStack:
     """A stack of dense k×k convolutions, C → C channels on a square picture, with ReLU between them."""
 
     channels: int
@@ -52,8 +54,18 @@ class Stack:
 
 
 STACKS = {
-    "fp32": (Stack(64, 28, 3, 4), Stack(128, 28, 3, 1), Stack(128, 28, 3, 2), Stack(256, 28, 3, 1)),
-    "int8": (Stack(64, 28, 3, 8), Stack(128, 28, 3, 4), Stack(256, 28, 3, 1), Stack(256, 28, 3, 2)),
+    "fp32": (
+        ConvStack(64, 28, 3, 4),
+        ConvStack(128, 28, 3, 1),
+        ConvStack(128, 28, 3, 2),
+        ConvStack(256, 28, 3, 1),
+    ),
+    "int8": (
+        ConvStack(64, 28, 3, 8),
+        ConvStack(128, 28, 3, 4),
+        ConvStack(256, 28, 3, 1),
+        ConvStack(256, 28, 3, 2),
+    ),
 }
 """What is tried. On a Zen 5 core the rate hardly depends on the channels from 64 on. A picture of 28 px is as small as
 it may be: of smaller ones so much is border that their rates pass what the arithmetic units can do."""
@@ -124,10 +136,10 @@ def measure_roofline(engine: str, threads: int, *, seconds: float = SECONDS) -> 
                     continue
                 opened.enter_context(closing(model))
                 version = model.version
-                picture = _picture(stack)
+                picture = _probe_picture(stack)
                 calls.append((precision, stack.macs, lambda run=model.run, x=picture: run(x)))  # type: ignore[misc]
         before = read_processor_times()
-        times = _fastest([call for _, _, call in calls], seconds * (1 - _COPY_SHARE))
+        times = _time_fastest([call for _, _, call in calls], seconds * (1 - _COPY_SHARE))
     bandwidth = measure_bandwidth(threads, seconds=seconds * _COPY_SHARE)
     rates: dict[str, list[float]] = {"fp32": [], "int8": []}
     for (precision, macs, _), best_s in zip(calls, times, strict=True):
@@ -155,11 +167,11 @@ def measure_bandwidth(threads: int, *, seconds: float) -> float:
         def copy() -> None:  # numpy lets go of the interpreter's lock while it copies
             list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
 
-        (best_s,) = _fastest([copy], seconds)
+        (best_s,) = _time_fastest([copy], seconds)
     return 2 * 8 * part * threads / best_s / 1e9
 
 
-def _fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
+def _time_fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
     """Seconds of the fastest call of each; they take turns, so that a slow moment hits none alone."""
     best = [float("inf")] * len(calls)
     end, rounds = time.perf_counter() + seconds, 0
@@ -174,12 +186,12 @@ def _fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
     return best
 
 
-def _picture(stack: Stack) -> np.ndarray:
+def _probe_picture(stack: ConvStack) -> np.ndarray:
     shape = (1, stack.size_px, stack.size_px, stack.channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _write_probe(stack: Stack, path: Path, *, int8: bool) -> None:
+def _write_probe(stack: ConvStack, path: Path, *, int8: bool) -> None:
     """Writes the stack by the graph contract: an 8-bit N×H×W×C picture in, one channel of logits out.
 
     8-bit layers are written out as Q/DQ: weights int8 by channel, activations uint8 with zero point 0, which is

@@ -1,4 +1,9 @@
-"""Builds a TensorRT bundle from a bundle of ONNX files, on the device that will run it. Without torch and onnx."""
+"""Builds a TensorRT bundle from a bundle of ONNX files, on the device that will run it. Without torch and onnx.
+
+Each plan is built in a process of its own. The builder's memory goes back to the system when it is done, which on a
+Jetson is the GPU's memory too; and when the kernel kills it, or it crashes, that is one line here and not the end of
+the program.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +155,8 @@ def plan_files(source: Bundle, release: Release) -> tuple[PlanFile, ...]:
             f"bundle {source.folder}: must hold a graph with {typing} types for {manifest.precision} with TensorRT "
             f"{release[0]}.{release[1]}, has none; export it again with --to tensorrt"
         )
-    plans = {_plan_name(variant, first): PlanFile(variant, _plan_name(variant, first)) for variant in chosen}
+    # By name: of two graphs that would give one plan the last is built.
+    plans = {name: PlanFile(variant, name) for variant in chosen for name in [_plan_name(variant, first)]}
     return tuple(plans.values())
 
 
@@ -164,11 +170,11 @@ def _seal_verified(
     source: Bundle, folder: Path, plans: Sequence[PlanFile], built: Mapping[str, BuiltPlan], made: Made
 ) -> Manifest:
     first = next(plan for plan in plans if plan.plan == "model.plan")
-    answer = built[first.plan]
-    target = answer.identity.target_for(
+    model = built[first.plan]
+    target = model.identity.target_for(
         onnx=first.source.file,
         onnx_sha256=source.manifest.files[first.source.file].sha256,
-        flags=answer.flags,
+        flags=model.flags,
     )
     # Sealed twice: only a sealed bundle can be verified, and the figures of that belong into its manifest.
     seal_engine(source, folder, plans, target, made=made, gate={})
@@ -227,10 +233,7 @@ def seal_engine(
     )
 
 
-# Builds a plan in a process of its own.
-#
-# The builder's memory goes back to the system when it is done, which on a Jetson is the GPU's memory too; and when the
-# kernel kills it, or it crashes, that is one line here and not the end of the program.
+# --- a process of its own ---
 
 
 def build_apart(request: PlanRequest) -> BuiltPlan:
@@ -239,8 +242,7 @@ def build_apart(request: PlanRequest) -> BuiltPlan:
     Raises:
         InputError: it cannot be built, or the child died.
     """
-    answer = run_apart(_build_plan, request, what=request.onnx.name)
-    built: BuiltPlan = answer
+    built: BuiltPlan = run_apart(_build_plan, request, what=request.onnx.name)
     return built
 
 
@@ -290,7 +292,7 @@ def _send_result(function: Any, argument: Any, connection: Connection) -> None:
 
 
 def _build_plan(request: PlanRequest) -> BuiltPlan:
-    import_tensorrt()
+    import_tensorrt()  # before the module below, whose own import would fail without a line that says what to do
     from runtime.trt.plan import build_plan
 
     return build_plan(request)

@@ -24,7 +24,7 @@ class CudaError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Device:
+class GpuDevice:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses).
 
     Attributes:
@@ -47,7 +47,7 @@ class Cuda(Protocol):
 
     library: str
 
-    def device(self) -> Device: ...
+    def device(self) -> GpuDevice: ...
 
     def free_mib(self) -> int:
         """Memory of the GPU that nobody has taken, MiB. Makes a context if there is none."""
@@ -114,14 +114,6 @@ def open_cuda() -> Cuda:
     )
 
 
-def no_gpu(reason: str) -> InputError:
-    """The one line for a machine on which CUDA finds no GPU."""
-    return InputError(
-        f"GPU: must be there to build or run a TensorRT engine, is not (CUDA: {reason}); run this on the device, "
-        "or use --engine onnxruntime with the tensorrt-onnx bundle"
-    )
-
-
 @dataclass(frozen=True)
 class Buffers:
     """Pinned host memory and the GPU's memory of the same size.
@@ -135,13 +127,16 @@ class Buffers:
     pointer: int
 
 
-def paired(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any], stack: ExitStack) -> Buffers:
+def allocate_buffers(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any], stack: ExitStack) -> Buffers:
     """Allocates both, and frees them when `stack` closes."""
     host = cuda.pinned(shape, dtype)
     stack.callback(cuda.free_pinned, host)
     pointer = cuda.allocate(host.nbytes)
     stack.callback(cuda.free, pointer)
     return Buffers(host, pointer)
+
+
+# --- cuda-python ---
 
 
 def import_runtime() -> Any:
@@ -179,16 +174,16 @@ class CudaPython:
         try:
             status, count = self._rt.cudaGetDeviceCount()
         except RuntimeError as error:  # 12.x raises "Failed to dlopen libcuda.so.1" where there is no driver
-            raise no_gpu(str(error)) from None
+            raise no_gpu_error(str(error)) from None
         if self._name(status) in _NO_GPU:
-            raise no_gpu(self._words(status))
+            raise no_gpu_error(self._words(status))
         self._check("cudaGetDeviceCount", status)
         if not count:
-            raise no_gpu("no device")
+            raise no_gpu_error("no device")
 
-    def device(self) -> Device:
+    def device(self) -> GpuDevice:
         found = self._call("cudaGetDeviceProperties", self._rt.cudaGetDeviceProperties(0))
-        return Device(
+        return GpuDevice(
             name=bytes(found.name).split(b"\0")[0].decode(errors="replace"),
             compute_capability=f"{found.major}.{found.minor}",
             multiprocessors=int(found.multiProcessorCount),
@@ -279,6 +274,9 @@ class CudaPython:
         return str(status.name)  # an IntEnum
 
 
+# --- pycuda ---
+
+
 class PyCuda:
     """CUDA through pycuda, for a user who has it and not cuda-python.
 
@@ -295,16 +293,16 @@ class PyCuda:
             driver.init()
             self._device = driver.Device(0)
         except driver.Error as error:
-            raise no_gpu(str(error)) from None
+            raise no_gpu_error(str(error)) from None
         self._context = self._device.retain_primary_context()
         self._context.push()
         # pycuda frees memory and streams when their objects go; so they are kept by address.
         self._kept: dict[int, Any] = {}
 
-    def device(self) -> Device:
+    def device(self) -> GpuDevice:
         major, minor = self._device.compute_capability()
         attribute = self._driver.device_attribute
-        return Device(
+        return GpuDevice(
             name=str(self._device.name()),
             compute_capability=f"{major}.{minor}",
             multiprocessors=int(self._device.get_attribute(attribute.MULTIPROCESSOR_COUNT)),
@@ -368,3 +366,11 @@ class PyCuda:
     def close(self) -> None:
         self._kept.clear()
         self._context.pop()
+
+
+def no_gpu_error(reason: str) -> InputError:
+    """The one line for a machine on which CUDA finds no GPU."""
+    return InputError(
+        f"GPU: must be there to build or run a TensorRT engine, is not (CUDA: {reason}); run this on the device, "
+        "or use --engine onnxruntime with the tensorrt-onnx bundle"
+    )

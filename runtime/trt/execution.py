@@ -15,7 +15,7 @@ import numpy as np
 import tensorrt as trt
 
 from runtime.engines.stream import in_order
-from runtime.trt.cuda_runtime import Buffers, Cuda, open_cuda, paired
+from runtime.trt.cuda_runtime import Buffers, Cuda, allocate_buffers, open_cuda
 from runtime.trt.library import load_error, release_of
 from runtime.trt.log import TensorRtLog
 from runtime.trt.target import check_target, identify_device
@@ -70,8 +70,8 @@ class TensorRtEngine:
             self._stack = stack.pop_all()
 
     def _open_slot(self, stack: ExitStack) -> _ContextSlot:
-        inputs = paired(self._cuda, self._input_shape, np.dtype(np.uint8), stack)
-        outputs = paired(self._cuda, self._output_shape, np.dtype(np.float32), stack)
+        inputs = allocate_buffers(self._cuda, self._input_shape, np.dtype(np.uint8), stack)
+        outputs = allocate_buffers(self._cuda, self._output_shape, np.dtype(np.float32), stack)
         stream = self._cuda.stream()
         stack.callback(self._cuda.destroy_stream, stream)
         context = self._engine.create_execution_context()

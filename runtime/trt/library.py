@@ -15,11 +15,31 @@ from types import ModuleType
 
 from segcore.errors import InputError
 
+Release = tuple[int, int]
+OLDEST: Release = (8, 6)
+STRONGLY_TYPED: Release = (10, 13)
+"""From here on the graph's own types decide, and precision flags are deprecated; TensorRT 11 has none."""
+REBUILD = "python -m export --to tensorrt --bundle B --out OUT, with the bundle B that holds its ONNX"
 _INSTALL = (
     "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment made with --system-site-packages; "
     "on a PC with a GPU: pip install 'sam2edge[tensorrt]'"
 )
-REBUILD = "python -m export --to tensorrt --bundle B --out OUT, with the bundle B that holds its ONNX"
+# "insuficient" is TensorRT 8's spelling (ultralytics#14751, TensorRT#1661), "insufficient" that of later releases
+# (ultralytics#22271); "out of memory" is CUDA's word, and cudaErrorMemoryAllocation its name.
+_SHORT_OF_MEMORY = re.compile(
+    r"insuff?icient memory|memory is insuff?icient|out of memory|OutOfMemory|cudaErrorMemoryAllocation|"
+    r"std::bad_alloc|Requested amount of GPU memory",
+    re.IGNORECASE,
+)
+_NO_IMPLEMENTATION = re.compile(r"Could not find any implementation for node\s+(\S.*?)\s*(?:\.\s*(?:\(|$)|$)")
+_UNSUPPORTED_GPU = re.compile(r"Target GPU SM (\d+) is not supported|Unsupported SM: 0x([0-9a-fA-F]+)")
+_MORE_MEMORY = (
+    "close the desktop (sudo systemctl isolate multi-user.target) and other programs, "
+    "give a smaller --workspace-mib, or build the batch-1 file alone"
+)
+
+
+# --- the library and its releases ---
 
 
 def check_installed() -> None:
@@ -47,13 +67,6 @@ def import_tensorrt() -> ModuleType:
     return library
 
 
-Release = tuple[int, int]
-
-OLDEST: Release = (8, 6)
-STRONGLY_TYPED: Release = (10, 13)
-"""From here on the graph's own types decide, and precision flags are deprecated; TensorRT 11 has none."""
-
-
 @dataclass(frozen=True)
 class ReleaseRange:
     """Releases `first` ≤ r < `below`; None is open."""
@@ -73,20 +86,7 @@ def release_of(version: str) -> Release:
     return int(major), int(minor)
 
 
-# "insuficient" is TensorRT 8's spelling (ultralytics#14751, TensorRT#1661), "insufficient" that of later releases
-# (ultralytics#22271); "out of memory" is CUDA's word, and cudaErrorMemoryAllocation its name.
-_SHORT_OF_MEMORY = re.compile(
-    r"insuff?icient memory|memory is insuff?icient|out of memory|OutOfMemory|cudaErrorMemoryAllocation|"
-    r"std::bad_alloc|Requested amount of GPU memory",
-    re.IGNORECASE,
-)
-_NO_IMPLEMENTATION = re.compile(r"Could not find any implementation for node\s+(\S.*?)\s*(?:\.\s*(?:\(|$)|$)")
-_UNSUPPORTED_GPU = re.compile(r"Target GPU SM (\d+) is not supported|Unsupported SM: 0x([0-9a-fA-F]+)")
-
-_MORE_MEMORY = (
-    "close the desktop (sudo systemctl isolate multi-user.target) and other programs, "
-    "give a smaller --workspace-mib, or build the batch-1 file alone"
-)
+# --- its log as one line ---
 
 
 def build_error(lines: Sequence[str], *, version: str, gpu: str, file: str, free_mib: int) -> InputError:

@@ -15,10 +15,43 @@ from segcore.errors import InputError
 
 WORKSPACE_MIB = 256
 """Scratch memory of one layer. Our networks need less; TensorRT's own default is all of the GPU's memory."""
-
 SMALLEST_MIB = 768
 """Below this no build is tried. CUDA's context and TensorRT's kernels alone take about half a GiB (not measured on
 a Jetson)."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to build.
+
+    Attributes:
+        onnx: the graph.
+        plan: the file to write.
+        precision: fp32, fp16 or int8; with TensorRT ≥ 10.13 the graph's types say it.
+        timing_cache: kernel timings of earlier builds; read if it is there and fits, then written.
+        workspace_mib: bound of one layer's scratch memory; by default what `memory_limits` allows.
+    """
+
+    onnx: Path
+    plan: Path
+    precision: str
+    timing_cache: Path | None
+    workspace_mib: int | None
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """How a plan was built.
+
+    Attributes:
+        flags: of precision and typing, by TensorRT's names.
+        identity: the device.
+        limits: of memory.
+    """
+
+    flags: tuple[str, ...]
+    identity: DeviceIdentity
+    limits: MemoryLimits
 
 
 @dataclass(frozen=True)
@@ -71,37 +104,3 @@ def available_mib(meminfo: Path = Path("/proc/meminfo")) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
     raise InputError(f"{meminfo}: must state MemAvailable, does not; build on a Linux machine")
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What to build.
-
-    Attributes:
-        onnx: the graph.
-        plan: the file to write.
-        precision: fp32, fp16 or int8; with TensorRT ≥ 10.13 the graph's types say it.
-        timing_cache: kernel timings of earlier builds; read if it is there and fits, then written.
-        workspace_mib: bound of one layer's scratch memory; by default what `memory_limits` allows.
-    """
-
-    onnx: Path
-    plan: Path
-    precision: str
-    timing_cache: Path | None
-    workspace_mib: int | None
-
-
-@dataclass(frozen=True)
-class BuiltPlan:
-    """How a plan was built.
-
-    Attributes:
-        flags: of precision and typing, by TensorRT's names.
-        identity: the device.
-        limits: of memory.
-    """
-
-    flags: tuple[str, ...]
-    identity: DeviceIdentity
-    limits: MemoryLimits

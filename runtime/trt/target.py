@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runtime.trt.cuda_runtime import Device
+from runtime.trt.cuda_runtime import GpuDevice
 from runtime.trt.library import REBUILD
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
@@ -19,7 +19,7 @@ from segcore.errors import InputError
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """The device that an engine is opened or built on, in the words of `EngineTarget`."""
+    """The device that an engine is opened or built on, by the names of `EngineTarget`'s fields."""
 
     tensorrt: str
     gpu: str
@@ -29,19 +29,10 @@ class DeviceIdentity:
 
     def target_for(self, *, onnx: str, onnx_sha256: str, flags: tuple[str, ...]) -> EngineTarget:
         """The target of an engine that was built here."""
-        return EngineTarget(
-            tensorrt=self.tensorrt,
-            gpu=self.gpu,
-            compute_capability=self.compute_capability,
-            l4t=self.l4t,
-            platform=self.platform,
-            onnx=onnx,
-            onnx_sha256=onnx_sha256,
-            flags=flags,
-        )
+        return EngineTarget(**asdict(self), onnx=onnx, onnx_sha256=onnx_sha256, flags=flags)
 
 
-def identify_device(tensorrt: str, device: Device) -> DeviceIdentity:
+def identify_device(tensorrt: str, device: GpuDevice) -> DeviceIdentity:
     """This machine, with its TensorRT version and its GPU.
 
     Every Jetson of the Orin family calls its GPU "Orin", with 8 multiprocessors in the Nano and 16 in the AGX; kernels
