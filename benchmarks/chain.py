@@ -109,16 +109,16 @@ def stages(settings: ChainSettings) -> list[Stage]:
         untrained = [exported("unet64", p) for p in ("fp32", "int8")]
     threads = ("--threads", str(settings.threads)) if settings.threads else ()
     measure = ("benchmarks", *data, "--rounds", str(settings.rounds), *threads)
-    reports = [stage(out / "report", *measure, *_bundles(exports))]
+    reports = [stage(out / "report", *measure, *_bundle_words(exports))]
     if untrained:  # beside the students, for its time alone: its Dice means nothing
-        timed = _bundles([*exports[1:3], *untrained])
+        timed = _bundle_words([*exports[1:3], *untrained])
         reports.append(
             stage(out / "latency", *measure, *timed, "--limit", "8", "--reference", str(untrained[0].out))
         )
     return [*chain, *exports, *untrained, *reports]
 
 
-def _bundles(exports: list[Stage]) -> list[str]:
+def _bundle_words(exports: list[Stage]) -> list[str]:
     return [word for e in exports for word in ("--bundle", str(e.out))]
 
 

@@ -9,7 +9,7 @@ from benchmarks.report.accuracy import (
     paired_difference,
     recall_difference,
     score_case,
-    summarise,
+    summarise_scores,
 )
 from segcore.dataset.case import Case, PhantomSource
 
@@ -20,7 +20,7 @@ def score(benchmark_records):
 
 
 def test_summary_is_mean_and_percentile_over_cases(score):
-    summary = summarise([score(f"c{i}", i / 100) for i in range(101)])
+    summary = summarise_scores([score(f"c{i}", i / 100) for i in range(101)])
     assert summary.dice_mean == pytest.approx(0.5)
     assert summary.dice_p05 == pytest.approx(0.05)
     assert summary.iou_mean == pytest.approx(0.25)
@@ -32,13 +32,13 @@ def test_summary_is_mean_and_percentile_over_cases(score):
 
 def test_distances_and_small_parts_are_summed_up(score):
     cases = [score("a", hd95=1.0, small=(1, 1)), score("b", hd95=3.0), score("c", hd95=8.0, small=(0, 3))]
-    summary = summarise(cases, small_px=9)
+    summary = summarise_scores(cases, small_px=9)
     assert (summary.hd95_mean, summary.hd95_unit, summary.hd95_by_class) == (4.0, "px", {"lung": 4.0})
     assert summary.hd95_low < 4.0 < summary.hd95_high
     assert (summary.small_px, summary.small_parts, summary.small_recall) == (9, 4, 0.25)
     assert (summary.small_recall_low, summary.small_recall_high) == (0.0, 1.0)
     assert summary.small_recall_by_class == {"lung": 0.25}
-    without = summarise([score("a"), score("b")])
+    without = summarise_scores([score("a"), score("b")])
     assert (without.small_parts, without.small_recall, without.small_recall_by_class) == (0, None, {})
 
 

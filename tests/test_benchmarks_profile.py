@@ -19,7 +19,7 @@ from benchmarks.checks.profile import (
     Profile,
     ProfileSettings,
     Work,
-    describe,
+    describe_profiles,
     draw_profiles,
     kind_table,
     main,
@@ -112,7 +112,7 @@ def test_files_of_a_profile(tmp_path):
         "i8",
     ]
     assert lines[1]["share_of_peak"] == ""
-    assert "| cat | add, concat | 25.0 % |" in describe([one], host="a CPU")
+    assert "| cat | add, concat | 25.0 % |" in describe_profiles([one], host="a CPU")
     pytest.importorskip("matplotlib")
     draw_profiles([one, one], tmp_path / "profile.png")
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")

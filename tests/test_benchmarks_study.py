@@ -20,7 +20,13 @@ from benchmarks.study.page import render_html, render_markdown, terms
 from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
 from benchmarks.study.plots import draw_plots, floor_of
 from benchmarks.study.record import CaseScore, Failure, RunRecord, StudyRecord, TrainingMemory
-from benchmarks.study.results import RunOutcome, choose_reference, choose_values, read_outcome, summarise
+from benchmarks.study.results import (
+    RunOutcome,
+    choose_reference_row,
+    choose_values,
+    read_outcome,
+    summarise_study,
+)
 from benchmarks.study.run import last_line, run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, parse_grid, words_of
 from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, EffectiveTuning, check_other, thinned
@@ -349,7 +355,7 @@ def made_study(bases, *, ablations=(), seeds=(0, 1, 2), drop=(), more=(), failur
         if r.name not in drop
     ]
     made = settings(folds=3, seeds=len(seeds), also_test="far")
-    return summarise(made, plan, open_dataset(DATA), runs, [*done, *more], [], failures)
+    return summarise_study(made, plan, open_dataset(DATA), runs, [*done, *more], [], failures)
 
 
 def test_rows_differences_and_places_by_hand():
@@ -379,8 +385,8 @@ def test_rows_differences_and_places_by_hand():
 
 def test_the_reference_may_be_named_and_leads_only_with_reason():
     record = made_study({"sam2-unet": 0.6, "unet": 0.6})
-    assert choose_reference(record.of("main"), "sam2-unet").label == "sam2-unet"
-    assert choose_reference(record.of("main"), None).label == "unet"
+    assert choose_reference_row(record.of("main"), "sam2-unet").label == "sam2-unet"
+    assert choose_reference_row(record.of("main"), None).label == "unet"
     equal = next(row for row in record.of("main") if row.versus)
     assert equal.versus.p == 1
     assert not is_told_apart(equal)
@@ -405,7 +411,7 @@ def test_the_report_says_what_was_not_equal():
     done = [finished(run, 0.5) for run in plan.runs({})]
     old = done[0].record.model_copy(update={"commit": "abc123"})
     own = settings(folds=3, seeds=1, limit=40, own_settings={"unet": {"lr": 0.002}})
-    record = summarise(
+    record = summarise_study(
         own, plan, open_dataset(DATA), plan.runs({}), [replace(done[0], record=old), *done[1:]], [], []
     )
     assert "50 epochs of at most 40 training images in batches of 8 for every system" in terms(record)

@@ -143,7 +143,7 @@ def main(settings: AgreementSettings) -> None:
         if panels:
             write_panels(folder / "agreement.png", panels, what=WHAT[settings.measure])
         write_record(folder / "agreement.json", record)
-        table = describe(record)
+        table = describe_agreement(record)
         (folder / "agreement.md").write_text(table)
         with (folder / "cases.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -269,7 +269,7 @@ def _compare_pair(
     return Comparison(first=first, second=second, not_found=len(patients) - len(both), agreement=agreement)
 
 
-def describe(record: AgreementRecord) -> str:
+def describe_agreement(record: AgreementRecord) -> str:
     """What was compared, a row for each pair, and how to read it."""
     of = f"{record.measure} of {record.of_class} in {record.unit}"
     rows = [_comparison_row(comparison) for comparison in record.comparisons]

@@ -119,7 +119,7 @@ def main(settings: ProfileSettings) -> None:
             profile = profile_model(path, picture, threads=settings.threads, seconds=settings.seconds)
             found.append(BundleProfile(subject.name, subject.manifest.precision, profile, roofline))
         write_layers(folder / "layers.csv", found)
-        (folder / "profile.md").write_text(describe(found, host=describe_host()))
+        (folder / "profile.md").write_text(describe_profiles(found, host=describe_host()))
         draw_profiles(found, folder / "profile.png")
     for one in found:
         table = kind_table(one)
@@ -451,7 +451,7 @@ def _layer_label(layer: Layer) -> str:
     return layer.work.label if layer.work else layer.name
 
 
-def describe(found: Sequence[BundleProfile], *, host: str) -> str:
+def describe_profiles(found: Sequence[BundleProfile], *, host: str) -> str:
     """The whole in Markdown: what it says, by kind, layer by layer."""
     roofline = found[0].roofline
     lines = [

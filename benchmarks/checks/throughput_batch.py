@@ -157,7 +157,8 @@ def measure_batch(settings: BatchSettings) -> BatchRecord:
     bundle = open_bundle(settings.bundle)
     inputs = list_inputs(settings.image)[: settings.images]
     threads = settings.threads or available_threads()
-    load, ray_images_s = os.getloadavg()[0], None
+    load = os.getloadavg()[0]
+    ray_images_s: float | None = None
     with TemporaryDirectory() as place:
         listed, out = _write_list(inputs, Path(place, "index.csv")), Path(place, "out")
         common = ["--bundle", settings.bundle, "--image", listed]

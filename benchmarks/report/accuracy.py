@@ -38,7 +38,7 @@ def score_case(
     spacing = (case.spacing_mm if unit == "mm" else None) or (1.0, 1.0)
     hd95 = hd95_per_class(prediction, truth, len(classes), spacing=spacing)
     found, parts = small_parts_found(prediction, truth, len(classes), below_px=small_px)
-    areas, true_areas = (_areas(mask, classes, spacing) for mask in (prediction, truth))
+    areas, true_areas = (_class_areas(mask, classes, spacing) for mask in (prediction, truth))
     return CaseRecord(
         name=name,
         engine=engine,
@@ -59,13 +59,13 @@ def score_case(
     )
 
 
-def _areas(mask: np.ndarray, classes: Sequence[str], spacing: tuple[float, float]) -> dict[str, float]:
+def _class_areas(mask: np.ndarray, classes: Sequence[str], spacing: tuple[float, float]) -> dict[str, float]:
     """Area of each foreground class: pixels times the square of the spacing's unit."""
     pixels = np.bincount(mask.ravel(), minlength=len(classes) + 1)[1 : len(classes) + 1]
     return {k: float(f"{n * spacing[0] * spacing[1]:.6g}") for k, n in zip(classes, pixels, strict=True)}
 
 
-def summarise(scores: Sequence[CaseRecord], *, small_px: int = SMALL_PX) -> Accuracy:
+def summarise_scores(scores: Sequence[CaseRecord], *, small_px: int = SMALL_PX) -> Accuracy:
     """Mean over classes per case, then over cases; small parts pooled; intervals resample patients."""
     patients = [score.patient for score in scores]
     dice = [score.dice_mean for score in scores]

@@ -111,14 +111,11 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
         Indices by rising cost. Of equal points all are kept.
     """
     points = list(zip(costs, gains, strict=True))
-    return sorted(
-        (i for i, p in enumerate(points) if not any(_beats(q, p) for q in points)),
-        key=lambda i: (points[i][0], points[i][1]),
-    )
 
+    def beaten(p: tuple[float, float]) -> bool:
+        return any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)
 
-def _beats(q: tuple[float, float], p: tuple[float, float]) -> bool:
-    return q[0] <= p[0] and q[1] >= p[1] and q != p
+    return sorted((i for i, p in enumerate(points) if not beaten(p)), key=lambda i: points[i])
 
 
 def known_limits(

@@ -14,7 +14,7 @@ from benchmarks.report.accuracy import (
     paired_difference,
     recall_difference,
     score_case,
-    summarise,
+    summarise_scores,
 )
 from benchmarks.report.memory import measure_start
 from benchmarks.report.record import CaseRecord, Record, Reliability, Speed, Start
@@ -211,7 +211,7 @@ def make_records(
         rooflines: peaks by engine and thread count; empty if not asked for.
     """
     base = scored[reference]
-    summaries = [summarise(one.scores, small_px=small_px) for one in scored]
+    summaries = [summarise_scores(one.scores, small_px=small_px) for one in scored]
     peaks = {(roofline.engine, roofline.threads): roofline for roofline in rooflines}
     records = []
     counts: list[int | None] = [*speeds] or [None]

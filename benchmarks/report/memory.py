@@ -61,7 +61,7 @@ def _start_child(folder: Path, engine: str, picture: Path, threads: int) -> Star
     return Start.model_validate(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _child(folder: str, engine: str, picture: str, threads: str) -> None:
+def _open_and_predict(folder: str, engine: str, picture: str, threads: str) -> None:
     from benchmarks.report.subject import open_subject
 
     image = np.load(picture, allow_pickle=False)
@@ -74,4 +74,4 @@ def _child(folder: str, engine: str, picture: str, threads: str) -> None:
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    _open_and_predict(*sys.argv[1:])

@@ -28,7 +28,7 @@ from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
 from benchmarks.study.plan import Plan, Run, flags_of, make_plan
 from benchmarks.study.record import Failure, StudyRecord
-from benchmarks.study.results import RunOutcome, choose_values, read_outcome, summarise
+from benchmarks.study.results import RunOutcome, choose_values, read_outcome, summarise_study
 from benchmarks.study.run import run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, words_of
 from benchmarks.study.teachers import check_other
@@ -122,7 +122,7 @@ def main(settings: StudySettings) -> None:
         # A run of the grid is often one of the final runs, too, and then has failed twice.
         failures = list({failure.run: failure for failure in failures}.values())
         finished = study.read(runs)
-        record = summarise(settings, plan, dataset, runs, finished, cells, failures)
+        record = summarise_study(settings, plan, dataset, runs, finished, cells, failures)
         write_report(folder, record, _read_examples(study, finished, record))
         write_lines(folder / CASES, (score for one in finished for score in one.scores))
         if failures:

@@ -151,11 +151,11 @@ def make_plan(settings: StudySettings, dataset: Dataset) -> Plan:
     _check_own(settings)
     grid = parse_grid(settings.grid)
     _check_flags(grid, "--grid")
-    main, skipped = _systems(settings, dataset)
+    main, skipped = _system_arms(settings, dataset)
     share = settings.labelled_share[-1]
     main = [arm.with_share(share) for arm in main]
-    tuned = _tunings(settings, main, skipped)
-    ranked = list(_ranks(settings, main))
+    tuned = _tuned_arms(settings, main, skipped)
+    ranked = list(_ranked_arms(settings, main))
     if settings.rank and not any(arm.resolved.rank for arm in main):
         raise InputError(
             f"--rank: must have a system that LoRA tunes, got {', '.join(a.system for a in main)}"
@@ -198,7 +198,7 @@ def flags_of(settings: StudySettings, arm: Arm, values: Values = ()) -> dict[str
     return flags | dict(values)
 
 
-def _systems(settings: StudySettings, dataset: Dataset) -> tuple[list[Arm], list[str]]:
+def _system_arms(settings: StudySettings, dataset: Dataset) -> tuple[list[Arm], list[str]]:
     """The systems, and why others were left out; who is asked for by name must fit."""
     every = not settings.systems or EVERY in settings.systems
     names: Sequence[str] = SYSTEMS if every else tuple(dict.fromkeys(settings.systems))
@@ -230,7 +230,7 @@ def _check_fits(name: str, dataset: Dataset) -> None:
         )
 
 
-def _tunings(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -> list[Arm]:
+def _tuned_arms(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -> list[Arm]:
     """Each system with each other tuning that it can do."""
     arms, refused = list[Arm](), list[InputError]()
     able = [arm for arm in main if arm.system not in CONTROLS]
@@ -253,7 +253,7 @@ def _tunings(settings: StudySettings, main: Sequence[Arm], skipped: list[str]) -
     return arms
 
 
-def _ranks(settings: StudySettings, main: Sequence[Arm]) -> Iterator[Arm]:
+def _ranked_arms(settings: StudySettings, main: Sequence[Arm]) -> Iterator[Arm]:
     for arm, rank in product(main, settings.rank):
         if arm.resolved.rank and rank != arm.resolved.rank:
             yield _with_tuning(settings, Arm(arm.system, None, rank, arm.share))

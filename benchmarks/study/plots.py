@@ -26,7 +26,7 @@ def draw_plots(record: StudyRecord) -> dict[str, tuple[Any, str]]:
     """The plots that a study has figures for: name → (figure, what it shows in words)."""
     main, told = record.of("main"), record.of("main", told=True)
     systems = [row.system for row in main]
-    looks = _looks(record)
+    looks = _looks_of_arms(record)
     plots: dict[str, tuple[Any, str]] = {"systems": plot_systems(main, told, systems)}
     if any(row.trained_parameters for row in main):
         plots["parameters"] = plot_parameters(record.of("main", "tune"), looks)
@@ -50,7 +50,7 @@ class _ArmLook(NamedTuple):
     name: str
 
 
-def _looks(record: StudyRecord) -> dict[tuple[str, str], _ArmLook]:
+def _looks_of_arms(record: StudyRecord) -> dict[tuple[str, str], _ArmLook]:
     """By (system, tuning). Where tunings of a system are shown each looks its own; a lone system is not named."""
     rows = record.of("main", "tune")
     keys = list(dict.fromkeys((row.system, row.tune) for row in rows))
@@ -87,7 +87,7 @@ def plot_systems(main: Sequence[ArmRow], told: Sequence[ArmRow], systems: Sequen
     axes.set_yticks(range(len(rows)), [shortened(name, 44) for name in names])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if shown := [row.dice for row in rows if row.dice.mean >= floor]:
-        _begin_at(axes, [v for one in shown for v in (one.low, one.high, *one.by_run) if v is not None])
+        _begin_axis_at(axes, [v for one in shown for v in (one.low, one.high, *one.by_run) if v is not None])
     axes.set_xlabel("Dice on test patients")
     said = "; ".join(f"{name} {row.dice.mean:.3f}" for name, row in zip(names, rows, strict=True))
     return figure, f"Dice by system: {said}"
@@ -109,7 +109,7 @@ def plot_parameters(rows: Sequence[ArmRow], looks: Mapping[tuple[str, str], _Arm
     for at, up, row in zip(x, y, rows, strict=True):
         k = looks[row.system, row.tune].number
         if row in shown:
-            _whisker(axes, at, row, colour(k))
+            _draw_whisker(axes, at, row, colour(k))
         face = None if row.kind == "main" else "none"
         sign = marker(k) if row in shown else "v"  # below the frame
         axes.plot(at, up, sign, color=colour(k), markersize=8, markerfacecolor=face, zorder=3, clip_on=False)
@@ -149,7 +149,7 @@ def plot_shares(rows: Sequence[ArmRow], looks: Mapping[tuple[str, str], _ArmLook
             len(looks) + i, f"{system}, {tune}"
         )  # at small shares alone
         for at, row in zip(x, line, strict=True):
-            _whisker(axes, at, row, colour(k))
+            _draw_whisker(axes, at, row, colour(k))
         said.append(f"{name} " + ", ".join(f"{r.dice.mean:.3f} at {100 * r.share:g} %" for r in line))
         means = [r.dice.mean for r in line]
         axes.plot(
@@ -180,7 +180,7 @@ def plot_ranks(rows: Sequence[ArmRow], systems: Sequence[str]) -> tuple[Any, str
         line = sorted((r for r in rows if r.system == system and r.rank), key=lambda r: r.rank or 0)
         k = systems.index(system)
         for row in line:
-            _whisker(axes, float(row.rank or 0), row, colour(k))
+            _draw_whisker(axes, float(row.rank or 0), row, colour(k))
         x, y = [row.rank for row in line], [row.dice.mean for row in line]
         axes.plot(x, y, f"-{marker(k)}", color=colour(k), markersize=7, linewidth=1.6, label=system, zorder=3)
     ranks = sorted({row.rank for row in rows if row.rank})
@@ -242,7 +242,7 @@ def plot_drops(record: StudyRecord) -> tuple[Any, str]:
     axes.set_yticks(range(len(record.drops)), [shortened(one.label, 44) for one in record.drops])
     axes.set_ylim(len(record.drops) - 0.4, -0.6)
     if any(min(one.own, one.other) < floor for one in record.drops):
-        _begin_at(axes, [d for one in record.drops for d in (one.own, one.other) if d >= floor])
+        _begin_axis_at(axes, [d for one in record.drops for d in (one.own, one.other) if d >= floor])
     axes.set_xlabel("Dice: filled on test patients of the training data, hollow on the other data")
     said = "; ".join(f"{one.label} {one.own:.3f} to {one.other:.3f}" for one in record.drops)
     return figure, f"Dice on the training data's test patients and on other data: {said}"
@@ -258,7 +258,7 @@ def floor_of(values: Sequence[float]) -> float:
     return floor if min(values) < floor else min(values)
 
 
-def _begin_at(axes: Any, shown: Sequence[float]) -> None:
+def _begin_axis_at(axes: Any, shown: Sequence[float]) -> None:
     """Begins an axis across a little before the least that is shown: what lies far below must not widen it."""
     axes.set_xlim(left=min(shown) - max(0.05 * (max(shown) - min(shown)), 0.002))
 
@@ -269,7 +269,7 @@ def _note_below(axes: Any, value: float, y: float) -> None:
     axes.text(0.005, y, f"◂ {value:.3f}", transform=place, va="center", fontsize=9)
 
 
-def _whisker(axes: Any, x: float, row: ArmRow, tint: str) -> None:
+def _draw_whisker(axes: Any, x: float, row: ArmRow, tint: str) -> None:
     if row.dice.low is not None and row.dice.high is not None:
         axes.plot([x, x], [row.dice.low, row.dice.high], color=tint, linewidth=1.6, alpha=0.45, zorder=2)
 

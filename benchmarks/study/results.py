@@ -130,7 +130,7 @@ def choose_values(
     return cells, chosen
 
 
-def summarise(
+def summarise_study(
     settings: StudySettings,
     plan: Plan,
     dataset: Dataset,
@@ -160,7 +160,7 @@ def summarise(
     if not main_rows:
         reasons = "; ".join(f"{failure.run}: {failure.reason}" for failure in failures)
         raise GateError(f"no run of the compared systems is complete, there is nothing to report ({reasons})")
-    reference = choose_reference(main_rows, settings.reference)
+    reference = choose_reference_row(main_rows, settings.reference)
     rows = add_places(add_comparisons(rows, finished, data, reference), finished, data)
     order = list(kinds.values())
     rows.sort(key=lambda row: (order.index(row.kind), row.told, -row.dice.mean))
@@ -228,7 +228,7 @@ def make_rows(
     return rows
 
 
-def choose_reference(main: Sequence[ArmRow], wanted: str | None) -> ArmRow:
+def choose_reference_row(main: Sequence[ArmRow], wanted: str | None) -> ArmRow:
     """The row that others are compared with: the one asked for, else the best control, else the first."""
     if wanted is not None and (found := [row for row in main if row.system == wanted]):
         return found[0]

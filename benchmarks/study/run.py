@@ -58,7 +58,7 @@ def slots_of(parallel: int | None, device: str) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(cores // count)} for _ in range(count)]
 
 
-class _Interrupted(Exception):
+class _Interruption(Exception):
     """A job was interrupted: no further one may start."""
 
 
@@ -130,19 +130,19 @@ def run_jobs(
 
     def run(job: Job, label: str) -> Failure | None:
         if stop.is_set():
-            raise _Interrupted
+            raise _Interruption
         place = places.get()
         progress.begin(label)
         started = time.monotonic()
         try:
             problem = _run_one(job, place, logs / f"{job.name}.log", live)
-        except _Interrupted:
+        except _Interruption:
             stop.set()
             raise
         finally:
             places.put(place)
         if stop.is_set():
-            raise _Interrupted
+            raise _Interruption
         progress.end(label, time.monotonic() - started, problem)
         return Failure(run=job.name, reason=problem) if problem else None
 
@@ -150,7 +150,7 @@ def run_jobs(
         futures = [pool.submit(run, *one) for one in waiting]
         try:
             return [failure for future in futures if (failure := future.result())]
-        except (_Interrupted, KeyboardInterrupt):
+        except (_Interruption, KeyboardInterrupt):
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             _end_processes(list(live.values()))
@@ -175,7 +175,7 @@ def _run_one(
         status = process.wait()
         del live[job.name]
     if status in (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
-        raise _Interrupted
+        raise _Interruption
     if status == 0:
         return None
     if status < 0:

@@ -131,16 +131,16 @@ def score_bundle(
             f"--data {data}: must stay as it was while the study runs, has changed; begin a new study"
         )
     cases = thinned(dataset.split("test"), limit)
-    scores, kept = _score(bundle, cases, run=run, data=dataset.name, device=device)
+    scores, kept = _score_cases(bundle, cases, run=run, data=dataset.name, device=device)
     if masks is not None:
         np.savez_compressed(masks, **kept)  # type: ignore[arg-type]  # numpy's stub knows no such names
     if also_test is not None:
         other = thinned([case for case in open_dataset(also_test).cases if case.labelled], limit)
-        scores += _score(bundle, other, run=run, data=also_test, device=device)[0]
+        scores += _score_cases(bundle, other, run=run, data=also_test, device=device)[0]
     return scores
 
 
-def _score(
+def _score_cases(
     bundle: Bundle, cases: Sequence[Case], *, run: str, data: str, device: str
 ) -> tuple[list[CaseScore], dict[str, np.ndarray]]:
     import torch
