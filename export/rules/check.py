@@ -1,126 +1,50 @@
-"""Checks a graph against the rules of `table.py`."""
+"""Checks a graph against what TensorRT asks of it; all rules are on this page, as `FILE_RULES` and `RULES`.
+
+A rule has an id, the function that looks, what it asks, and where TensorRT says so. E: the parser or builder refuses,
+or the engine computes something else. W: a fusion or speed is lost. Where a release is named, the rule is for it alone.
+P12, an engine built without REFIT, shows in no graph: the builder keeps it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import onnx
 
 from export.graph.view import Graph, view_graph
 from export.rules import placement, quantisation, structure, weights
-from export.rules import structure as operators
 from export.rules.finding import Breach, Finding, Release, release_of
 from segcore.errors import GateError
 
+Subject = TypeVar("Subject")
+"""What a rule looks at."""
+
 VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.4")
 """TensorRT of JetPack 6.0, 6.1 to 6.2.2, 7.0 and 7.1, 7.2, and 7.2.2 on with 11.4."""
-
-
-def check_graph(model: onnx.ModelProto, tensorrt: str) -> list[Finding]:
-    """What TensorRT would refuse, compute wrongly or compute slowly, errors first.
-
-    Args:
-        model: as the file holds it. Data outside the file are not read: with G5, nothing but the file is checked.
-        tensorrt: version, "8.6" or newer; `VERSIONS` are those that JetPacks have.
-
-    Returns:
-        Findings; the graph follows every rule if there is none.
-
-    Raises:
-        InputError: not a version that we know.
-    """
-    return check_versions(model, (tensorrt,))[tensorrt]
-
-
-def check_versions(model: onnx.ModelProto, versions: Iterable[str]) -> dict[str, list[Finding]]:
-    """`check_graph` for several versions, of a graph that is indexed once."""
-    releases = {version: release_of(version) for version in versions}
-    found = {version: check_file(model, version) for version in releases}
-    if any(finding.rule in ("G3", "G5") for findings in found.values() for finding in findings):
-        return found  # shapes of foreign operators, and values of foreign files, are not known
-    graph = view_graph(model)
-    for version, release in releases.items():
-        for rule in RULES:
-            for breach in rule.check(graph, release):
-                found[version].append(Finding(rule.id, breach.severity, breach.node, breach.text))
-        found[version].sort(key=lambda finding: finding.severity)  # stable: errors, then warnings
-    return found
-
-
-def check_file(model: onnx.ModelProto, tensorrt: str) -> list[Finding]:
-    """What is wrong with the file as a whole (`FILE_RULES`): opset, domains, operators, external data."""
-    release = release_of(tensorrt)
-    return [
-        Finding(rule.id, breach.severity, breach.node, breach.text)
-        for rule in FILE_RULES
-        for breach in rule.check(model, release)
-    ]
-
-
-def require_clean(model: onnx.ModelProto, versions: Sequence[str], *, name: str) -> list[Finding]:
-    """Checks a graph that is about to be shipped.
-
-    Args:
-        model: as `check_graph` takes it.
-        versions: of TensorRT that the file is meant for.
-        name: the user's own name for it.
-
-    Returns:
-        The warnings, each once.
-
-    Raises:
-        GateError: a version would refuse it or compute something else.
-    """
-    found = check_versions(model, versions)
-    errors = [(version, f) for version, findings in found.items() for f in findings if f.severity == "error"]
-    if errors:
-        version, first = errors[0]
-        others = len({finding for _, finding in errors}) - 1
-        more = f"; and {others} more, which python -m export.check lists" if others else ""
-        raise GateError(
-            f"{name}: TensorRT {version}, rule {first.rule}, node {first.node}: {first.text}{more}"
-        )
-    return list(dict.fromkeys(finding for findings in found.values() for finding in findings))
-
-
-# All rules on one page: id, the function that looks, what it asks, where TensorRT says so.
-#
-# E: the parser or builder refuses, or the engine computes something else. W: a fusion or speed is lost. Where a release
-# is named, the rule is for it alone. P12, an engine built without REFIT, shows in no graph: the builder keeps it.
-
-
-@dataclass(frozen=True)
-class FileRule:
-    """A rule about the model as the file holds it."""
-
-    id: str
-    check: Callable[[onnx.ModelProto, Release], Iterator[Breach]]
-    says: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule about the graph."""
-
-    id: str
-    check: Callable[[Graph, Release], Iterator[Breach]]
-    says: str
-    source: str
-
-
 _PARSER, _HEADER, _DOCS = "onnx-tensorrt parser", "NvInfer.h", "docs, Explicit Quantization"
 _MODELOPT = "Model-Optimizer onnx/quantization"
 
-FILE_RULES = (
-    FileRule("G1", structure.opset_is_read, "E: opset ≤ 17 (8.6), 9–20 (10), 9–24 (11)", "operators.md"),
-    FileRule("G3", structure.operators_are_onnx_own, "E: ONNX's own operators only", "operators.md"),
-    FileRule("G4", structure.quantisation_is_explicit, "E: Q/DQ, no integer operators", "operators.md"),
-    FileRule("G5", structure.weights_are_inside, "E: no external data", "ours; CVE-2026-27489"),
+
+@dataclass(frozen=True)
+class Rule(Generic[Subject]):
+    """A rule about the model as the file holds it, or about the view of its graph."""
+
+    id: str
+    check: Callable[[Subject, Release], Iterator[Breach]]
+    says: str
+    source: str
+
+
+FILE_RULES: tuple[Rule[onnx.ModelProto], ...] = (
+    Rule("G1", structure.opset_is_read, "E: opset ≤ 17 (8.6), 9–20 (10), 9–24 (11)", "operators.md"),
+    Rule("G3", structure.operators_are_onnx_own, "E: ONNX's own operators only", "operators.md"),
+    Rule("G4", structure.quantisation_is_explicit, "E: Q/DQ, no integer operators", "operators.md"),
+    Rule("G5", structure.weights_are_inside, "E: no external data", "ours; CVE-2026-27489"),
 )
 
-RULES = (
+RULES: tuple[Rule[Graph], ...] = (
     Rule("G2", structure.opset_has_the_types, "E: opset ≥ 13 with Q/DQ, ≥ 19 if of float16", "ONNX spec"),
     Rule("G6", structure.sizes_are_static, "E: static shapes, no control flow", "ours"),
     Rule("Q1", quantisation.scale_is_constant, "E < 10.13, else W: scale is a constant", _HEADER),
@@ -163,8 +87,76 @@ RULES = (
         "P10", placement.nearest_resize_is_quantised_behind, "W: Q/DQ behind nearest Resize", "TensorRT#2976"
     ),
     Rule("P11", placement.one_tensor_one_quantiser, "W: one tensor, one Q", _DOCS),
-    Rule("R1", operators.resize_is_nearest_or_linear, "E: Resize nearest or linear", "operators.md"),
-    Rule("R2", operators.resize_maps_pixels_as_known, "E: Resize's coordinates", "operators.md"),
-    Rule("R3", operators.resize_is_plain, "E: Resize stretches, without antialias", "operators.md"),
-    Rule("U1", operators.picture_is_cast_first, "E: uint8 input is cast first", _HEADER),
+    Rule("R1", structure.resize_is_nearest_or_linear, "E: Resize nearest or linear", "operators.md"),
+    Rule("R2", structure.resize_maps_pixels_as_known, "E: Resize's coordinates", "operators.md"),
+    Rule("R3", structure.resize_is_plain, "E: Resize stretches, without antialias", "operators.md"),
+    Rule("U1", structure.picture_is_cast_first, "E: uint8 input is cast first", _HEADER),
 )
+
+
+def check_graph(model: onnx.ModelProto, tensorrt: str) -> list[Finding]:
+    """What TensorRT would refuse, compute wrongly or compute slowly, errors first.
+
+    Args:
+        model: as the file holds it. Data outside the file are not read: with G5, nothing but the file is checked.
+        tensorrt: version, "8.6" or newer; `VERSIONS` are those that JetPacks have.
+
+    Returns:
+        Findings; the graph follows every rule if there is none.
+
+    Raises:
+        InputError: not a version that we know.
+    """
+    return check_versions(model, (tensorrt,))[tensorrt]
+
+
+def check_versions(model: onnx.ModelProto, versions: Iterable[str]) -> dict[str, list[Finding]]:
+    """`check_graph` for several versions, of a graph that is indexed once."""
+    releases = {version: release_of(version) for version in versions}
+    found = {version: check_file(model, version) for version in releases}
+    if any(finding.rule in ("G3", "G5") for findings in found.values() for finding in findings):
+        return found  # shapes of foreign operators, and values of foreign files, are not known
+    graph = view_graph(model)
+    for version, release in releases.items():
+        found[version] += _find_breaches(RULES, graph, release)
+        found[version].sort(key=lambda finding: finding.severity)  # stable: errors, then warnings
+    return found
+
+
+def check_file(model: onnx.ModelProto, tensorrt: str) -> list[Finding]:
+    """What is wrong with the file as a whole (`FILE_RULES`): opset, domains, operators, external data."""
+    return _find_breaches(FILE_RULES, model, release_of(tensorrt))
+
+
+def require_clean(model: onnx.ModelProto, versions: Sequence[str], *, name: str) -> list[Finding]:
+    """Checks a graph that is about to be shipped.
+
+    Args:
+        model: as `check_graph` takes it.
+        versions: of TensorRT that the file is meant for.
+        name: the user's own name for it.
+
+    Returns:
+        The warnings, each once.
+
+    Raises:
+        GateError: a version would refuse it or compute something else.
+    """
+    found = check_versions(model, versions)
+    errors = [(version, f) for version, findings in found.items() for f in findings if f.severity == "error"]
+    if errors:
+        version, first = errors[0]
+        others = len({finding for _, finding in errors}) - 1
+        more = f"; and {others} more, which python -m export.check lists" if others else ""
+        raise GateError(
+            f"{name}: TensorRT {version}, rule {first.rule}, node {first.node}: {first.text}{more}"
+        )
+    return list(dict.fromkeys(finding for findings in found.values() for finding in findings))
+
+
+def _find_breaches(rules: Iterable[Rule[Subject]], subject: Subject, release: Release) -> list[Finding]:
+    return [
+        Finding(rule.id, breach.severity, breach.node, breach.text)
+        for rule in rules
+        for breach in rule.check(subject, release)
+    ]

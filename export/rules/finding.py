@@ -31,7 +31,7 @@ class Breach:
 
 @dataclass(frozen=True)
 class Finding:
-    """A breach, and the rule that it is of; `table.py` has all rules."""
+    """A breach, and the rule that it is of; `export.rules.check` has all rules."""
 
     rule: str
     severity: Severity

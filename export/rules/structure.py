@@ -1,6 +1,10 @@
-"""Rules about the file as a whole: opset, domains, operators, where the weights are, sizes.
+"""Rules about the file as a whole, about sizes, and about single operators: Resize and the 8-bit picture's Cast.
 
-They look at the model itself, subgraphs and functions included, and before anything else does.
+G1, G3, G4 and G5 look at the model itself, subgraphs and functions included, and before anything else does: what they
+refuse no view of the graph can show. The others look at the view.
+
+Source: onnx/onnx-tensorrt docs/operators.md (8.6-GA, 11.1); for the picture NvInfer.h, DataType::kUINT8, and
+ModelImporter.cpp of 8.6-GA.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ _IMPLICIT = frozenset(
     {"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "FakeQuantize"}
 )
 _CONTROL = ("If", "Loop", "Scan")
+_MODES = ("nearest", "linear")
+_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def opset_is_read(model: onnx.ModelProto, release: Release) -> Iterator[Breach]:
     """G1: the parser of this release reads the opset."""
-    opset, most = default_opset(model), newest_opset(release)
+    opset, most = default_opset(model), _newest_opset(release)
     version = ".".join(map(str, release))
     if opset > most:
         yield Breach(
@@ -30,17 +37,6 @@ def opset_is_read(model: onnx.ModelProto, release: Release) -> Iterator[Breach]:
         )
     elif opset < 9:
         yield Breach("graph", f"opset: must be at least 9, got {opset or 'none'}; export it at opset 17")
-
-
-def newest_opset(release: Release) -> int:
-    """The newest opset that a release's parser documents.
-
-    Source: onnx/onnx-tensorrt docs/operators.md at 8.6-GA (17), 10.1-GA (20) and 11.1 (24). The pages of 10.3 to
-    10.16 were not found: 20 is assumed.
-    """
-    if release < (10, 0):
-        return 17
-    return 20 if release < (11, 0) else 24
 
 
 def operators_are_onnx_own(model: onnx.ModelProto, release: Release) -> Iterator[Breach]:
@@ -119,38 +115,6 @@ def sizes_are_static(graph: Graph, release: Release) -> Iterator[Breach]:
         )
 
 
-def _all_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """Every node with its name, those of subgraphs and functions too."""
-    waiting = [model.graph.node, *(function.node for function in model.functions)]
-    while waiting:
-        for place, node in enumerate(waiting.pop()):
-            yield node_name(node, place), node
-            waiting += [graph.node for a in node.attribute for graph in (a.g, *a.graphs) if graph.node]
-
-
-def _all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    graphs = [model.graph]
-    for _, node in _all_nodes(model):
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            graphs += [attribute.g, *attribute.graphs]
-            sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
-            yield from (part for one in sparse for part in (one.values, one.indices))
-    for graph in graphs:
-        yield from graph.initializer
-        yield from (part for one in graph.sparse_initializer for part in (one.values, one.indices))
-
-
-# Rules about single operators, and about the 8-bit picture that the graph takes.
-#
-# Source: onnx/onnx-tensorrt docs/operators.md (8.6-GA, 11.1) for Resize; NvInfer.h, DataType::kUINT8, and
-# ModelImporter.cpp of 8.6-GA for the picture.
-
-_MODES = ("nearest", "linear")
-_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-
-
 def resize_is_nearest_or_linear(graph: Graph, release: Release) -> Iterator[Breach]:
     """R1: no cubic interpolation."""
     for node in graph.of("Resize"):
@@ -208,3 +172,37 @@ def picture_is_cast_first(graph: Graph, release: Release) -> Iterator[Breach]:
             yield Breach(
                 node.name, "output: must be float inside the graph, got uint8; keep uint8 to the input"
             )
+
+
+def _newest_opset(release: Release) -> int:
+    """The newest opset that a release's parser documents.
+
+    Source: onnx/onnx-tensorrt docs/operators.md at 8.6-GA (17), 10.1-GA (20) and 11.1 (24). The pages of 10.3 to
+    10.16 were not found: 20 is assumed.
+    """
+    if release < (10, 0):
+        return 17
+    return 20 if release < (11, 0) else 24
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Every node with its name, those of subgraphs and functions too."""
+    waiting = [model.graph.node, *(function.node for function in model.functions)]
+    while waiting:
+        for place, node in enumerate(waiting.pop()):
+            yield node_name(node, place), node
+            waiting += [graph.node for a in node.attribute for graph in (a.g, *a.graphs) if graph.node]
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that may have data elsewhere: weights, attributes of nodes, and both parts of sparse ones."""
+    graphs = [model.graph]
+    for _, node in _all_nodes(model):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            graphs += [attribute.g, *attribute.graphs]
+            sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
+            yield from (part for one in sparse for part in (one.values, one.indices))
+    for graph in graphs:
+        yield from graph.initializer
+        yield from (part for one in graph.sparse_initializer for part in (one.values, one.indices))
