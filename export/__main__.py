@@ -1,14 +1,22 @@
-"""`python -m export`: makes of a torch bundle what runs without torch; on a device, of a TensorRT bundle an engine."""
+"""`python -m export`: makes of a torch bundle what runs without torch; on a device, of a TensorRT bundle an engine.
+
+The settings end here: `make_job` says in a `Job` what is to be done, and nothing below reads a flag. This module
+travels to devices without torch, so what needs torch is imported late.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from export.data import ExportData, open_export_data
+from export.job import Bounds, Finetuning, GuardPlan, Job, MoreInputs
 from runtime.engines.seam import available_threads, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits
 from segcore.bundle.folder import Bundle, open_bundle
@@ -18,10 +26,6 @@ from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError, need
 from segcore.outfolder import check_apart, out_folder
 from segcore.words import bounded_ratio, fixed_percent
-
-if TYPE_CHECKING:
-    from export.data import ExportData
-    from export.job import Job
 
 _NEEDED = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -160,31 +164,14 @@ def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = Non
             raise need(package, "export")
     from export.pipeline import write_bundle
 
-    data = _open_data(settings, source.manifest)
+    data = _open_cases(settings, source.manifest)
     made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
     with (
         out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
-        # Beside the folder, not in it: whatever lies in it when it is sealed is part of the bundle.
-        TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-scratch-") as scratch,
+        _scratch_beside(folder) as scratch,
     ):
-        job = make_job(settings, source, data, folder, Path(scratch))
-        return write_bundle(replace(job, limits=limits) if limits else job)
-
-
-def _open_data(settings: ExportSettings, parent: Manifest) -> ExportData:
-    """The cases of --data; none without it."""
-    from export.data import ExportData, open_export_data
-
-    if not settings.data:
-        return ExportData(parent.data)
-    int8 = settings.precision == "int8"
-    return open_export_data(
-        settings.data,
-        parent,
-        calibration_cases=settings.calibration_cases if int8 else 0,
-        guard_cases=settings.guard_cases if int8 else 0,
-        split_seed=settings.split_seed,
-    )
+        job = make_job(settings, source, data, folder, scratch)
+        return write_bundle(replace(job, parity_limits=limits) if limits else job)
 
 
 def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder: Path, scratch: Path) -> Job:
@@ -197,10 +184,6 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
         folder: of the bundle to write.
         scratch: folder for what is thrown away.
     """
-    from export.int8.guard import Bounds
-    from export.int8.qat import Finetuning
-    from export.job import GuardPlan, Job, MoreInputs
-
     finetuning = None
     if settings.qat:
         finetuning = Finetuning(
@@ -209,17 +192,15 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
             epochs=settings.qat_epochs,
             split_seed=settings.split_seed,
         )
+    bounds = Bounds(settings.max_drop_points, settings.max_p05_drop_points, settings.max_steps)
     return Job(
         source=source,
         target=settings.to,
         precision=settings.precision,
         data=data,
-        limits=UNGATED if settings.precision == "int8" else PARITY_LIMITS[settings.precision],
+        parity_limits=UNGATED if settings.precision == "int8" else PARITY_LIMITS[settings.precision],
         guard=GuardPlan(
-            Bounds(settings.max_drop_points, settings.max_p05_drop_points, settings.max_steps),
-            speedup=settings.min_speedup,
-            rank_layers=settings.rank_layers,
-            finetuning=finetuning,
+            bounds, speedup=settings.min_speedup, rank_layers=settings.rank_layers, finetuning=finetuning
         ),
         folder=folder,
         scratch=scratch,
@@ -228,7 +209,37 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
     )
 
 
+@contextmanager
+def _scratch_beside(folder: Path) -> Iterator[Path]:
+    """A folder for what is thrown away; what a run that was killed left there goes first.
+
+    It is beside OUT.partial and not in it: whatever lies in a bundle's folder when it is sealed is part of the bundle.
+    """
+    scratch = folder.with_name(f"{folder.name}-scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_cases(settings: ExportSettings, parent: Manifest) -> ExportData:
+    """The cases of --data; none without it."""
+    if not settings.data:
+        return ExportData(parent.data)
+    int8 = settings.precision == "int8"
+    return open_export_data(
+        settings.data,
+        parent,
+        calibration_cases=settings.calibration_cases if int8 else 0,
+        guard_cases=settings.guard_cases if int8 else 0,
+        split_seed=settings.split_seed,
+    )
+
+
 def _check_settings(settings: ExportSettings, source: Bundle) -> None:
+    """Raises `InputError` for what does not go together, before anything is opened or written."""
     from export.int8.guard import has_attention
 
     teacher = source.manifest.kind == "teacher"

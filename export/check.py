@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from export.rules.finding import Finding
 
 
-class CheckSettings(Settings):
+class OnnxCheckSettings(Settings):
     """Checks an ONNX file, INT8 as Q/DQ or float, against the rules of TensorRT's parser and builder.
 
     The rules are on one page in export/rules/check.py. Exit status 3: TensorRT would refuse the file or compute
@@ -29,7 +29,7 @@ class CheckSettings(Settings):
     """A version to check for, such as 10.3; repeat for several. Default: those of every JetPack since 6.0."""
 
 
-def main(settings: CheckSettings) -> None:
+def main(settings: OnnxCheckSettings) -> None:
     """Prints the findings of each version and one JSON line.
 
     Raises:
@@ -116,4 +116,4 @@ def _count_severity(findings: list[Finding], severity: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, CheckSettings, "python -m export.check")
+    run_command(main, OnnxCheckSettings, "python -m export.check")

@@ -38,7 +38,9 @@ class Reference:
 
 def golden_reference(graph: nn.Module, inputs: np.ndarray) -> Reference:
     """Torch's answer to the golden inputs, N×H×W×C uint8; masks are compared at the input's size."""
-    return Reference(inputs, torch_logits(graph, inputs), ((inputs.shape[1], inputs.shape[2]),) * len(inputs))
+    return Reference(
+        inputs, _torch_logits(graph, inputs), ((inputs.shape[1], inputs.shape[2]),) * len(inputs)
+    )
 
 
 def real_reference(graph: nn.Module, cases: Sequence[Case], spec: InputSpec) -> Reference:
@@ -56,7 +58,7 @@ def real_reference(graph: nn.Module, cases: Sequence[Case], spec: InputSpec) -> 
         truths.append(truth)
     stacked = np.stack(inputs)
     sizes = tuple((truth.shape[0], truth.shape[1]) for truth in truths)
-    return Reference(stacked, torch_logits(graph, stacked), sizes, tuple(truths))
+    return Reference(stacked, _torch_logits(graph, stacked), sizes, tuple(truths))
 
 
 def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str = GOLDEN_FILE) -> None:
@@ -72,19 +74,13 @@ def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str = G
     save_golden(job.folder, reference.inputs, logits, file=file)
 
 
-def torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
-    """N×H×W×C uint8 → N×K×h×w float32, one picture at a time as the engines do."""
-    with torch.inference_mode():
-        return np.concatenate([graph(torch.from_numpy(picture[None])).numpy() for picture in inputs])
-
-
 def gate_engines(
     job: Job, engines: Mapping[str, Engine], references: Mapping[str, Reference]
 ) -> dict[str, float]:
     """Compares every engine with torch.
 
     Args:
-        job: its limits, and the parent's output and classes.
+        job: its parity limits, and the parent's output and classes.
         engines: opened on the exported model, by name.
         references: "golden", and "real" where there are labelled cases.
 
@@ -110,7 +106,8 @@ def gate_engines(
             if reference.truths:
                 figures[f"dice_{name}"] = float(np.mean(case_dice(logits, reference.truths, manifest)))
             failures += [
-                f"{name} against torch on {kind} cases: {failure}" for failure in parity.failures(job.limits)
+                f"{name} against torch on {kind} cases: {failure}"
+                for failure in parity.failures(job.parity_limits)
             ]
     if failures:
         raise GateError("; ".join(failures))
@@ -118,3 +115,9 @@ def gate_engines(
         changes = [(figures[f"dice_{name}"] - figures["dice_torch"]) / POINT for name in engines]
         figures["dice_change_points"] = min(changes)
     return figures
+
+
+def _torch_logits(graph: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """N×H×W×C uint8 → N×K×h×w float32, one picture at a time as the engines do."""
+    with torch.inference_mode():
+        return np.concatenate([graph(torch.from_numpy(picture[None])).numpy() for picture in inputs])

@@ -1,26 +1,62 @@
-"""What one export is to do: made once by the command, and read by all that works on the bundle."""
+"""What one export is to do: the command makes a `Job` of its settings, and all that works on the bundle reads that.
+
+Nothing here needs torch: the command makes it before it is known whether what it needs is installed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from export.data import ExportData
-from export.int8.guard import Bounds
-from export.int8.qat import Finetuning
 from export.model_file import MODEL_FILES
 from runtime.engines.seam import OPENED_BY, Engine, installed, open_engine
 from runtime.parity import ParityLimits
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
-from segcore.errors import InputError
-from segcore.learn.network import DeployGraph
-from segcore.picture.preprocess import InputSpec
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt-onnx"}
 """`--to` → the format of the bundle that is written here."""
+LEARNING_RATE = 3e-4
+"""Highest of the fine-tuning: below that of a training, since it starts where one ended."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What INT8 may lose, and how long the guard may try.
+
+    Attributes:
+        drop_points: of mean Dice.
+        p05_drop_points: of the 5th percentile over cases.
+        steps: attempts with layers in float.
+    """
+
+    drop_points: float
+    p05_drop_points: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How a student is fine-tuned under fake quantisation.
+
+    Attributes:
+        data: as every `--data`; masks of its validation split choose the best epoch, its test split is not read.
+        soft: folder of soft labels that teacher.label wrote for this data.
+        epochs: passes over the training images, at least 1.
+        seed: of the order and the augmentation.
+        lr: highest learning rate.
+        level: start from the student with levelled channels where that has more Dice under fake quantisation.
+        split_seed: of the data's split; the training's by default.
+    """
+
+    data: str
+    soft: Path | None = None
+    epochs: int = 2
+    seed: int = 0
+    lr: float = LEARNING_RATE
+    level: bool = True
+    split_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +100,7 @@ class Job:
         target: a key of `FORMATS`.
         precision: fp32, fp16 or int8.
         data: calibration, gate and guard cases.
-        limits: of the parity gate against torch.
+        parity_limits: of the gate against torch.
         guard: read for int8 alone.
         folder: of the bundle to write.
         scratch: folder for what is thrown away.
@@ -76,7 +112,7 @@ class Job:
     target: str
     precision: str
     data: ExportData
-    limits: ParityLimits
+    parity_limits: ParityLimits
     guard: GuardPlan
     folder: Path
     scratch: Path
@@ -106,43 +142,3 @@ class Job:
     def open_model(self, engine: str, path: Path) -> Engine:
         """Opens a model file of the format as the bundle's user will."""
         return open_engine(engine, path, precision=self.precision, threads=self.threads)
-
-
-# Opens the network that is to be exported.
-
-
-def open_network(bundle: Bundle) -> nn.Module:
-    """The network of a torch bundle, student or teacher: a plain module in eval mode.
-
-    Raises:
-        InputError: the bundle is not in torch format.
-    """
-    if bundle.manifest.format != "torch":
-        raise InputError(
-            f"bundle {bundle.folder}: must be in torch format, got {bundle.manifest.format}; "
-            "export the bundle that it was made from"
-        )
-    if bundle.manifest.kind == "teacher":
-        from teacher.system import load_teacher
-
-        network: nn.Module = load_teacher(bundle)
-        return network
-    from student.network import load_student
-
-    return load_student(bundle)
-
-
-def open_graph(bundle: Bundle) -> DeployGraph:
-    """The network inside the graph contract: 8-bit picture in, logits out; in eval mode.
-
-    Raises:
-        InputError: the bundle is not in torch format.
-    """
-    return as_graph(open_network(bundle), bundle.manifest.input)
-
-
-def as_graph(network: nn.Module, spec: InputSpec) -> DeployGraph:
-    """A network behind the graph contract at some input; in eval mode."""
-    graph = DeployGraph(network, spec)
-    graph.eval()
-    return graph

@@ -1,4 +1,8 @@
-"""Writes a graph as the file that an engine opens: the one way, for bundles and for the candidates of a search."""
+"""Writes a graph as the file that an engine opens: the one way, for bundles and for the candidates of a search.
+
+In floating point at once (`write_model`); in INT8 by way of a graph whose ranges are known (`calibrate`), of which many
+files can be written. What a target needs is imported for that target alone.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,47 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
-    from export.int8.guard import CalibratedGraph
     from segcore.learn.network import DeployGraph
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt-onnx": "model.onnx"}
 """Format → name of the file that an engine opens."""
+
+
+class CalibratedGraph(Protocol):
+    """A graph whose ranges are known, so that any choice of its layers can be written in INT8 without new data.
+
+    `calibrate` gives one, by one of two quantisers: `export.int8.qdq` for TensorRT, and OpenVINO's for its own format.
+    The guard returns layers to float by their names until the masks are good enough; it knows nothing else of either.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that can be quantised, in the graph's order; each name once, the same in every run.
+
+        A layer is an operator with weights (convolution, linear), or an Add or Concat with quantised inputs.
+        """
+        ...
+
+    def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
+        """Writes the model.
+
+        The same call writes the same file. No call changes what later ones write.
+
+        Args:
+            path: file to write, in a folder that is there; what belongs to it goes beside it.
+            in_float: names from `layers` that compute in float. Every other layer is quantised, as far as the
+                engine's rules allow: an Add or Concat whose reader is in float needs no quantised inputs.
+
+        Raises:
+            ValueError: a name that is not in `layers`.
+        """
+        ...
 
 
 def write_model(
@@ -28,6 +62,7 @@ def write_model(
     to: str,
     precision: str,
     batch: int = 1,
+    scratch: Path | None = None,
 ) -> None:
     """Writes the file that an engine opens, and what belongs to it, in floating point.
 
@@ -39,18 +74,20 @@ def write_model(
         to: a key of `MODEL_FILES`.
         precision: fp32 or fp16.
         batch: pictures a call.
+        scratch: folder for the ONNX file that an IR is made of; by default one of the system's.
     """
-    from export.graph.onnx_export import halve_weights, write_onnx
+    from export.graph.onnx_export import write_onnx
 
-    with TemporaryDirectory(dir=path.parent) as scratch:
-        onnx_path = Path(scratch) / "fp32.onnx" if to == "openvino" else path
-        write_onnx(graph, spec, output, onnx_path, batch=batch)
-        if to == "openvino":
-            from export.graph.openvino_export import write_ir
+    if to == "openvino":
+        from export.graph.openvino_export import write_ir
 
+        with TemporaryDirectory(dir=scratch) as folder:
+            onnx_path = Path(folder) / "fp32.onnx"
+            write_onnx(graph, spec, output, onnx_path, batch=batch)
             write_ir(onnx_path, path, half_weights=precision == "fp16")
-        elif to == "onnx" and precision == "fp16":
-            halve_weights(onnx_path, spec, output, batch=batch)
+        return
+    half_weights = to == "onnx" and precision == "fp16"  # TensorRT is given 16 bits by `export.typed_files`
+    write_onnx(graph, spec, output, path, batch=batch, half_weights=half_weights)
 
 
 def write_int8(
@@ -68,8 +105,8 @@ def write_int8(
     """
     from export.graph.onnx_export import write_onnx
 
-    with TemporaryDirectory(dir=path.parent) as scratch:
-        onnx_path = Path(scratch) / "fp32.onnx"
+    with TemporaryDirectory() as folder:
+        onnx_path = Path(folder) / "fp32.onnx"
         write_onnx(graph, spec, output, onnx_path)
         calibrate(onnx_path, to=to, cases=cases, spec=spec).write(path)
 
@@ -124,8 +161,10 @@ def calibrate(
 
 @dataclass(frozen=True)
 class UnsignedOnnx:
-    """TensorRT's graph with activations as uint8, zero point 128: the same numbers, in the form that OpenVINO computes
-    rightly (tests/test_export_qdq.py)."""
+    """TensorRT's graph with activations as uint8, zero point 128; see `CalibratedGraph`.
+
+    The numbers are the same; OpenVINO computes this form rightly, the signed one not (`export.int8.qdq`).
+    """
 
     signed: CalibratedGraph
 
@@ -134,7 +173,7 @@ class UnsignedOnnx:
         return self.signed.layers
 
     def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes `path`."""
+        """Writes the signed graph, and that as unsigned over it."""
         import onnx
 
         from export.int8.qdq import to_uint8

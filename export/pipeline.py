@@ -5,21 +5,25 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from torch import nn
+
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.int8.guarded import write_guarded
-from export.job import Job, open_graph
+from export.job import Job
 from export.model_file import write_model
 from export.variants import write_variants
 from runtime.engines.seam import EXTRAS, OPENED_BY, Engine
 from runtime.verify import verify_bundle
-from segcore.bundle.folder import open_bundle, seal_bundle
+from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import golden_inputs
 from segcore.bundle.guard_record import GuardRecord
 from segcore.bundle.manifest import Manifest
 from segcore.command import log
-from segcore.errors import GateError, need
+from segcore.errors import GateError, InputError, need
 from segcore.host import made_now
 from segcore.learn.network import DeployGraph
+from student.network import load_student
+from teacher.system import load_teacher
 
 
 def write_bundle(job: Job) -> Manifest:
@@ -31,7 +35,7 @@ def write_bundle(job: Job) -> Manifest:
     parent, made = job.parent, made_now()
     graph = open_graph(job.source)
     log(f"writing {job.target} {job.precision}")
-    guard, written = _write_main(job, graph)
+    guard, written = _write_main_file(job, graph)
     variants = write_variants(job, written, guard)
     prompt, prompt_gate = parent.prompt, dict[str, float]()
     if prompt is not None:
@@ -67,12 +71,33 @@ def write_bundle(job: Job) -> Manifest:
     return manifest
 
 
-def _write_main(job: Job, graph: DeployGraph) -> tuple[GuardRecord | None, DeployGraph]:
+def open_graph(bundle: Bundle) -> DeployGraph:
+    """A torch bundle's network, student or teacher, inside the graph contract: 8-bit picture in, logits out.
+
+    Returns:
+        The graph, in eval mode.
+
+    Raises:
+        InputError: the bundle is not in torch format.
+    """
+    manifest = bundle.manifest
+    if manifest.format != "torch":
+        raise InputError(
+            f"bundle {bundle.folder}: must be in torch format, got {manifest.format}; "
+            "export the bundle that it was made from"
+        )
+    network: nn.Module = load_teacher(bundle) if manifest.kind == "teacher" else load_student(bundle)
+    return DeployGraph(network, manifest.input).eval()
+
+
+def _write_main_file(job: Job, graph: DeployGraph) -> tuple[GuardRecord | None, DeployGraph]:
     """The guard's record of int8, and the network that was written: another one where the guard needed that."""
     if job.precision == "int8":
         return write_guarded(job, graph)
     spec, output = job.parent.input, job.parent.output
-    write_model(graph, spec, output, job.model_path, to=job.format, precision=job.precision)
+    write_model(
+        graph, spec, output, job.model_path, to=job.format, precision=job.precision, scratch=job.scratch
+    )
     return None, graph
 
 

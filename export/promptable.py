@@ -15,8 +15,9 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from export.graph.onnx_export import INPUT, Ends, check_ends, halve, traced_model
+from export.graph.onnx_export import INPUT, Ends, check_ends, halve_weights, traced_model
 from export.job import Job
+from export.rules.check import require_clean
 from export.typed_files import TYPED_8, TYPED_10
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity
 from runtime.promptable import FEATURES, open_prompt_model
@@ -29,9 +30,8 @@ from segcore.picture.prompts import PromptSpec
 from segcore.words import fixed_percent
 from teacher.sam2_model import Embedding, Promptable
 
-_DEAF = (
-    1e-6  # of the logits' spread over pixels: rounding noise of a network that takes no notice of its prompt
-)
+_DEAF = 1e-6
+"""Of the logits' spread over pixels: rounding noise of a network that takes no notice of its prompt."""
 
 
 class EncoderModule(nn.Module):
@@ -91,12 +91,12 @@ def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, flo
         GateError: a graph breaks a rule of TensorRT, an engine answers otherwise than torch, or the network takes no
             notice of its prompt.
     """
-    parent, spec = job.parent, job.parent.prompt
-    assert spec is not None  # the caller asks
+    parent, prompt = job.parent, job.parent.prompt
+    assert prompt is not None  # the caller asks
     assert isinstance(network, Promptable), type(network)
     log("writing encoder and decoder for prompts, in floating point")
-    parts = open_parts(network, parent.input, spec)
-    questions = golden_questions(parent.input, spec)
+    parts = open_parts(network, parent.input, prompt)
+    questions = golden_questions(parent.input, prompt)
     reference = _torch_replies(parts, questions)  # first: a network that is deaf needs no graphs
     suffix = job.model_path.suffix
     files = (job.folder / f"encoder{suffix}", job.folder / f"decoder{suffix}")
@@ -106,7 +106,7 @@ def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, flo
     save_golden_prompts(job.folder, questions, reference)
     if job.target == "tensorrt":
         log("encoder and decoder keep TensorRT's rules; they were not run on a device")
-    return spec.model_copy(update={"encoder_file": files[0].name, "decoder_file": files[1].name}), figures
+    return prompt.model_copy(update={"encoder_file": files[0].name, "decoder_file": files[1].name}), figures
 
 
 def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> PromptParts:
@@ -128,6 +128,7 @@ def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> Promp
 def _write_part(
     job: Job, module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path
 ) -> None:
+    """Writes one of the two graphs in the job's format; its ends are those of the module in torch."""
     half = job.precision == "fp16"
     onnx_path = job.scratch / f"{path.stem}.onnx" if job.target == "openvino" else path
     model = traced_model(module, inputs, outputs, onnx_path)
@@ -138,11 +139,9 @@ def _write_part(
         for name, one in {**inputs, **given}.items()
     }
     if half and job.target == "onnx":
-        halve(model)
+        halve_weights(model)
     check_ends(model, ends)
     if job.target == "tensorrt":
-        from export.rules.check import require_clean
-
         require_clean(model, TYPED_8 + TYPED_10, name=path.name)
     onnx.save(model, onnx_path)
     if job.target == "openvino":
@@ -152,7 +151,11 @@ def _write_part(
 
 
 def _torch_replies(parts: PromptParts, questions: Questions) -> Replies:
-    """Raises `GateError` where the network itself gives one answer to every question."""
+    """What the network itself answers.
+
+    Raises:
+        GateError: one answer to every question.
+    """
 
     def encode(picture: np.ndarray) -> Features:
         seen = parts.encoder(torch.from_numpy(picture[None]))

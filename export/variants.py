@@ -11,7 +11,7 @@ import numpy as np
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.int8.guard import POINT, Judge, case_dice
 from export.int8.guarded import calibrate_network
-from export.job import Job, as_graph
+from export.job import Job
 from export.model_file import write_float, write_model
 from export.typed_files import type_for_tensorrt
 from segcore.bundle.golden import golden_inputs
@@ -48,7 +48,7 @@ def write_variants(job: Job, graph: DeployGraph, guard: GuardRecord | None) -> t
         log(f"writing size {size}")
         _check_size(job, graph, other, trained=trained)
         _write_size(job, graph, guard, other, job.folder / variant.file)
-        _save_golden(job, graph, other, variant)
+        _gate_size(job, graph, other, variant)
         variants.append(variant)
     for batch in dict.fromkeys(job.inputs.batches):
         if batch == 1:
@@ -67,14 +67,16 @@ def write_variants(job: Job, graph: DeployGraph, guard: GuardRecord | None) -> t
 
 def _write_size(job: Job, graph: DeployGraph, guard: GuardRecord | None, spec: InputSpec, path: Path) -> None:
     output = job.parent.output
-    other = as_graph(graph.network, spec)
+    other = DeployGraph(graph.network, spec).eval()
     if guard is None:
-        write_model(other, spec, output, path, to=job.format, precision=job.precision)
+        write_model(other, spec, output, path, to=job.format, precision=job.precision, scratch=job.scratch)
         return
     name = f"fp32-{spec.height_px}"
     onnx_path, fp32 = write_float(other, spec, output, job.scratch, to=job.format, name=name)
     calibrated = calibrate_network(job, onnx_path, spec)
-    calibrated.write(path, in_float=_float_names(guard) & set(calibrated.layers))
+    # A name that this graph does not have would be refused.
+    in_float = {one.layer for one in guard.float_layers}.intersection(calibrated.layers)
+    calibrated.write(path, in_float=in_float)
     judge = Judge(job.data.guard, job.parent, fp32, partial(job.open_model, guard.engine), spec=spec)
     judged = judge.judge(path)
     log(
@@ -82,7 +84,7 @@ def _write_size(job: Job, graph: DeployGraph, guard: GuardRecord | None, spec: I
         f"{points_text(judged.drop_points)} points lost ({points_text(judged.p05_drop_points)} of the 5th percentile)"
     )
     bounds = job.guard.bounds
-    if not bounds.allow(judged):
+    if not judged.keeps(bounds):
         raise GateError(
             f"--size {spec.height_px}: int8 must lose at most {bounds.drop_points:g} points "
             f"({bounds.p05_drop_points:g} of the 5th percentile), lost {judged.drop_points:.2f} "
@@ -123,19 +125,24 @@ def _check_size(job: Job, graph: DeployGraph, spec: InputSpec, *, trained: float
 
 def _mean_dice(job: Job, graph: DeployGraph, spec: InputSpec) -> float:
     """Of torch, 0–1, over the validation cases at one input size."""
-    reference = real_reference(as_graph(graph.network, spec), job.data.validation, spec)
+    reference = real_reference(DeployGraph(graph.network, spec).eval(), job.data.validation, spec)
     return float(np.mean(case_dice(reference.logits, reference.truths, job.parent)))
-
-
-def _float_names(guard: GuardRecord) -> set[str]:
-    return {one.layer for one in guard.float_layers}
 
 
 def _write_batch(job: Job, graph: DeployGraph, path: Path, batch: int) -> None:
     """INT8 keeps the ranges that were found for one picture at a time: they change with the batch."""
     spec, output = job.parent.input, job.parent.output
     if job.precision != "int8":
-        write_model(graph, spec, output, path, to=job.format, precision=job.precision, batch=batch)
+        write_model(
+            graph,
+            spec,
+            output,
+            path,
+            to=job.format,
+            precision=job.precision,
+            batch=batch,
+            scratch=job.scratch,
+        )
     elif job.target == "openvino":
         from export.graph.openvino_export import rebatch_ir
 
@@ -146,9 +153,9 @@ def _write_batch(job: Job, graph: DeployGraph, path: Path, batch: int) -> None:
         rebatch_onnx(job.model_path, path, batch, spec, output)
 
 
-def _save_golden(job: Job, graph: DeployGraph, spec: InputSpec, variant: Variant) -> None:
-    """Golden cases at another size, gated against torch like the main ones."""
-    reference = golden_reference(as_graph(graph.network, spec), golden_inputs(spec))
+def _gate_size(job: Job, graph: DeployGraph, spec: InputSpec, variant: Variant) -> None:
+    """Gates the file of another size against torch, as the main one is, and writes its golden cases."""
+    reference = golden_reference(DeployGraph(graph.network, spec).eval(), golden_inputs(spec))
     name = job.engines[0]
     with closing(job.open_model(name, job.folder / variant.file)) as engine:
         gate_engines(job, {name: engine}, {"golden": reference})

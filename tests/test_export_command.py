@@ -44,7 +44,7 @@ def test_gate_figures_are_recorded(exported):
 
 def test_golden_logits_are_torchs_for_fp_and_the_engines_own_for_int8(exported, torch_bundle):
     torch = pytest.importorskip("torch")
-    from export.job import open_graph
+    from export.pipeline import open_graph
 
     source = open_bundle(torch_bundle)
     inputs, fp32 = load_golden(exported("onnx", "fp32"))
@@ -70,6 +70,26 @@ def test_failing_gate_leaves_nothing(torch_bundle, tmp_path):
         "openvino against torch on golden cases: 0.000 % of pixels differ on average, at most -100.000 % may"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_leaves_nothing_in_the_next_ones_bundle(torch_bundle, exported, tmp_path):
+    out = tmp_path / "out"
+    words = ["--bundle", str(torch_bundle), "--to", "openvino", "--out", str(out)]
+    code = (
+        "import os, sys, export.graph.openvino_export as it\n"
+        "it.write_ir = lambda *_, **__: os._exit(9)  # the ONNX file on the way is there, the model is not\n"
+        "from export.__main__ import ExportSettings, main\nfrom segcore.command import run_command\n"
+        "run_command(main, ExportSettings, 'python -m export')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.onnx")}
+    assert left == {"out.partial-scratch"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out.partial", "out.partial-scratch"}
+    export_bundle(ExportSettings(bundle=torch_bundle, to="openvino", out=out))
+    assert list(tmp_path.iterdir()) == [out]
+    files = open_bundle(exported("openvino", "fp32")).manifest.files
+    assert {path.name for path in out.iterdir()} == {*files, "manifest.json"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.int8.guard import MAX_FLOAT_SHARE, Bounds, Judgement, rank_layers, return_layers, try_layers
+from export.int8.guard import MAX_FLOAT_SHARE, Judgement, rank_layers, return_layers, try_layers
+from export.job import Bounds
 from segcore.bundle.guard_record import DiceScore
 
 
@@ -120,8 +121,8 @@ DATA = "phantom:cxr:24"
 @pytest.fixture(scope="module")
 def calibrated(torch_bundle, tmp_path_factory):
     pytest.importorskip("nncf")
-    from export.job import open_graph
     from export.model_file import calibrate, write_model
+    from export.pipeline import open_graph
     from segcore.bundle.folder import open_bundle
     from segcore.dataset.dataset import open_dataset
 

@@ -16,10 +16,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from export.__main__ import ExportSettings, export_bundle, make_job  # noqa: E402
-from export.check import CheckSettings  # noqa: E402
+from export.check import OnnxCheckSettings  # noqa: E402
 from export.check import main as check  # noqa: E402
 from export.data import ExportData  # noqa: E402
-from export.graph.onnx_export import halve  # noqa: E402
+from export.graph.onnx_export import halve_weights  # noqa: E402
 from export.graph.openvino_export import write_ir  # noqa: E402
 from export.kit.__main__ import KitSettings, make_kit  # noqa: E402
 from export.promptable import write_parts  # noqa: E402
@@ -241,7 +241,7 @@ def test_tensorrts_graphs_keep_the_rules(written, capsys):
     folder, spec, figures = written("tensorrt", "fp16")
     assert {name.split("_")[0] for name in figures} == {"golden", "onnxruntime"}
     for name in (spec.encoder_file, spec.decoder_file):
-        check(CheckSettings(onnx=folder / name))  # raises where a rule is broken
+        check(OnnxCheckSettings(onnx=folder / name))  # raises where a rule is broken
     assert '"passed": true' in capsys.readouterr().out
 
 
@@ -297,7 +297,7 @@ def test_sam2s_decoder_with_weights_of_16_bits(sam2s, tmp_path):
     bundle = sam2s
     manifest = open_bundle(bundle).manifest
     model = onnx.load(bundle / "decoder.onnx")
-    halve(model)
+    halve_weights(model)
     onnx.save(model, tmp_path / "half.onnx")
     write_ir(bundle / "decoder.onnx", tmp_path / "half.xml", half_weights=True)
     full = (bundle / "decoder.onnx").stat().st_size

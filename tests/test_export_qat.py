@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from export.int8.equalise import equalise
-from export.int8.qat import FakeQuantiser, Finetuning, fake_quantise, finetune, observe_ranges, round_weight
+from export.int8.qat import FakeQuantiser, fake_quantise, finetune, observe_ranges, round_weight
 from export.int8.traced import fold_norms
+from export.job import Finetuning
 from segcore.bundle.folder import open_bundle
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError

@@ -543,9 +543,9 @@ def test_the_command_prints_a_table_and_one_json_line(tmp_path):
 
 
 def check_here(path: Path, *versions: str) -> None:
-    from export.check import CheckSettings, main
+    from export.check import OnnxCheckSettings, main
 
-    main(CheckSettings(onnx=path, tensorrt=versions))
+    main(OnnxCheckSettings(onnx=path, tensorrt=versions))
 
 
 def test_the_command_passes_a_good_graph_for_every_version(tmp_path, capsys):

@@ -35,8 +35,8 @@ def resealed(folder, manifest=None, **changes):
 def buckets(exported, torch_bundle, tmp_path_factory):
     """The student as ONNX: 64×64 for 1 and 4 pictures a call, 96×128 for 1, and a file for TensorRT alone."""
     from export.gate import golden_reference
-    from export.job import open_graph
     from export.model_file import write_model
+    from export.pipeline import open_graph
 
     folder = tmp_path_factory.mktemp("buckets") / "b"
     shutil.copytree(exported("onnx", "fp32"), folder)

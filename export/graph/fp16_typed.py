@@ -151,7 +151,7 @@ class _TypeConverter:
             if not name or self.graph.dtype(name) != _FLOAT:
                 continue
             as_float = i in _ALWAYS_FLOAT.get(node.op_type, ())
-            made.input[i] = self._read(name, _FLOAT if as_float else wanted, made, i, before)
+            made.input[i] = self._typed_input(name, _FLOAT if as_float else wanted, made, i, before)
         if node.op_type == "Cast" and wanted == _HALF:
             for attribute in made.attribute:
                 attribute.i = _HALF if attribute.name == "to" and attribute.i == _FLOAT else attribute.i
@@ -161,14 +161,14 @@ class _TypeConverter:
             self.pairs[node.output[0]] = node
         return [*before, made]
 
-    def _read(
+    def _typed_input(
         self, name: str, wanted: int, reader: onnx.NodeProto, place: int, before: list[onnx.NodeProto]
     ) -> str:
         """Name of a tensor in the wanted type; what makes it is appended to `before`."""
         value = self.graph.constant(name)
         if value is not None:
             is_scale = reader.op_type in (QUANTIZE, DEQUANTIZE) and place == 1
-            return self._constant(name, value, wanted, reader.name, is_scale=is_scale)
+            return self._typed_constant(name, value, wanted, reader.name, is_scale=is_scale)
         if self.types[name] == wanted:
             return name
         if (name, wanted) not in self.given:
@@ -184,13 +184,17 @@ class _TypeConverter:
         return self.given[name, wanted]
 
     def _dequantise_as(self, pair: onnx.NodeProto, output: str, wanted: int) -> onnx.NodeProto:
+        """A second DQ of the same 8-bit tensor, in the other type."""
         made = onnx.NodeProto()
         made.CopyFrom(pair)
         made.name, made.output[0] = f"{pair.name}_{'fp32' if wanted == _FLOAT else 'fp16'}", output
-        made.input[1] = self._read(pair.input[1], wanted, pair, 1, [])
+        made.input[1] = self._typed_input(pair.input[1], wanted, pair, 1, [])
         return made
 
-    def _constant(self, name: str, value: np.ndarray, wanted: int, reader: str, *, is_scale: bool) -> str:
+    def _typed_constant(
+        self, name: str, value: np.ndarray, wanted: int, reader: str, *, is_scale: bool
+    ) -> str:
+        """Name of a constant in the wanted type; a scale in float32 is rounded to 16 bits, too, and so the same."""
         if wanted == _FLOAT and not is_scale:
             return name
         typed = f"{name}_{'fp32' if wanted == _FLOAT else 'fp16'}"

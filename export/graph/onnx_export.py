@@ -2,6 +2,9 @@
 
 Opset 17 is what TensorRT 8.6 (JetPack 6.0) and onnxruntime 1.23 (the newest for Python 3.10) read, and the
 first with LayerNormalization, which FP16 needs in one piece.
+
+torch's exporter writes opset 18. What it wrote is brought down to 17, its constants are folded, its layers get the
+names of torch's modules, and its notes go (`traced_model`); then it is checked (`check_ends`).
 """
 
 from __future__ import annotations
@@ -30,9 +33,15 @@ _MIN_HALVED = 256  # numbers in a tensor; below, 16 bits save nothing worth a no
 
 
 def write_onnx(
-    graph: DeployGraph, input_spec: InputSpec, output_spec: OutputSpec, path: Path, *, batch: int = 1
+    graph: DeployGraph,
+    input_spec: InputSpec,
+    output_spec: OutputSpec,
+    path: Path,
+    *,
+    batch: int = 1,
+    half_weights: bool = False,
 ) -> None:
-    """Exports the graph in FP32 and checks that the file keeps the contract.
+    """Exports the graph, whose arithmetic is in FP32, and checks that the file keeps the contract.
 
     Args:
         graph: in eval mode.
@@ -40,12 +49,15 @@ def write_onnx(
         output_spec: its output.
         path: file to write.
         batch: pictures a call.
+        half_weights: see `halve_weights`.
 
     Raises:
         RuntimeError: what the exporter wrote breaks the contract; this architecture cannot be exported so.
     """
     picture = torch.zeros(batch, *input_spec.size_px, input_spec.channels, dtype=torch.uint8)
     model = traced_model(graph, {INPUT: picture}, (OUTPUT,), path)
+    if half_weights:
+        halve_weights(model)
     check_onnx(model, input_spec, output_spec, batch=batch)
     onnx.save(model, path)
 
@@ -83,19 +95,11 @@ def traced_model(
     return model
 
 
-def halve_weights(path: Path, input_spec: InputSpec, output_spec: OutputSpec, *, batch: int = 1) -> None:
-    """Stores large weights in 16 bits, with a Cast back to 32: half the file, arithmetic still in FP32.
+def halve_weights(model: onnx.ModelProto) -> None:
+    """Stores large weights in 16 bits, in place, with a Cast back to 32: half the file, arithmetic still in FP32.
 
     Biases, normalisation and whatever would overflow stay in 32 bits. Engines fold the casts when loading.
     """
-    model = onnx.load(path, load_external_data=False)
-    halve(model)
-    check_onnx(model, input_spec, output_spec, batch=batch)
-    onnx.save(model, path)
-
-
-def halve(model: onnx.ModelProto) -> None:
-    """What `halve_weights` does, in place."""
     casts = []
     for tensor in model.graph.initializer:
         if (
@@ -196,7 +200,7 @@ def _strip_notes(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
 
 
-# Brings an opset 18 graph down to opset 17.
+# From opset 18 to opset 17.
 #
 # torch's exporter starts at opset 18, and onnx 1.23's own converter has no way down for Pad, Split and Reduce*:
 # the exporter then keeps 18 and only warns. The few operators that changed are rewritten here, by what ONNX's
@@ -228,7 +232,7 @@ def to_opset_17(model: onnx.ModelProto) -> None:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if not _is_unchanged(node.op_type):
-            _rewrite_node(node, constants)
+            _lower_node(node, constants)
     model.opset_import[0].version = 17
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
@@ -243,7 +247,7 @@ def _is_unchanged(op_type: str) -> bool:
         raise RuntimeError(f"ONNX graph: {op_type} must exist in opset 17, does not") from None
 
 
-def _rewrite_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
+def _lower_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
     if node.op_type not in _ADDED:
         raise RuntimeError(f"ONNX graph: {node.op_type} must be the same in opsets 17 and 18, is not")
     for name, neutral in _ADDED[node.op_type].items():
@@ -264,8 +268,7 @@ def _rewrite_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) 
         node.attribute.append(helper.make_attribute("axes", axes))
 
 
-# Computes at export what no picture has a part in: SAM 2's positional embeddings, for a static
-# size.
+# Constants: what no picture has a part in, such as SAM 2's positional embeddings for a static size, is computed here.
 #
 # torch's exporter leaves such nodes where the result is large.
 
@@ -290,6 +293,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
 def _compute_node(
     node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], opsets: list[onnx.OperatorSetIdProto]
 ) -> list[Any]:
+    """What a node of constants gives, by ONNX's reference: on every machine the same."""
     inputs = [name for name in dict.fromkeys(node.input) if name]
     # The evaluator wants types only for inputs that it is given; a graph of initialisers has none.
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
@@ -297,8 +301,7 @@ def _compute_node(
     return list(ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, {}))
 
 
-# Names for the layers of a graph: those that torch's modules have, which a reader of the
-# sensitivity table knows.
+# Names of the layers: those that torch's modules have, which a reader of the sensitivity table knows.
 #
 # The exporter numbers its nodes as they come (`node_Conv_83`); weights keep their names (`network.stem.0.weight`).
 
@@ -323,6 +326,7 @@ def name_layers(model: onnx.ModelProto) -> None:
 
 
 def _weighted_names(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """Operators whose weights are constants; attention multiplies activations, and keeps the exporter's names."""
     for node in graph.of(*WEIGHTED):
         if node.input(1) in graph.fixed:
             yield node, _module_name(graph, node) or node.name
@@ -342,6 +346,7 @@ def _module_name(graph: Graph, node: Node) -> str:
 
 
 def _joint_names(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """Adds, Concats and Resizes, each by the first operator with weights behind it."""
     modules = {node.name: name for node, name in _weighted_names(graph)}
     for node in graph.of("Add", "Concat", "Resize"):
         if node.op != "Resize" and any(name in graph.fixed for name in node.inputs):
@@ -354,6 +359,7 @@ def _joint_names(graph: Graph) -> Iterator[tuple[Node, str]]:
 
 
 def _numbered_names(name: str) -> Iterator[str]:
+    """NAME, NAME_2, NAME_3, …"""
     yield name
     number = 2
     while True:

@@ -18,7 +18,6 @@ from runtime.engines.openvino_engine import import_openvino
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
 
-MODEL_FILE = "model.xml"  # with model.bin beside it
 _FQ = "FakeQuantize"
 _BIASED = "/WithoutBiases"  # what the ONNX front end adds to the name of a convolution that it splits
 
@@ -41,7 +40,7 @@ def rebatch_ir(path: Path, out: Path, batch: int) -> None:
 
 @dataclass(frozen=True)
 class CalibratedIr:
-    """An IR in which every layer that can compute in 8 bits has its FakeQuantize operations; see `CalibratedGraph`.
+    """An IR whose every layer that can compute in 8 bits has FakeQuantize; see `export.model_file.CalibratedGraph`.
 
     Attributes:
         layers: names of the operations that take an 8-bit input.

@@ -1,20 +1,22 @@
 """The accuracy guard: returns layers to float until INT8 keeps its Dice, the most sensitive first, in few steps.
 
-One loop for every engine: it knows a graph with its ranges (`export.int8.guard.CalibratedGraph`) and what
-a model file
-loses in the engine that will run it (`export.int8.guard`).
+One loop for every engine. It knows a graph with its ranges, of which any choice of layers can be written in INT8
+(`export.model_file.CalibratedGraph`), and what a model file loses on labelled cases in the engine that will run it
+(`Judge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from tqdm import tqdm
 
+from export.job import Bounds
+from export.model_file import CalibratedGraph
 from runtime.engines.seam import Engine
 from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardStep, LayerSensitivity, points_text
 from segcore.bundle.manifest import Manifest
@@ -23,27 +25,89 @@ from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, mask_of_logits, prepare
 from teacher.settings import CONTROLS
 
+POINT = 0.01
+"""Of Dice, which is 0–1."""
 MAX_FLOAT_SHARE = 0.5
 """Of the layers; past it the model is no longer an INT8 model, whatever its file is called."""
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What INT8 may lose, and how long the guard may try.
+class Judgement:
+    """One model on the guard's cases.
 
     Attributes:
-        drop_points: of mean Dice.
+        int8: its Dice.
+        drop_points: mean Dice lost against FP32, in points; negative where it gained.
         p05_drop_points: of the 5th percentile over cases.
-        steps: attempts with layers in float.
+        error: relative RMS error of its logits.
     """
 
+    int8: DiceScore
     drop_points: float
     p05_drop_points: float
-    steps: int
+    error: float
 
-    def allow(self, judged: Judgement) -> bool:
+    def keeps(self, bounds: Bounds) -> bool:
         """Whether both drops are within the bounds."""
-        return judged.drop_points <= self.drop_points and judged.p05_drop_points <= self.p05_drop_points
+        return self.drop_points <= bounds.drop_points and self.p05_drop_points <= bounds.p05_drop_points
+
+
+class Judge:
+    """The guard's cases, held ready, with FP32's answers.
+
+    Attributes:
+        fp32: Dice of FP32 through the engine.
+        inputs: the prepared pictures, each 1×H×W×C uint8.
+        engine_version: of the library that ran them.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        manifest: Manifest,
+        fp32_path: Path,
+        open_model: Callable[[Path], Engine],
+        *,
+        spec: InputSpec | None = None,
+    ) -> None:
+        """Reads the cases once and runs FP32 on them.
+
+        Args:
+            cases: labelled, of the validation split.
+            manifest: its output and classes.
+            fp32_path: model file of the same network in FP32.
+            open_model: opens a model file with the engine.
+            spec: the model's input; by default the manifest's.
+        """
+        self._manifest, self._open = manifest, open_model
+        self.inputs, self._truths = [], []
+        for case in cases:
+            self.inputs.append(prepare(case.image(), spec or manifest.input, name=f"case {case.id}")[None])
+            self._truths.append(case.mask())
+        self._reference = self._run_model(fp32_path)
+        self.fp32 = self._score_logits(self._reference)
+
+    def judge(self, path: Path) -> Judgement:
+        """Runs a model file of the same network on the cases."""
+        logits = self._run_model(path)
+        score = self._score_logits(logits)
+        squares = sum(float(((a - b) ** 2).sum()) for a, b in zip(logits, self._reference, strict=True))
+        power = sum(float((b**2).sum()) for b in self._reference)
+        return Judgement(
+            int8=score,
+            drop_points=(self.fp32.mean - score.mean) / POINT,
+            p05_drop_points=(self.fp32.p05 - score.p05) / POINT,
+            error=float(np.sqrt(squares / power)) if power else float("inf"),
+        )
+
+    def _run_model(self, path: Path) -> list[np.ndarray]:
+        with closing(self._open(path)) as engine:
+            self.engine_version = engine.version
+            return [engine.run(picture)[0] for picture in self.inputs]
+
+    def _score_logits(self, logits: Sequence[np.ndarray]) -> DiceScore:
+        dice = case_dice(logits, self._truths, self._manifest)
+        return DiceScore(mean=float(np.mean(dice)), p05=float(np.percentile(dice, 5)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +171,7 @@ def try_layers(
     """
     calibrated.write(path, in_float=in_float)
     judged = judge(path)
-    passed = bounds.allow(judged)
+    passed = judged.keeps(bounds)
     log(
         f"guard: {what}: Dice {judged.int8.mean:.4f}, {points_text(judged.drop_points)} points lost "
         f"({points_text(judged.p05_drop_points)} of the 5th percentile): {'kept' if passed else 'too much'}"
@@ -158,7 +222,7 @@ def return_layers(
     trials: dict[int, Trial] = {}
     failed, kept = 0, 0
     for _ in range(bounds.steps):
-        if count in trials:
+        if count in trials:  # doubling has come to the most that may be, or halving to two neighbours
             break
         words = f"{count} of {len(ranked)} layers in float{what}"
         trials[count] = try_layers(
@@ -170,7 +234,9 @@ def return_layers(
             failed = count
         count = (failed + kept + 1) // 2 if kept else min(2 * count, most)
     chosen = kept or failed
-    calibrated.write(path, in_float=ranked[:chosen])
+    calibrated.write(
+        path, in_float=ranked[:chosen]
+    )  # again: a later attempt, with fewer layers, may have failed
     steps = tuple(trial.step for trial in trials.values())
     return FloatChoice(tuple(ranked[:chosen]), trials[chosen], steps, sensitivity)
 
@@ -185,8 +251,6 @@ def rank_layers(
         judge: a model file's loss, through the engine.
         path: a model file that may be overwritten.
     """
-    from tqdm import tqdm
-
     found = []
     for layer in tqdm(calibrated.layers, desc="sensitivity", unit="layer", mininterval=1.0, disable=None):
         calibrated.write(path, in_float=[other for other in calibrated.layers if other != layer])
@@ -203,55 +267,6 @@ def rank_layers(
     return tuple(
         sorted(found, key=lambda s: (round(max(s.drop_points, s.p05_drop_points), 1), s.error), reverse=True)
     )
-
-
-# One calibration, many models: what the INT8 guard knows of a quantiser.
-
-
-class CalibratedGraph(Protocol):
-    """A graph whose ranges are known, so that any choice of its layers can be written in INT8 without new data.
-
-    Two quantisers give one: `export.int8.qdq` for TensorRT, and OpenVINO's for its own format. The guard returns layers
-    to float by their names until the masks are good enough; it knows nothing else of either.
-    """
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers that can be quantised, in the graph's order; each name once, the same in every run.
-
-        A layer is an operator with weights (convolution, linear), or an Add or Concat with quantised inputs.
-        """
-        ...
-
-    def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes the model.
-
-        The same call writes the same file. No call changes what later ones write.
-
-        Args:
-            path: file to write, in a folder that is there; what belongs to it goes beside it.
-            in_float: names from `layers` that compute in float. Every other layer is quantised, as far as the
-                engine's rules allow: an Add or Concat whose reader is in float needs no quantised inputs.
-
-        Raises:
-            ValueError: a name that is not in `layers`.
-        """
-        ...
-
-
-# Which networks have attention: they are quantised in another way, and their graphs hold the
-# batch.
-
-
-def has_attention(manifest: Manifest) -> bool:
-    """Every teacher has SAM 2's, but the controls, which are U-Nets; no student has any."""
-    return manifest.kind == "teacher" and manifest.architecture not in CONTROLS
-
-
-# Dice through the engine that will run it: what INT8 loses against FP32 on labelled validation
-# cases.
-
-POINT = 0.01  # of Dice
 
 
 def case_dice(
@@ -274,76 +289,6 @@ def case_dice(
     ]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One model on the guard's cases.
-
-    Attributes:
-        int8: its Dice.
-        drop_points: mean Dice lost against FP32, in points; negative where it gained.
-        p05_drop_points: of the 5th percentile over cases.
-        error: relative RMS error of its logits.
-    """
-
-    int8: DiceScore
-    drop_points: float
-    p05_drop_points: float
-    error: float
-
-
-class Judge:
-    """The guard's cases, held ready, with FP32's answers.
-
-    Attributes:
-        fp32: Dice of FP32 through the engine.
-        inputs: the prepared pictures, each 1×H×W×C uint8.
-        engine_version: of the library that ran them.
-    """
-
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        manifest: Manifest,
-        fp32_path: Path,
-        open_model: Callable[[Path], Engine],
-        *,
-        spec: InputSpec | None = None,
-    ) -> None:
-        """Reads the cases once and runs FP32 on them.
-
-        Args:
-            cases: labelled, of the validation split.
-            manifest: its output and classes.
-            fp32_path: model file of the same network in FP32.
-            open_model: opens a model file with the engine.
-            spec: the model's input; by default the manifest's.
-        """
-        self._manifest, self._open = manifest, open_model
-        self.inputs, self._truths = [], []
-        for case in cases:
-            self.inputs.append(prepare(case.image(), spec or manifest.input, name=f"case {case.id}")[None])
-            self._truths.append(case.mask())
-        self._reference = self._run(fp32_path)
-        self.fp32 = self._score(self._reference)
-
-    def judge(self, path: Path) -> Judgement:
-        """Runs a model file of the same network on the cases."""
-        logits = self._run(path)
-        score = self._score(logits)
-        squares = sum(float(((a - b) ** 2).sum()) for a, b in zip(logits, self._reference, strict=True))
-        power = sum(float((b**2).sum()) for b in self._reference)
-        return Judgement(
-            int8=score,
-            drop_points=(self.fp32.mean - score.mean) / POINT,
-            p05_drop_points=(self.fp32.p05 - score.p05) / POINT,
-            error=float(np.sqrt(squares / power)) if power else float("inf"),
-        )
-
-    def _run(self, path: Path) -> list[np.ndarray]:
-        with closing(self._open(path)) as engine:
-            self.engine_version = engine.version
-            return [engine.run(picture)[0] for picture in self.inputs]
-
-    def _score(self, logits: Sequence[np.ndarray]) -> DiceScore:
-        dice = case_dice(logits, self._truths, self._manifest)
-        return DiceScore(mean=float(np.mean(dice)), p05=float(np.percentile(dice, 5)))
+def has_attention(manifest: Manifest) -> bool:
+    """Every teacher has SAM 2's, but the controls, which are U-Nets; no student has any."""
+    return manifest.kind == "teacher" and manifest.architecture not in CONTROLS

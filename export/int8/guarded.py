@@ -1,38 +1,43 @@
 """INT8 under guard: calibrate, judge Dice, return layers to float, fine-tune if asked, and measure speed.
 
-The order is from cheap to dear; what keeps the bounds first is taken. Every step is in the manifest.
+The order is from cheap to dear; what keeps the bounds first is taken. Every step is in the manifest. An INT8 that is
+not faster in the engine that will run it is not worth its error, so the speed is a gate, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from export.int8.guard import FloatChoice, Judge, Trial, has_attention, rank_layers, return_layers, try_layers
-from export.int8.qat import Finetuning, finetune
-from export.job import GuardPlan, Job, as_graph, open_network
-from export.model_file import calibrate, write_float
+import numpy as np
+
+from export.int8.equalise import equalise
+from export.int8.guard import (
+    FloatChoice,
+    Judge,
+    Trial,
+    has_attention,
+    rank_layers,
+    return_layers,
+    try_layers,
+)
+from export.int8.qdq import int8_nodes
+from export.job import Finetuning, GuardPlan, Job
+from export.model_file import CalibratedGraph, calibrate, write_float
+from runtime.engines.seam import Engine
+from runtime.timing.latency import ModelCalls, speedups, time_interleaved
 from segcore.bundle.guard_record import GuardRecord, GuardStep, SpeedRatio
 from segcore.command import log
 from segcore.errors import GateError
 from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from export.int8.guard import CalibratedGraph
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
-
-import numpy as np
-
-from runtime.engines.seam import Engine
-from runtime.timing.latency import ModelCalls, speedups, time_interleaved
 from segcore.words import bounded_ratio
+from student.network import Student
+
+_ROUNDS, _TIMED_PICTURES = 5, 8
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,10 @@ def write_guarded(job: Job, graph: DeployGraph) -> tuple[GuardRecord, DeployGrap
     speeds: tuple[SpeedRatio, ...] = ()
     nodes: tuple[str, ...] = ()
     if job.target == "tensorrt":
-        from export.int8.qdq import int8_nodes
-
         nodes = int8_nodes(job.model_path)
         log("guard: speed: unmeasured; TensorRT runs on the device, where export.kit measures it")
     else:
-        speeds = gate_speed(job, job.model_path, fp32_path, judge.inputs)
+        speeds = _gate_speed(job, job.model_path, fp32_path, judge.inputs)
     record = GuardRecord(
         engine=engine,
         engine_version=judge.engine_version,
@@ -177,25 +180,27 @@ def _untrained_candidates(job: Job, plain: Candidate) -> Iterator[Candidate]:
     yield plain
     if has_attention(job.parent):
         return
-    from export.int8.equalise import equalise
-    from student.network import Student
-
-    network = open_network(job.source)
+    network = plain.graph.network
     assert isinstance(network, Student), network  # the controls among the teachers are of the family, too
     log("guard: levelling the channels' ranges")
-    yield _make_candidate(job, ", channels levelled", equalise(network))
+    graph = DeployGraph(equalise(network), job.parent.input).eval()
+    yield _write_candidate(job, ", channels levelled", graph)
 
 
 def _tuned_candidates(job: Job, plan: Finetuning) -> Iterator[Candidate]:
+    """The student, fine-tuned under fake quantisation."""
+    from export.int8.qat import finetune  # here: it brings all that a training needs
+
     log(f"guard: fine-tuning under fake quantisation, {plan.epochs} epochs")
     tuned = finetune(job.source, plan)
     log(f"guard: Dice under fake quantisation {tuned.dice_before:.4f} before, {tuned.dice_after:.4f} after")
-    yield _make_candidate(job, f", {plan.epochs} epochs fine-tuned", tuned.network, qat_epochs=plan.epochs)
+    graph = DeployGraph(tuned.network, job.parent.input).eval()
+    yield _write_candidate(job, f", {plan.epochs} epochs fine-tuned", graph, qat_epochs=plan.epochs)
 
 
-def _make_candidate(job: Job, what: str, network: nn.Module, *, qat_epochs: int = 0) -> Candidate:
+def _write_candidate(job: Job, what: str, graph: DeployGraph, *, qat_epochs: int = 0) -> Candidate:
+    """A graph with its file, which overwrites that of the candidate before: that one's graph is in memory by then."""
     spec, output = job.parent.input, job.parent.output
-    graph = as_graph(network, spec)
     onnx_path, _ = write_float(graph, spec, output, job.scratch, to="onnx", name="candidate")
     return Candidate(what, graph, onnx_path, qat_epochs)
 
@@ -210,14 +215,7 @@ def _accuracy_message(plan: GuardPlan, judge: Judge, last: GuardStep) -> str:
     )
 
 
-# The speed gate: an INT8 that is not faster in the engine that will run it is not worth its
-# error.
-
-ROUNDS = 5
-_TIMED_PICTURES = 8
-
-
-def gate_speed(
+def _gate_speed(
     job: Job, int8_path: Path, fp32_path: Path, inputs: Sequence[np.ndarray]
 ) -> tuple[SpeedRatio, ...]:
     """INT8 against FP32 in every installed engine that opens the format.
@@ -258,7 +256,7 @@ def _measure_speedup(
     """Times INT8 and FP32 in turns in one run of an engine, and compares their medians."""
     with ExitStack() as stack:
         engines = [stack.enter_context(closing(job.open_model(name, path))) for path in paths]
-        int8, fp32 = time_interleaved([_timed_engine(engine, inputs) for engine in engines], rounds=ROUNDS)
+        int8, fp32 = time_interleaved([_timed_engine(engine, inputs) for engine in engines], rounds=_ROUNDS)
         version = engines[0].version
     speedup, low, high = speedups(int8, fp32)
     return SpeedRatio(
@@ -269,7 +267,7 @@ def _measure_speedup(
         speedup=speedup,
         low=low,
         high=high,
-        rounds=ROUNDS,
+        rounds=_ROUNDS,
     )
 
 

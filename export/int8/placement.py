@@ -25,7 +25,8 @@ from export.graph.view import WEIGHTED, Graph, Node
 _ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Elu"})
 # What may stand between a convolution and the Add that takes its result.
 _PASSED = frozenset({"BatchNormalization", "Resize", "DepthToSpace", "Identity"})
-_NARROW, _EIGHT = 16, 8
+# Channels that a kernel works on at a time, and what modelopt asks of the narrower side.
+_KERNEL_CHANNELS, _VECTOR = 16, 8
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,19 @@ def fits_int8(graph: Graph, node: Node) -> bool:
     if weight is None or node.input(0) in graph.fixed:
         return False
     if node.op in ("MatMul", "Gemm"):
-        return weight.ndim == 2 and min(weight.shape) >= _NARROW and not node.integer("transA", 0)
+        return weight.ndim == 2 and min(weight.shape) >= _KERNEL_CHANNELS and not node.integer("transA", 0)
     groups = node.integer("group", 1)
     if node.op == "ConvTranspose":
-        return groups == 1 and min(weight.shape[:2]) >= _NARROW
+        return groups == 1 and min(weight.shape[:2]) >= _KERNEL_CHANNELS
     outputs, inputs = weight.shape[:2]  # of a group
     if groups > 1 and inputs > 1 and (inputs % 4 or outputs // groups % 4):
         return False
-    if min(outputs, inputs) >= _NARROW:
+    if min(outputs, inputs) >= _KERNEL_CHANNELS:
         return True
     if groups > 1:
-        return outputs % _EIGHT == 0 and min(weight.shape[2:]) >= 3
-    even = outputs % _EIGHT == 0 or inputs % _EIGHT == 0
-    return even and max(outputs, inputs) >= _NARROW and len(set(weight.shape[2:])) == 1
+        return outputs % _VECTOR == 0 and min(weight.shape[2:]) >= 3
+    even = outputs % _VECTOR == 0 or inputs % _VECTOR == 0
+    return even and max(outputs, inputs) >= _KERNEL_CHANNELS and len(set(weight.shape[2:])) == 1
 
 
 def axis_of_weights(graph: Graph, node: Node) -> int | None:

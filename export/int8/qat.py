@@ -1,45 +1,28 @@
 """Quantisation-aware fine-tuning: a student trains on, briefly, with the rounding of INT8 in its forward pass.
 
-What comes out is a plain FP32 student of the same design, whose weights tolerate INT8; it is calibrated and quantised
-like any other. The ranges learnt here are not exported: for every student that INT8 could use in the end, calibration
-found ranges as good, to 0.01 points of Dice (docs/int8.md).
+`finetune` is the training, `fake_quantise` makes the network that it trains. What comes out is a plain FP32 student of
+the same design, whose weights tolerate INT8; it is calibrated and quantised like any other. The ranges learnt here are
+not exported: for every student that INT8 could use in the end, calibration found ranges as good, to 0.01 points of Dice
+(docs/int8.md).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-from segcore.bundle.folder import Bundle
-from segcore.bundle.manifest import Manifest
-from segcore.command import log
-from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, tested_among, training_cases
-from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
-from segcore.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, fx, nn
-
-    from segcore.learn.augment import Sample
-    from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet
-    from segcore.learn.loop import Epoch
-    from segcore.picture.preprocess import InputSpec
-    from student.distill import DistillSettings
-    from student.network import Student
-from collections.abc import Iterable
-
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from export.int8.equalise import equalise
 from export.int8.traced import (
     WEIGHTED,
+    fold_norms,
     is_add,
     is_concat,
     is_copy,
@@ -47,36 +30,31 @@ from export.int8.traced import (
     norms_behind_convolutions,
     trace,
 )
-from student.network import Student
+from export.job import Finetuning
+from segcore.bundle.folder import Bundle
+from segcore.bundle.manifest import Manifest
+from segcore.command import log
+from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, tested_among, training_cases
+from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
+from segcore.errors import InputError
+from segcore.learn.augment import Augmentation, Sample
+from segcore.learn.evaluate import Validator
+from segcore.learn.loader import TrainingSet
+from segcore.learn.loop import Epoch, fit, open_accelerator
+from segcore.learn.network import normaliser
+from segcore.picture.preprocess import InputSpec
+from student.distill import DistillSettings, loss_function
+from student.live_teacher import open_live_teacher
+from student.network import Student, load_student
 
-LEARNING_RATE = 3e-4
 _RANGE_CASES, _RANGE_BATCH = 64, 8
 _FOLLOWED = 0.5
 """Share of the steps in which ranges follow the activations; in the rest the weights settle on frozen ones."""
 _OF_THE_STUDENT = ("alpha", "temperature", "dice_weight", "flip", "batch_size", "labelled_share", "limit")
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """How a student is fine-tuned.
-
-    Attributes:
-        data: as every `--data`; masks of its validation split choose the best epoch, its test split is not read.
-        soft: folder of soft labels that teacher.label wrote for this data.
-        epochs: passes over the training images, at least 1.
-        seed: of the order and the augmentation.
-        lr: highest learning rate.
-        level: start from the student with levelled channels where that has more Dice under fake quantisation.
-        split_seed: of the data's split; the training's by default.
-    """
-
-    data: str
-    soft: Path | None = None
-    epochs: int = 2
-    seed: int = 0
-    lr: float = LEARNING_RATE
-    level: bool = True
-    split_seed: int | None = None
+_DECAY = 0.99
+"""What remains of a range's maximum from one batch to the next that does not reach it."""
+_SMALLEST = 1e-8
+"""Of a range: a tensor of zeros has a scale too."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +98,10 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     Raises:
         InputError: not such a bundle, or data or soft labels that do not fit it.
     """
-    import torch
-
-    from segcore.learn.augment import Augmentation
-    from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet
-    from segcore.learn.loop import fit, open_accelerator
-    from student.distill import loss_function
-    from student.live_teacher import open_live_teacher
-    from student.network import load_student
-
     manifest = source.manifest
     original = load_student(source)
     seed_of_split = manifest.data.split_seed if plan.split_seed is None else plan.split_seed
-    dataset = _open_data(plan.data, source, seed_of_split)
+    dataset = _open_training_data(plan.data, source, seed_of_split)
     labels = _open_labels(plan.soft, dataset)
     with TemporaryDirectory(prefix="sam2edge-qat-") as folder:
         settings = _training_settings(manifest, plan, Path(folder))
@@ -156,6 +124,7 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
         ]
         start = max(starts, key=lambda one: one.dice)  # the first, where they are equal
         graph = start.graph
+        # The graph shares the network's weights: without a copy the training would change both.
         before = {name: value.clone() for name, value in graph.state_dict().items()}
         log(
             f"fine-tuning for INT8: {len(cases)} training and {len(held)} validation images, "
@@ -207,9 +176,6 @@ class _Start:
 def _prepare_start(
     original: Student, pictures: TrainingSet, validator: Validator, *, levelled: bool
 ) -> _Start:
-    from export.int8.equalise import equalise
-    from export.int8.traced import fold_norms
-
     device = next(original.parameters()).device
     network = (equalise if levelled else fold_norms)(original)
     graph = fake_quantise(network)
@@ -217,7 +183,7 @@ def _prepare_start(
     return _Start(network, graph, levelled, validator.dice(graph))
 
 
-def _open_data(data: str, source: Bundle, split_seed: int) -> Dataset:
+def _open_training_data(data: str, source: Bundle, split_seed: int) -> Dataset:
     trained_on = source.manifest.data
     dataset = open_dataset(data, seed=split_seed, fold=trained_on.fold)
     check_agreement(
@@ -255,8 +221,6 @@ def _open_labels(soft: Path | None, dataset: Dataset) -> SoftLabels | None:
 
 def _training_settings(manifest: Manifest, plan: Finetuning, folder: Path) -> DistillSettings:
     """The student's own loss, augmentation and share of masks; a short training from where it ended."""
-    from student.distill import DistillSettings
-
     own = {name: manifest.settings[name] for name in _OF_THE_STUDENT if name in manifest.settings}
     fixed = {"amp": "fp32", "warmup_epochs": 0.1, "weight_decay": 0.0}  # 8-bit steps are finer than bf16's
     asked = {"data": plan.data, "epochs": plan.epochs, "seed": plan.seed, "lr": plan.lr}
@@ -265,11 +229,6 @@ def _training_settings(manifest: Manifest, plan: Finetuning, folder: Path) -> Di
 
 def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
     """Some training pictures as they are, normalised: what calibration sees too."""
-    import numpy as np
-    import torch
-
-    from segcore.learn.network import normaliser
-
     normalised = normaliser(spec, device)
     chosen = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _RANGE_CASES)).astype(int))
     for start in range(0, len(chosen), _RANGE_BATCH):
@@ -277,8 +236,7 @@ def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device)
         yield normalised(batch.permute(0, 3, 1, 2).float() / 255)
 
 
-# A student that computes as INT8 will: symmetric fake quantisation where both of our quantisers
-# round.
+# The network under fake quantisation: it computes as INT8 will, rounding where both of our quantisers round.
 #
 # * every input of a convolution, per tensor, int8 with zero point 0; nothing between a convolution and its ReLU;
 # * of a sum, the skip alone: the convolution's side is added before it is rounded;
@@ -294,10 +252,44 @@ def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device)
 # Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 # CVPR 2018; Bengio et al., 2013, for the straight-through gradient.
 
-_DECAY = 0.99
-"""What remains of a range's maximum from one batch to the next that does not reach it."""
-_SMALLEST = 1e-8
-"""Of a range: a tensor of zeros has a scale too."""
+
+def fake_quantise(network: Student) -> fx.GraphModule:
+    """The network with fake quantisation, whose ranges `observe_ranges` must find before it is of use.
+
+    It shares the network's convolutions: to train it is to train them.
+
+    Args:
+        network: from `export.int8.traced.fold_norms`; its batch norms, then identities, are left out.
+    """
+    graph = trace(network)
+    for node, _ in norms_behind_convolutions(graph):
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        graph.graph.erase_node(node)
+    shared = _shared_scales(graph)
+    quantisers: dict[fx.Node, str] = {}  # of each group of nodes, by one of them
+    made: dict[fx.Node, fx.Node] = {}  # a tensor is rounded once, however many read it
+
+    def round_input(user: fx.Node, source: fx.Node) -> None:
+        group = shared[source]
+        if group not in quantisers:
+            quantisers[group] = f"quantise_{group.name}"
+            graph.add_submodule(quantisers[group], FakeQuantiser())
+        if source not in made:
+            with graph.graph.inserting_after(source):
+                made[source] = graph.graph.call_module(quantisers[group], (source,))
+        user.replace_input_with(source, made[source])
+
+    for node in list(graph.graph.nodes):  # a copy: quantisers are inserted on the way
+        layer = layer_of(graph, node)
+        if isinstance(layer, WEIGHTED):
+            round_input(node, node.all_input_nodes[0])
+            graph.add_submodule(str(node.target), FakeQuantisedWeights(layer))
+        elif is_add(node):
+            round_input(node, _skip_of(graph, node))
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()  # the batch norms
+    graph.recompile()
+    return graph
 
 
 class FakeQuantiser(nn.Module):
@@ -365,45 +357,6 @@ def follow_ranges(graph: fx.GraphModule, follow: bool) -> None:
     for layer in graph.modules():
         if isinstance(layer, FakeQuantiser):
             layer.follows = follow
-
-
-def fake_quantise(network: Student) -> fx.GraphModule:
-    """The network with fake quantisation, whose ranges `observe_ranges` must find before it is of use.
-
-    It shares the network's convolutions: to train it is to train them.
-
-    Args:
-        network: from `export.int8.traced.fold_norms`; its batch norms, then identities, are left out.
-    """
-    graph = trace(network)
-    for node, _ in norms_behind_convolutions(graph):
-        node.replace_all_uses_with(node.all_input_nodes[0])
-        graph.graph.erase_node(node)
-    shared = _shared_scales(graph)
-    quantisers: dict[fx.Node, str] = {}  # of each group of nodes, by one of them
-    made: dict[fx.Node, fx.Node] = {}  # a tensor is rounded once, however many read it
-
-    def round_input(user: fx.Node, source: fx.Node) -> None:
-        group = shared[source]
-        if group not in quantisers:
-            quantisers[group] = f"quantise_{group.name}"
-            graph.add_submodule(quantisers[group], FakeQuantiser())
-        if source not in made:
-            with graph.graph.inserting_after(source):
-                made[source] = graph.graph.call_module(quantisers[group], (source,))
-        user.replace_input_with(source, made[source])
-
-    for node in list(graph.graph.nodes):
-        layer = layer_of(graph, node)
-        if isinstance(layer, WEIGHTED):
-            round_input(node, node.all_input_nodes[0])
-            graph.add_submodule(str(node.target), FakeQuantisedWeights(layer))
-        elif is_add(node):
-            round_input(node, _skip_of(graph, node))
-    graph.graph.lint()
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-    return graph
 
 
 def _shared_scales(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:

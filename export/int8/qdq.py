@@ -1,10 +1,14 @@
-"""INT8 for TensorRT, made and measured on a CPU: an ONNX graph with symmetric Q/DQ pairs.
+"""INT8 for TensorRT, made and measured on a CPU: an ONNX graph with symmetric Q/DQ pairs, and its unsigned form.
 
 Every pair is int8 with zero point 0: activations one scale a tensor, weights one a channel (float weights → Q → DQ,
 because TensorRT 8.6 reads no int8 weights), biases in float. The pairs are inserted here and not by onnxruntime's
 quantiser: that puts them between a convolution and its ReLU and on both inputs of an Add, so that a second pass would
 take out most of what the first put in, and it would have to be run, on the file, for every model that the guard tries.
 A test holds the scales against onnxruntime's.
+
+Two rewrites belong to it. Before: `rewrite_transposed`, because TensorRT's versions disagree on the axis of the scales
+of a transposed convolution's weights. After: `to_uint8`, for OpenVINO, which computes signed graphs with a Concat
+wrongly, and for onnxruntime.
 """
 
 from __future__ import annotations
@@ -28,12 +32,13 @@ _STEPS = 127
 _LEAST_SCALE = 2.0**-16
 """Of a channel against the layer's largest. onnxruntime rounds biases to int32, in steps of activation scale · weight
 scale: that overflows for a channel that training has emptied; and its scale would be lost in 16 bits."""
-_ZERO = "int8_zero"
+_ZERO, _UNSIGNED_ZERO = "int8_zero", "uint8_zero"
+_UNSIGNED_ZERO_POINT = 128
 
 
 @dataclass(frozen=True)
 class QdqModel:
-    """A float graph and its ranges; see `export.int8.guard.CalibratedGraph`.
+    """A float graph and its ranges; see `export.model_file.CalibratedGraph`.
 
     Attributes:
         layers: that can be quantised, in the graph's order.
@@ -48,7 +53,7 @@ class QdqModel:
     ranges: Mapping[str, float] = field(repr=False)
 
     def write(self, path: Path, *, in_float: Collection[str] = ()) -> None:
-        """Writes the model as ONNX with the named layers in float; see `export.int8.guard.CalibratedGraph`."""
+        """Writes the model as ONNX with the named layers in float; see `export.model_file.CalibratedGraph`."""
         onnx.save(self.quantised(in_float=in_float), path)
 
     def quantised(self, *, in_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -61,7 +66,7 @@ class QdqModel:
         if unknown:
             raise ValueError(f"in_float: must name layers of the graph, got {', '.join(unknown)}")
         placement, _ = place(self.graph, in_float=in_float)
-        return insert_pairs(self.model, placement, self.ranges)
+        return _insert_pairs(self.model, placement, self.ranges)
 
 
 def calibrate_qdq(fp32: Path, cases: Sequence[Case], spec: InputSpec) -> QdqModel:
@@ -85,7 +90,9 @@ def calibrate_qdq(fp32: Path, cases: Sequence[Case], spec: InputSpec) -> QdqMode
     graph = view_graph(model)
     placement, layers = place(graph)
     pictures = (prepare(case.image(), spec, name=f"case {case.id}")[None] for case in cases)
-    ranges = activation_ranges(model, _tensors_to_range(graph, placement, layers), pictures)
+    # All that may carry a pair, whichever layers are returned to float: then a MaxPool's result may, say.
+    inputs = {node.input(0) for node in graph.nodes if node.name in layers}
+    ranges = activation_ranges(model, sorted(inputs | set(placement.reads)), pictures)
     return QdqModel(layers, model, graph, ranges)
 
 
@@ -100,13 +107,7 @@ def int8_nodes(path: Path) -> tuple[str, ...]:
     return tuple(node.name for node in graph.of(*WEIGHTED) if all(map(dequantised, node.inputs[:2])))
 
 
-def _tensors_to_range(graph: Graph, placement: Placement, layers: Sequence[str]) -> list[str]:
-    """All that may carry a pair, whichever layers are returned to float: then a MaxPool's result may, say."""
-    inputs = {node.input(0) for node in graph.nodes if node.name in layers}
-    return sorted(inputs | set(placement.reads))
-
-
-def insert_pairs(
+def _insert_pairs(
     model: onnx.ModelProto, placement: Placement, ranges: Mapping[str, float]
 ) -> onnx.ModelProto:
     """The model with Q/DQ pairs; the argument stays as it is.
@@ -172,8 +173,7 @@ def _weight_scales(weight: np.ndarray, name: str, axis: int | None) -> list[onnx
     ]
 
 
-# Transposed convolutions as 1×1 convolution and DepthToSpace: equal numbers, and weights that
-# INT8 can say.
+# Transposed convolutions as 1×1 convolution and DepthToSpace: equal numbers, and weights with one axis of outputs.
 #
 # TensorRT's versions disagree on the axis of per-channel INT8 weights of a ConvTranspose (0 in 8.5 and 8.6, 1 in 10.3
 # and later: NVIDIA/TensorRT, tools/pytorch-quantization, tensor_quant.py of each release); a 1×1 convolution has one.
@@ -190,19 +190,19 @@ def rewrite_transposed(model: onnx.ModelProto) -> None:
     readers = Counter(name for node in model.graph.node for name in node.input)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        own = all(readers[name] == 1 for name in node.input[1:])
-        upscale = _upscale_stride(node, constants) if own else 0
-        nodes += _rewrite_node(node, upscale, constants) if upscale else [node]
+        shared = any(readers[name] > 1 for name in node.input[1:])  # weights that others read must stay
+        upscale = 0 if shared else _pixel_factor(node, constants)
+        nodes += _as_convolution(node, upscale, constants) if upscale else [node]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # before they are deleted
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    # torch's exporter notes the shapes of weights too, which have changed.
+    # The exporter notes the shapes of weights too, and those have changed.
     notes = [value for value in model.graph.value_info if value.name not in constants]
     del model.graph.value_info[:]
     model.graph.value_info.extend(notes)
 
 
-def _upscale_stride(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
+def _pixel_factor(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
     """The stride of a ConvTranspose that can be rewritten, else 0."""
     if node.op_type != "ConvTranspose" or node.input[1] not in constants:
         return 0
@@ -220,9 +220,10 @@ def _upscale_stride(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
     return strides[0] if plain and square else 0
 
 
-def _rewrite_node(
+def _as_convolution(
     node: onnx.NodeProto, upscale: int, constants: dict[str, onnx.TensorProto]
 ) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """The ConvTranspose as two nodes; its weights, and a bias, are rewritten where they are."""
     weight = constants[node.input[1]]
     values = numpy_helper.to_array(weight)  # C_in, C_out, r, r
     inputs, outputs = values.shape[:2]
@@ -246,14 +247,11 @@ def _rewrite_node(
     )
 
 
-# Signed Q/DQ as unsigned: the same steps and the same numbers, for OpenVINO and onnxruntime.
+# Signed Q/DQ as unsigned: the same steps and the same numbers.
 #
 # OpenVINO (2025.4.1 to 2026.4.1) computes Concat → Q/DQ in int8 → Conv wrongly, by 28 to 36 %: its low-precision passes
 # split the quantisation over the Concat. With uint8 and zero point 128 it computes the same graph right, with the same
 # 8-bit kernels. tests/test_export_qdq.py notices when this is no longer needed.
-
-_UNSIGNED_ZERO = "uint8_zero"
-_ZERO_POINT = 128
 
 
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -292,7 +290,7 @@ def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
             activations.add(node.output[0])
             node.input[2] = _UNSIGNED_ZERO
         nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    initializers.append(helper.make_tensor(_UNSIGNED_ZERO, TensorProto.UINT8, [], [_ZERO_POINT]))
+    initializers.append(helper.make_tensor(_UNSIGNED_ZERO, TensorProto.UINT8, [], [_UNSIGNED_ZERO_POINT]))
     read = {name for node in nodes for name in node.input}
     initializers = [
         onnx.TensorProto.FromString(t.SerializeToString()) for t in initializers if t.name in read
