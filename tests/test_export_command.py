@@ -240,7 +240,9 @@ def test_an_int8_that_cannot_be_saved_leaves_nothing(plain_bundle, fragile_stude
 
 
 @pytest.mark.parametrize("to", ["openvino", "onnx"])
-def test_the_layers_at_fault_go_back_to_float(plain_bundle, fragile_student, tmp_path, to):
+def test_the_layers_at_fault_go_back_to_float(plain_bundle, fragile_student, tmp_path, to, request):
+    if to == "onnx":
+        request.getfixturevalue("exact_int8")
     bundle = broken(
         fragile_student, plain_bundle, tmp_path / "broken", cancelling=1000.0, layers=["merge.0.0"]
     )

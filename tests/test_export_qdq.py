@@ -20,7 +20,8 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 import onnx  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper, version_converter  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from export.graph.onnx_export import check_onnx, write_onnx  # noqa: E402
 from export.graph.ranges import Magnitudes  # noqa: E402
@@ -349,7 +350,21 @@ def test_unsigned_activations_are_the_same_numbers(calibrated, pictures, tmp_pat
         to_uint8(unsigned)
 
 
-@pytest.mark.parametrize("name", ["concat-transposed", "lightunet", "residual-hardswish"])
+UNSIGNED = ["concat-transposed", "lightunet", "residual-hardswish"]
+
+
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_onnxruntime_computes_the_unsigned_graph_as_onnx_defines_it(name, calibrated, pictures, tmp_path):
+    unsigned = to_uint8(calibrated(name)[1].quantised())
+    onnx.save(unsigned, tmp_path / "unsigned.onnx")
+    # ONNX's reference has Q/DQ from opset 19 on; what they compute is the same.
+    reference = ReferenceEvaluator(version_converter.convert_version(unsigned, 19))
+    exact = np.concatenate([reference.run(["logits"], {"picture": one[None]})[0] for one in pictures])
+    assert error(run("onnxruntime", tmp_path / "unsigned.onnx", pictures), exact) < 0.01
+
+
+@pytest.mark.usefixtures("exact_int8")
+@pytest.mark.parametrize("name", UNSIGNED)
 def test_openvino_and_onnxruntime_agree_on_the_unsigned_graph(name, calibrated, pictures, tmp_path):
     need_openvino()
     onnx.save(to_uint8(calibrated(name)[1].quantised()), tmp_path / "unsigned.onnx")

@@ -127,6 +127,7 @@ def test_a_tensorrt_bundle_says_that_its_speed_is_unmeasured(several, capsys):
     assert "speed: unmeasured; it is measured on the device (python -m export.kit)" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_onnx_int8_is_judged_in_every_engine_that_opens_it(several):
     guard = several("onnx", "int8").manifest.guard
     assert [speed.engine for speed in guard.speeds] == ["onnxruntime", "openvino"]
