@@ -194,7 +194,7 @@ class _TypeConverter:
     def _typed_constant(
         self, name: str, value: np.ndarray, wanted: int, reader: str, *, is_scale: bool
     ) -> str:
-        """Name of a constant in the wanted type; a scale in float32 is rounded to 16 bits, too, and so the same."""
+        """Name of a constant in the wanted type; a scale in float32 holds what it is in 16 bits, so that both agree."""
         if wanted == _FLOAT and not is_scale:
             return name
         typed = f"{name}_{'fp32' if wanted == _FLOAT else 'fp16'}"

@@ -251,7 +251,8 @@ def _as_convolution(
 #
 # OpenVINO (2025.4.1 to 2026.4.1) computes Concat → Q/DQ in int8 → Conv wrongly, by 28 to 36 %: its low-precision passes
 # split the quantisation over the Concat. With uint8 and zero point 128 it computes the same graph right, with the same
-# 8-bit kernels. tests/test_export_qdq.py notices when this is no longer needed.
+# 8-bit kernels; on a processor without VNNI they saturate with either (docs/int8.md). tests/test_export_qdq.py notices
+# when this is no longer needed.
 
 
 def to_uint8(model: onnx.ModelProto) -> onnx.ModelProto:
