@@ -16,7 +16,7 @@ from pydantic import Field
 
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
-from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, training_cases
+from segcore.dataset.dataset import Dataset, check_agreement, open_dataset
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made
@@ -57,9 +57,8 @@ def main(settings: DistillSettings) -> None:
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
-    soft = open_soft_labels(settings.soft) if settings.soft else None
-    teacher = open_bundle(settings.teacher) if settings.teacher else None
-    _check_match(dataset, soft, teacher)
+    soft = open_fitting_labels(settings.soft, dataset) if settings.soft else None
+    teacher = _open_fitting_teacher(settings.teacher, dataset) if settings.teacher else None
     teacher_sha256 = soft.record.teacher if soft else teacher.sha256 if teacher else None
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256,
               "tta": soft.record.tta if soft else None}  # fmt: skip
@@ -82,21 +81,18 @@ def _train_student(
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet, check_classes, training_input
+    from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
     from segcore.picture.preprocess import output_spec
     from student.live_teacher import open_live_teacher
     from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
 
-    cases = training_cases(
-        dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
-    )
+    cases, held = choose_cases(dataset, settings)
     if soft or teacher:
         cases += tuple(c for c in dataset.unlabelled if teacher or (soft and c.id in soft))
     else:
-        cases = tuple(c for c in cases if c.labelled)
-    held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
+        cases = tuple(c for c in cases if c.labelled)  # without a teacher, masks alone teach
     size = (settings.size, settings.size)
     spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
     if teacher:
@@ -106,7 +102,7 @@ def _train_student(
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )
-    if not (soft or teacher):  # who shows what no mask does
+    if not (soft or teacher):  # a teacher shows what no mask does
         check_classes(data.classes_shown, dataset.classes, len(cases), settings)
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
     torch.manual_seed(settings.seed)
@@ -134,6 +130,7 @@ def _train_student(
         folder=folder,
         accelerator=accelerator,
     )
+    dice = 0.0
     if accelerator.is_main_process:
         sealed = sealed_form(network)
         taught_by = soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
@@ -158,8 +155,6 @@ def _train_student(
             settings=settings,
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
-    else:
-        dice = 0.0
     accelerator.wait_for_everyone()
     return dice, parameters
 
@@ -183,12 +178,12 @@ def loss_function(
     normalised = normaliser(spec, device)
 
     def loss(network: nn.Module, batch: Sample) -> Tensor:
-        logits = network(normalised(batch["image"]))
+        logits = network(normalised(batch["image"]))  # N K h w, at the student's own stride
         # The loss sees what a user sees: logits resized to the picture, as `segcore.picture.preprocess` does.
         # (All channels as one picture's: torch's backward of it, channels-last, takes twice as long.)
-        flat, size = logits.float().flatten(0, 1)[None], batch["image"].shape[2:]
+        flat, size = logits.float().flatten(0, 1)[None], batch["image"].shape[2:]  # 1 N·K h w
         flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
-        logits = flat.view(*logits.shape[:2], *size)
+        logits = flat.view(*logits.shape[:2], *size)  # N K H W
         target, labelled = batch["mask"], batch["labelled"]
         truth = settings.dice_weight * dice_loss(logits, target, labelled)
         soft = ask(batch["image"]) if ask else batch.get("soft")
@@ -200,29 +195,40 @@ def loss_function(
     return loss
 
 
+def open_fitting_labels(folder: Path, dataset: Dataset) -> SoftLabels:
+    """Opens what `--soft` names.
+
+    Raises:
+        InputError: no soft labels, or those of other classes or of another split of this data.
+    """
+    labels = open_soft_labels(folder)
+    check_agreement(
+        f"--soft {labels.folder}",
+        classes=labels.record.classes,
+        data_sha256=labels.record.data_sha256,
+        split_sha256=labels.record.split_sha256,
+        dataset=dataset,
+    )
+    return labels
+
+
 def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:
     if soft:
         return (*soft.record.lineage, soft.record.made)
     return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
 
 
-def _check_match(dataset: Dataset, soft: SoftLabels | None, teacher: Bundle | None) -> None:
-    if soft:
-        check_agreement(
-            f"--soft {soft.folder}",
-            classes=soft.record.classes,
-            data_sha256=soft.record.data_sha256,
-            split_sha256=soft.record.split_sha256,
-            dataset=dataset,
-        )
-    if teacher:
-        check_agreement(
-            f"--teacher {teacher.folder}",
-            classes=teacher.manifest.classes,
-            data_sha256=teacher.manifest.data.sha256,
-            split_sha256=teacher.manifest.data.split_sha256,
-            dataset=dataset,
-        )
+def _open_fitting_teacher(folder: Path, dataset: Dataset) -> Bundle:
+    teacher = open_bundle(folder)
+    trained_on = teacher.manifest.data
+    check_agreement(
+        f"--teacher {teacher.folder}",
+        classes=teacher.manifest.classes,
+        data_sha256=trained_on.sha256,
+        split_sha256=trained_on.split_sha256,
+        dataset=dataset,
+    )
+    return teacher
 
 
 def _check_window(spec: InputSpec, teacher: Bundle, window: str | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segcore.command import log, print_result, run_command
-from segcore.dataset.dataset import Dataset, open_dataset, training_cases
+from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.outfolder import out_folder
 from teacher.settings import TeacherSettings, check_settings
 
@@ -55,17 +55,14 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet, check_classes, training_input
+    from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
     from teacher.system import Task, system_module
     from teacher.tuning.tune import recompute_blocks
 
-    split = training_cases(
-        dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=settings.limit
-    )
+    split, held = choose_cases(dataset, settings)
     cases = [case for case in split if case.labelled]
-    held = dataset.split("val", limit=settings.limit and max(1, settings.limit // 3))
     size = (settings.size, settings.size)
     module = system_module(settings.system)
     spec = training_input(cases, size, module.MEAN_STD, window=settings.window)
@@ -83,9 +80,9 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     )
 
     def validate(network: nn.Module) -> float:
-        return (
-            system.validate(network, validator) if system.validate else validator.dice(system.view(network))
-        )
+        if system.validate:
+            return system.validate(network, validator)
+        return validator.dice(system.view(network))
 
     if trained:
         if system.training_set:

@@ -1,4 +1,4 @@
-"""Training data: decoded and resized once, held as bytes, augmented anew in every epoch."""
+"""Training data: which cases, decoded and resized once, held as bytes, augmented anew in every epoch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from segcore.dataset.case import Case
+from segcore.dataset.dataset import Dataset, training_cases
 from segcore.dataset.soft_labels import SoftLabels
 from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
@@ -21,6 +22,19 @@ from segcore.learn.settings import TrainSettings
 from segcore.picture.preprocess import InputSpec, prepare, resize_mask, training_window, window_named
 
 _WINDOW_CASES = 64
+
+
+def choose_cases(dataset: Dataset, settings: TrainSettings) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """The training cases, some of whose masks may be hidden, and the validation cases, as the flags say.
+
+    Raises:
+        InputError: --limit leaves no image with a mask.
+    """
+    limit = settings.limit
+    cases = training_cases(
+        dataset, labelled_share=settings.labelled_share, seed=settings.split_seed, limit=limit
+    )
+    return cases, dataset.split("val", limit=limit and max(1, limit // 3))
 
 
 def training_input(
@@ -61,7 +75,7 @@ def training_input(
     )
 
 
-class TrainingSet(Dataset[Sample]):
+class TrainingSet(torch.utils.data.Dataset[Sample]):
     """Images and masks at the network's size as uint8, and soft labels where they are given.
 
     An item is asked for by (epoch, index) and holds `image` C×H×W float 0–1, `mask` H×W uint8, `labelled` bool, and
@@ -104,11 +118,8 @@ class TrainingSet(Dataset[Sample]):
                 self._shown[i] = np.bincount(self.masks[i].ravel(), minlength=classes + 1)[1:] > 0
 
         with ThreadPoolExecutor() as pool:
-            list(
-                tqdm(
-                    pool.map(read, range(len(cases))), "reading", total=len(cases), unit="image", leave=False
-                )
-            )
+            done = pool.map(read, range(len(cases)))
+            list(tqdm(done, "reading", total=len(cases), unit="image", leave=False))
 
     @property
     def classes_shown(self) -> list[bool]:

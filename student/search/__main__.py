@@ -57,6 +57,12 @@ from student.search.output import (
 )
 from student.search.plan import front_of, on_one_scale, proxies
 
+FINAL_SHARE, FINAL_MIN_S = 0.1, 8.0
+"""Of the search's time, for the last run of the finalists; and at least so long."""
+CANDIDATES_A_MINUTE, MIN_CANDIDATES, MAX_CANDIDATES = 300, 20, 2000
+"""On paper; some 30 a minute can be measured, so there are several of each size to choose from."""
+ROOFLINE = "roofline.json"
+
 
 class SearchSettings(Settings):
     """Find the largest student that keeps a latency budget on this machine."""
@@ -97,13 +103,6 @@ class SearchSettings(Settings):
     """Replace a complete --out."""
 
 
-FINAL_SHARE, FINAL_MIN_S = 0.1, 8.0
-"""Of the search's time, for the last run of the finalists; and at least so long."""
-CANDIDATES_A_MINUTE, MIN_CANDIDATES, MAX_CANDIDATES = 300, 20, 2000
-"""On paper; some 30 a minute can be measured, so there are several of each size to choose from."""
-ROOFLINE = "roofline.json"
-
-
 def main(settings: SearchSettings) -> None:
     """Runs the search; see the module."""
     _check_flags(settings)
@@ -141,10 +140,29 @@ def _check_flags(settings: SearchSettings) -> None:
             raise need(package, "export")
 
 
+def check_data(data: str, *, channels: int, classes: int) -> None:
+    """Checks that the search's model is one for this data, before anything is measured.
+
+    Raises:
+        InputError: the data has other channels or classes, or cannot be read.
+    """
+    dataset = open_dataset(data)
+    if len(dataset.classes) != classes:
+        raise InputError(
+            f"--classes {classes}: must be {len(dataset.classes)} for --data {data} "
+            f"({', '.join(dataset.classes)}), got {classes}; add --classes {len(dataset.classes)}"
+        )
+    found = 3 if dataset.split("train", limit=1)[0].image().ndim == 3 else 1
+    if found != channels:
+        raise InputError(
+            f"--channels {channels}: must be {found} for --data {data}, got {channels}; add --channels {found}"
+        )
+
+
 def _run_search(settings: SearchSettings, folder: Path) -> dict[str, Any]:
     begin = time.monotonic()
     bench = _open_bench(settings)
-    roofline = _measured_roofline(settings, folder / ROOFLINE)
+    roofline = _read_or_measure_roofline(settings, folder / ROOFLINE)
     candidates = _draw_on_paper(settings)
     seconds = 60 * settings.budget_minutes
     measured = explore(
@@ -200,7 +218,7 @@ def _open_bench(settings: SearchSettings) -> Bench:
     )
 
 
-def _measured_roofline(settings: SearchSettings, path: Path) -> Roofline:
+def _read_or_measure_roofline(settings: SearchSettings, path: Path) -> Roofline:
     if path.is_file():
         return Roofline(**json.loads(path.read_text()))
     log("measuring the machine's peaks")
@@ -231,6 +249,52 @@ def _draw_on_paper(settings: SearchSettings) -> list[Candidate]:
             f"--max-parameters {settings.max_parameters}: must leave a design, leaves none; allow more"
         )
     return found
+
+
+def train_proxies(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    data: str,
+    size_px: int,
+    epochs: int,
+    images: int | None,
+    seed: int,
+) -> dict[str, float]:
+    """Trains each candidate briefly; what was trained before, or half trained, is taken up.
+
+    Args:
+        candidates: whom to train.
+        folder: each becomes a bundle of its name in it.
+        data: as every `--data`.
+        size_px: of the input.
+        epochs: of each training.
+        images: train on at most so many; None for all.
+        seed: of each training.
+
+    Returns:
+        Validation Dice by name.
+    """
+    dice = {}
+    for i, candidate in enumerate(candidates):
+        out = folder / candidate.name
+        if not out.exists():
+            log(f"proxy training {i + 1} of {len(candidates)}: {candidate.name}")
+            settings = DistillSettings.model_validate(
+                {
+                    "data": data,
+                    "out": out,
+                    "size": size_px,
+                    "epochs": epochs,
+                    "limit": images,
+                    "seed": seed,
+                    "design": candidate.design.model_dump(mode="json"),
+                }
+            )
+            with redirect_stdout(sys.stderr):  # its result line is not this command's
+                distill(settings)
+        dice[candidate.name] = open_bundle(out).manifest.metric("dice_mean", "val") or 0.0
+    return dice
 
 
 def _check_met(settings: SearchSettings, ms: dict[str, float]) -> None:
@@ -336,71 +400,6 @@ def _print_front(rows: Sequence[SearchRow]) -> None:
             f"{'*' * row.chosen:1} {c.name:44} {row.ms:8.3f} {c.parameters / 1e6:9.3f} "
             f"{c.macs / 1e6:8.1f} {row.share_of_peak:8.0%} {dice:>6}"
         )
-
-
-def check_data(data: str, *, channels: int, classes: int) -> None:
-    """Checks that the search's model is one for this data, before anything is measured.
-
-    Raises:
-        InputError: the data has other channels or classes, or cannot be read.
-    """
-    dataset = open_dataset(data)
-    if len(dataset.classes) != classes:
-        raise InputError(
-            f"--classes {classes}: must be {len(dataset.classes)} for --data {data} "
-            f"({', '.join(dataset.classes)}), got {classes}; add --classes {len(dataset.classes)}"
-        )
-    found = 3 if dataset.split("train", limit=1)[0].image().ndim == 3 else 1
-    if found != channels:
-        raise InputError(
-            f"--channels {channels}: must be {found} for --data {data}, got {channels}; add --channels {found}"
-        )
-
-
-def train_proxies(
-    candidates: Sequence[Candidate],
-    folder: Path,
-    *,
-    data: str,
-    size_px: int,
-    epochs: int,
-    images: int | None,
-    seed: int,
-) -> dict[str, float]:
-    """Trains each candidate briefly; what was trained before, or half trained, is taken up.
-
-    Args:
-        candidates: whom to train.
-        folder: each becomes a bundle of its name in it.
-        data: as every `--data`.
-        size_px: of the input.
-        epochs: of each training.
-        images: train on at most so many; None for all.
-        seed: of each training.
-
-    Returns:
-        Validation Dice by name.
-    """
-    dice = {}
-    for i, candidate in enumerate(candidates):
-        out = folder / candidate.name
-        if not out.exists():
-            log(f"proxy training {i + 1} of {len(candidates)}: {candidate.name}")
-            settings = DistillSettings.model_validate(
-                {
-                    "data": data,
-                    "out": out,
-                    "size": size_px,
-                    "epochs": epochs,
-                    "limit": images,
-                    "seed": seed,
-                    "design": candidate.design.model_dump(mode="json"),
-                }
-            )
-            with redirect_stdout(sys.stderr):  # its result line is not this command's
-                distill(settings)
-        dice[candidate.name] = open_bundle(out).manifest.metric("dice_mean", "val") or 0.0
-    return dice
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from export.model_file import MODEL_FILES, write_int8
-from export.model_file import write_model as write_model_file
+from export.model_file import MODEL_FILES, write_int8, write_model
 from runtime.engines.seam import OPENED_BY, open_engine
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
 from segcore.dataset.case import Case, PhantomSource
@@ -39,6 +38,9 @@ from student.search.plan import (
     spread_sample,
 )
 
+MEASURED, MODELS = "measured.json", "models"
+SPREAD_SHARE = 1 / 3
+"""Of the time, at most, for the first sample."""
 BURST_S = 0.1
 
 
@@ -70,81 +72,6 @@ class Bench:
         """The format of the model's file: the one that is the engine's own, if it has one."""
         able = [name for name, engines in OPENED_BY.items() if self.engine in engines]
         return min(able, key=lambda name: OPENED_BY[name].index(self.engine))
-
-
-def draw_pictures(spec: InputSpec) -> np.ndarray:
-    """One phantom of each kind as the network takes it, N×H×W×C uint8."""
-    return np.stack([prepare(case.image(), spec) for case in _phantoms()])
-
-
-def _phantoms() -> list[Case]:
-    return [Case(kind, kind, PhantomSource(kind, 0, 7), "train") for kind in PHANTOM_CLASSES]
-
-
-def write_model(design: Design, bench: Bench, folder: Path) -> None:
-    """Exports a design with random weights in the search's format and precision.
-
-    Args:
-        design: what to build.
-        bench: engine, precision, input.
-        folder: is made; `bench.model_file` goes there.
-    """
-    import torch
-
-    from segcore.learn.network import DeployGraph
-    from student.network import build_student, sealed_form
-
-    torch.manual_seed(bench.seed)
-    output = output_spec([str(k) for k in range(bench.classes)], stride=design.logits_stride)
-    network = build_student(design, channels=bench.spec.channels, outputs=output.channels)
-    graph = DeployGraph(network, bench.spec)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # statistics of all that is seen, not a moving average
-    with torch.no_grad():
-        graph.train()(torch.from_numpy(bench.pictures))
-    graph = DeployGraph(sealed_form(network.eval()), bench.spec).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet_if_int8 = redirect_stderr(StringIO()) if bench.precision == "int8" else nullcontext()
-    with quiet_if_int8:  # NNCF 3 draws a progress bar for every model
-        path = folder / bench.model_file
-        if bench.precision == "int8":
-            write_int8(graph, bench.spec, output, path, to=bench.format, cases=_phantoms())
-        else:
-            write_model_file(graph, bench.spec, output, path, to=bench.format, precision=bench.precision)
-
-
-def time_models(
-    paths: Sequence[Path], bench: Bench, *, rounds: int, progress: Callable[[], object] = lambda: None
-) -> list[float]:
-    """Opens the models and times them in turns; median milliseconds of a call of the engine, each.
-
-    The picture goes in and logits come out; reading a file, resizing and the mask are not the model's and not timed.
-    """
-    batches = [picture[None].copy() for picture in bench.pictures]
-    with ExitStack() as opened:
-        timed = []
-        for path in paths:
-            engine = open_engine(bench.engine, path, precision=bench.precision, threads=bench.threads)
-            opened.enter_context(closing(engine))
-            timed.append(ModelCalls(run=_call_in_turn(engine.run, batches), predict=_leave_untimed))
-        samples = time_interleaved(timed, rounds=rounds, burst_s=BURST_S, progress=progress)
-    return [float(np.median(np.concatenate(sample.engine_ms))) for sample in samples]
-
-
-def _call_in_turn(
-    run: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]
-) -> Callable[[int], object]:
-    return lambda i: run(batches[i % len(batches)])
-
-
-def _leave_untimed(_: int) -> None:
-    """The whole way from picture to mask is not timed here."""
-
-
-SPREAD_SHARE = 1 / 3
-"""Of the time, at most, for the first sample."""
-MEASURED, MODELS = "measured.json", "models"
 
 
 @dataclass(frozen=True)
@@ -271,6 +198,73 @@ def _model_of(candidate: Candidate, bench: Bench, models: Path) -> Path:
     folder = models / candidate.name
     if not folder.exists():
         partial = models / f"{candidate.name}.partial"
-        write_model(candidate.design, bench, partial)
+        write_random_model(candidate.design, bench, partial)
         partial.rename(folder)
     return folder / bench.model_file
+
+
+def draw_pictures(spec: InputSpec) -> np.ndarray:
+    """One phantom of each kind as the network takes it, N×H×W×C uint8."""
+    return np.stack([prepare(case.image(), spec) for case in _phantoms()])
+
+
+def _phantoms() -> list[Case]:
+    return [Case(kind, kind, PhantomSource(kind, 0, 7), "train") for kind in PHANTOM_CLASSES]
+
+
+def write_random_model(design: Design, bench: Bench, folder: Path) -> None:
+    """Exports a design with random weights in the search's format and precision.
+
+    Args:
+        design: what to build.
+        bench: engine, precision, input.
+        folder: is made; `bench.model_file` goes there.
+    """
+    import torch
+
+    from segcore.learn.network import DeployGraph
+    from student.network import build_student, sealed_form
+
+    torch.manual_seed(bench.seed)
+    output = output_spec([str(k) for k in range(bench.classes)], stride=design.logits_stride)
+    network = build_student(design, channels=bench.spec.channels, outputs=output.channels)
+    graph = DeployGraph(network, bench.spec)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # statistics of all that is seen, not a moving average
+    with torch.no_grad():
+        graph.train()(torch.from_numpy(bench.pictures))
+    graph = DeployGraph(sealed_form(network.eval()), bench.spec).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet_if_int8 = redirect_stderr(StringIO()) if bench.precision == "int8" else nullcontext()
+    with quiet_if_int8:  # NNCF 3 draws a progress bar for every model
+        path = folder / bench.model_file
+        if bench.precision == "int8":
+            write_int8(graph, bench.spec, output, path, to=bench.format, cases=_phantoms())
+        else:
+            write_model(graph, bench.spec, output, path, to=bench.format, precision=bench.precision)
+
+
+def time_models(
+    paths: Sequence[Path], bench: Bench, *, rounds: int, progress: Callable[[], object] = lambda: None
+) -> list[float]:
+    """Opens the models and times them in turns; median milliseconds of a call of the engine, each.
+
+    The picture goes in and logits come out; reading a file, resizing and the mask are not the model's and not timed.
+    """
+    batches = [picture[None].copy() for picture in bench.pictures]
+    with ExitStack() as opened:
+        timed = []
+        for path in paths:
+            engine = open_engine(bench.engine, path, precision=bench.precision, threads=bench.threads)
+            opened.enter_context(closing(engine))
+            # The whole way from picture to mask is not timed here.
+            timed.append(ModelCalls(run=_call_in_turn(engine.run, batches), predict=lambda _: None))
+        samples = time_interleaved(timed, rounds=rounds, burst_s=BURST_S, progress=progress)
+    return [float(np.median(np.concatenate(sample.engine_ms))) for sample in samples]
+
+
+def _call_in_turn(
+    run: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]
+) -> Callable[[int], object]:
+    return lambda i: run(batches[i % len(batches)])

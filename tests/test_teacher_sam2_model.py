@@ -1,4 +1,4 @@
-"""SAM 2's encoder, its adapters and the decoder over it; and every way its weights can be wrong."""
+"""SAM 2's encoder, the decoder over it, its norms as one operator; and every way its weights can be wrong."""
 
 import pickle
 
@@ -9,8 +9,11 @@ from safetensors.torch import save_file
 from segcore.errors import InputError
 from teacher.sam2_model import (
     NO_WEIGHTS,
+    ChannelNorm,
     Sam2ImageModel,
     build_encoder,
+    build_sam2,
+    join_channel_norms,
     load_encoder_weights,
     load_sam2_weights,
 )
@@ -217,3 +220,43 @@ def test_flags_that_do_not_go_together():
         "--weights none: must have weights for --tune lora, which leaves the encoder as it is; "
         "give SAM 2.1's weights, or add --tune all to train everything from random weights"
     )
+
+
+# ---- LayerNorm over channels as one operator -----------------------------------------------------------------------
+
+
+class LayerNorm2d(torch.nn.Module):
+    """Named as sam2's, with its parameters; the formula is the textbook's."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = (
+            torch.nn.Parameter(torch.rand(channels)),
+            torch.nn.Parameter(torch.rand(channels)),
+        )
+        self.eps = 1e-3
+
+    def forward(self, x):
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        each = (None, slice(None), None, None)
+        return (x - mean) / (variance + self.eps).sqrt() * self.weight[each] + self.bias[each]
+
+
+def test_the_numbers_and_the_parameters_stay():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Sequential(LayerNorm2d(8)))
+    x, names = torch.randn(2, 3, 4, 5), list(network.state_dict())
+    before = network(x)
+    join_channel_norms(network)
+    assert isinstance(network[1][0], ChannelNorm)
+    assert list(network.state_dict()) == names
+    assert torch.allclose(network(x), before, atol=1e-6)
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_sam2_has_none_left():
+    sam2 = build_sam2("tiny", 64)
+    kinds = [type(module).__name__ for module in sam2.modules()]
+    assert "LayerNorm2d" not in kinds
+    assert kinds.count("ChannelNorm") >= 3
