@@ -17,7 +17,7 @@ from segcore.dataset.case import Case
 from segcore.picture.preprocess import Activation, mask_of_logits, prepare, resize_logits
 
 Tta = Literal["none", "flips"]
-Ask = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+TeacherFunction = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """(pictures N×H×W×C uint8, class masks N×H×W to make prompts of, or None) → logits N×K×h×w float32."""
 _LARGEST = 6e4  # float16's largest number is 65504
 
@@ -105,7 +105,7 @@ def _mirror_pictures(pictures: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pictures[:, :, ::-1])
 
 
-def _open_teacher(bundle: Bundle, device: str) -> Ask:
+def _open_teacher(bundle: Bundle, device: str) -> TeacherFunction:
     manifest = bundle.manifest
     if manifest.kind != "teacher" or manifest.format != "torch":
         predictor = Predictor.open(bundle)

@@ -87,7 +87,8 @@ class PromptedSam2(nn.Module):
         single = found.logits[:, 0]
         if self.candidates == "single" or mask is not None:
             return single
-        clear = (labels != PADDING).sum(1) > 1
+        # Of all candidates: a single point can mean a thing or its part, a box or several points are clear.
+        clear = (labels != PADDING).sum(1) > 1  # N
         return torch.where(clear[:, None, None], single, best(Answers(found.logits[:, 1:], found.iou[:, 1:])))
 
     def answers(self, embedding: Embedding, points: Tensor, labels: Tensor) -> Tensor:

@@ -231,9 +231,9 @@ class Sam2ImageModel(nn.Module):
         """As `decode`, with the candidates' tokens, N×`MASKS`×256, which SAM 2's memory keeps."""
         sparse = self.sam_prompt_encoder._embed_points(points, labels, pad=True)  # N P+1 256
         none = self.sam_prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        dense = none.expand(len(points), -1, *embedding.image.shape[2:])
+        dense = none.expand(len(points), -1, *embedding.image.shape[2:])  # N 256 H/16 W/16
         if mask is not None:
-            given = self.sam_prompt_encoder._embed_masks(mask)
+            given = self.sam_prompt_encoder._embed_masks(mask)  # N 256 H/16 W/16
             dense = given if has_mask is None else torch.where(has_mask[..., None, None] > 0, given, dense)
         logits, iou, tokens, _ = self.sam_mask_decoder.predict_masks(
             image_embeddings=embedding.image,

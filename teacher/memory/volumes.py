@@ -23,7 +23,8 @@ from teacher.promptable import SLOTS, compete
 from teacher.prompts.mean_mask import core_box
 from teacher.sam2_model import Embedding
 
-Kind = Literal["points", "box"]
+VolumePromptKind = Literal["points", "box"]
+"""One point or one box: the words of `--prompt`."""
 _SLICES_A_PASS = 8  # of the encoder
 
 
@@ -63,7 +64,7 @@ def check_volumes(cases: Sequence[Case], data: str, *, limited: bool) -> None:
             )
 
 
-def volume_prompt(masks: Tensor, kind: Kind) -> VolumePrompt | None:
+def volume_prompt(masks: Tensor, kind: VolumePromptKind) -> VolumePrompt | None:
     """A prompt on the slice where a mask is largest; None where it is empty everywhere.
 
     Args:
@@ -131,7 +132,7 @@ def volume_logits(
 
 
 def volume_predictions(
-    network: VolumeSam2, validator: Validator, kind: Kind, *, remembering: bool = True
+    network: VolumeSam2, validator: Validator, kind: VolumePromptKind, *, remembering: bool = True
 ) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
     """(case, predicted mask, true mask) of every slice, volume by volume, with one prompt a class and volume.
 

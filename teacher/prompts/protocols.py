@@ -29,11 +29,11 @@ GRID = 8
 _ABSENT = -MASK_CLIP  # logit of what nobody asked for
 _QUESTIONS = 16  # of the grid, a pass
 
-Answer = Callable[[PromptedSam2, Embedding, Tensor], Tensor]
+SimulatedReader = Callable[[PromptedSam2, Embedding, Tensor], Tensor]
 """(network, features of one picture, true mask H×W bool) → logits h×w."""
 
 
-def prompted(answer: Answer, network: nn.Module, validator: Validator) -> Predictions:
+def prompted(answer: SimulatedReader, network: nn.Module, validator: Validator) -> Predictions:
     """A protocol: asks for every class of every case with what `answer` makes of the truth."""
     assert isinstance(network, PromptedSam2)
     network.eval()

@@ -21,7 +21,7 @@ from segcore.learn.loader import TrainingSet
 from segcore.picture.preprocess import output_spec
 from teacher.memory.clips import ClipSet, clip_loss
 from teacher.memory.slice_memory import ClipTracker, SliceMemory, VolumeSam2
-from teacher.memory.volumes import Kind, check_volumes, volume_dice, volume_predictions
+from teacher.memory.volumes import VolumePromptKind, check_volumes, volume_dice, volume_predictions
 from teacher.promptable import (
     NECK,
     open_promptable,
@@ -101,7 +101,7 @@ def _validate_volumes(trained: nn.Module, validator: Validator) -> float:
     return float(np.mean(list(scores.values()))) if scores else 0.0
 
 
-def _by_volume(kind: Kind) -> Protocol:
+def _by_volume(kind: VolumePromptKind) -> Protocol:
     def predictions(network: nn.Module, validator: Validator) -> Predictions:
         return volume_predictions(cast(VolumeSam2, network), validator, kind)
 
