@@ -16,7 +16,7 @@ from pydantic import Field
 
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import log, print_result, run_command
-from segcore.dataset.dataset import Dataset, check_agreement, open_dataset
+from segcore.dataset.dataset import Dataset, check_agreement, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made
@@ -58,7 +58,9 @@ def main(settings: DistillSettings) -> None:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     soft = open_fitting_labels(settings.soft, dataset) if settings.soft else None
-    teacher = _open_fitting_teacher(settings.teacher, dataset) if settings.teacher else None
+    teacher = open_bundle(settings.teacher) if settings.teacher else None
+    if teacher:
+        check_bundle_agreement(f"--teacher {teacher.folder}", teacher.manifest, dataset)
     teacher_sha256 = soft.record.teacher if soft else teacher.sha256 if teacher else None
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256,
               "tta": soft.record.tta if soft else None}  # fmt: skip
@@ -216,19 +218,6 @@ def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...
     if soft:
         return (*soft.record.lineage, soft.record.made)
     return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
-
-
-def _open_fitting_teacher(folder: Path, dataset: Dataset) -> Bundle:
-    teacher = open_bundle(folder)
-    trained_on = teacher.manifest.data
-    check_agreement(
-        f"--teacher {teacher.folder}",
-        classes=teacher.manifest.classes,
-        data_sha256=trained_on.sha256,
-        split_sha256=trained_on.split_sha256,
-        dataset=dataset,
-    )
-    return teacher
 
 
 def _check_window(spec: InputSpec, teacher: Bundle, window: str | None) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.dataset.case import Case, volumes_of
-from segcore.dataset.dataset import Dataset, check_agreement, open_dataset
+from segcore.dataset.dataset import Dataset, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import (
     LabelRecord,
     TeacherRecord,
@@ -85,12 +85,12 @@ def main(settings: LabelSettings) -> None:
         settings.data, seed=settings.split_seed, need_masks=False, fold=bundles[0].manifest.data.fold
     )
     for bundle in bundles:
-        _check_agreement(f"bundle {bundle.folder}", bundle, dataset)
+        check_bundle_agreement(f"bundle {bundle.folder}", bundle.manifest, dataset)
     _check_alike(bundles)
     prompter = None if settings.prompt_from == MEAN else open_bundle(settings.prompt_from)
     if prompter:
         _check_promptable(settings, bundles)
-        _check_agreement(f"--prompt-from {prompter.folder}", prompter, dataset)
+        check_bundle_agreement(f"--prompt-from {prompter.folder}", prompter.manifest, dataset)
     if settings.tta == "flips":
         _check_no_sides(bundles[0].manifest.classes)
     cases = dataset.split("train") + dataset.unlabelled
@@ -217,17 +217,6 @@ def _label_record(
         shards=shards,
         made=made_now(),
         lineage=tuple(lineage),
-    )
-
-
-def _check_agreement(what: str, bundle: Bundle, dataset: Dataset) -> None:
-    trained_on = bundle.manifest.data
-    check_agreement(
-        what,
-        classes=bundle.manifest.classes,
-        data_sha256=trained_on.sha256,
-        split_sha256=trained_on.split_sha256,
-        dataset=dataset,
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segcore.bundle.manifest import DataRecord
+from segcore.bundle.manifest import DataRecord, Manifest
 from segcore.dataset.case import Case, FileSource, PhantomSource, Source
 from segcore.dataset.listing import MAX_CLASSES, list_data
 from segcore.dataset.scan_cases import ScanSource
@@ -349,6 +349,17 @@ def check_agreement(
             f"{name}: must have the same split of {dataset.name}, got another; use the --split-seed it was trained "
             "with, else it has seen images that are now in the test split"
         )
+
+
+def check_bundle_agreement(name: str, manifest: Manifest, dataset: Dataset) -> None:
+    """`check_agreement` of a bundle, by what its manifest says."""
+    check_agreement(
+        name,
+        classes=manifest.classes,
+        data_sha256=manifest.data.sha256,
+        split_sha256=manifest.data.split_sha256,
+        dataset=dataset,
+    )
 
 
 def is_resplit(dataset: Dataset, data_sha256: str, split_sha256: str) -> bool:
