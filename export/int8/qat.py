@@ -34,16 +34,15 @@ from export.job import Finetuning
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
 from segcore.command import log
-from segcore.dataset.dataset import Dataset, check_agreement, open_dataset, tested_among, training_cases
-from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
+from segcore.dataset.dataset import Dataset, check_bundle_agreement, open_dataset, tested_among
 from segcore.errors import InputError
 from segcore.learn.augment import Augmentation, Sample
 from segcore.learn.evaluate import Validator
-from segcore.learn.loader import TrainingSet
+from segcore.learn.loader import TrainingSet, choose_cases
 from segcore.learn.loop import Epoch, fit, open_accelerator
-from segcore.learn.network import normaliser
+from segcore.learn.network import normalise_pictures
 from segcore.picture.preprocess import InputSpec
-from student.distill import DistillSettings, loss_function
+from student.distill import DistillSettings, loss_function, open_fitting_labels
 from student.live_teacher import open_live_teacher
 from student.network import Student, load_student
 
@@ -102,14 +101,10 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     original = load_student(source)
     seed_of_split = manifest.data.split_seed if plan.split_seed is None else plan.split_seed
     dataset = _open_training_data(plan.data, source, seed_of_split)
-    labels = _open_labels(plan.soft, dataset)
+    labels = open_fitting_labels(plan.soft, dataset) if plan.soft else None
     with TemporaryDirectory(prefix="sam2edge-qat-") as folder:
-        settings = _training_settings(manifest, plan, Path(folder))
-        limit = settings.limit
-        cases = training_cases(
-            dataset, labelled_share=settings.labelled_share, seed=seed_of_split, limit=limit
-        )
-        held = dataset.split("val", limit=limit and max(1, limit // 3))
+        settings = _training_settings(manifest, plan, seed_of_split, Path(folder))
+        cases, held = choose_cases(dataset, settings)
         spec, classes = manifest.input, len(manifest.classes)
         augment = Augmentation(spec.size_px, with_soft=labels is not None, flip=settings.flip)
         pictures = TrainingSet(cases, spec, classes=classes, seed=plan.seed, augment=augment, soft=labels)
@@ -186,13 +181,7 @@ def _prepare_start(
 def _open_training_data(data: str, source: Bundle, split_seed: int) -> Dataset:
     trained_on = source.manifest.data
     dataset = open_dataset(data, seed=split_seed, fold=trained_on.fold)
-    check_agreement(
-        f"bundle {source.folder}",
-        classes=source.manifest.classes,
-        data_sha256=trained_on.sha256,
-        split_sha256=trained_on.split_sha256,
-        dataset=dataset,
-    )
+    check_bundle_agreement(f"bundle {source.folder}", source.manifest, dataset)
     if dataset.sha256 != trained_on.sha256 and (seen := tested_among(dataset.split("train"), trained_on)):
         raise InputError(
             f"--data {data}: must train on other images than the model is tested on, got {len(seen)} of them "
@@ -205,35 +194,22 @@ def _open_training_data(data: str, source: Bundle, split_seed: int) -> Dataset:
     return dataset
 
 
-def _open_labels(soft: Path | None, dataset: Dataset) -> SoftLabels | None:
-    if soft is None:
-        return None
-    labels = open_soft_labels(soft)
-    check_agreement(
-        f"--soft {soft}",
-        classes=labels.record.classes,
-        data_sha256=labels.record.data_sha256,
-        split_sha256=labels.record.split_sha256,
-        dataset=dataset,
-    )
-    return labels
-
-
-def _training_settings(manifest: Manifest, plan: Finetuning, folder: Path) -> DistillSettings:
+def _training_settings(
+    manifest: Manifest, plan: Finetuning, split_seed: int, folder: Path
+) -> DistillSettings:
     """The student's own loss, augmentation and share of masks; a short training from where it ended."""
     own = {name: manifest.settings[name] for name in _OF_THE_STUDENT if name in manifest.settings}
     fixed = {"amp": "fp32", "warmup_epochs": 0.1, "weight_decay": 0.0}  # 8-bit steps are finer than bf16's
     asked = {"data": plan.data, "epochs": plan.epochs, "seed": plan.seed, "lr": plan.lr}
-    return DistillSettings.model_validate({**own, **fixed, **asked, "out": folder})
+    return DistillSettings.model_validate({**own, **fixed, **asked, "split_seed": split_seed, "out": folder})
 
 
 def _plain_batches(pictures: TrainingSet, spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
     """Some training pictures as they are, normalised: what calibration sees too."""
-    normalised = normaliser(spec, device)
     chosen = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _RANGE_CASES)).astype(int))
     for start in range(0, len(chosen), _RANGE_BATCH):
         batch = torch.from_numpy(pictures.images[chosen[start : start + _RANGE_BATCH]]).to(device)
-        yield normalised(batch.permute(0, 3, 1, 2).float() / 255)
+        yield normalise_pictures(batch, spec)
 
 
 # The network under fake quantisation: it computes as INT8 will, rounding where both of our quantisers round.
