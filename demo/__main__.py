@@ -72,10 +72,9 @@ def main(settings: DemoSettings) -> None:
                 bundles, engine=settings.engine, threads=settings.threads, reference=settings.reference_class
             )
         )
+        # Opened now, so that a bundle or an engine that cannot be is told here, and not to a reader.
         for name in models.names:
-            models.predictor(
-                name
-            )  # so that a bundle or an engine that cannot be opened is told now, not to a reader
+            models.predictor(name)
         for name in models.promptable(models.names):
             models.prompt_predictor(name)
         # Only the web server's folder is served; readers' uploads are not.

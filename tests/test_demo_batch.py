@@ -41,12 +41,8 @@ def test_masks_are_the_predictors_own_and_a_bad_file_is_a_row(predictor, tmp_pat
     assert (last.done, last.total, last.failed, last.name) == (4, 4, 2, "gone.png")
     head, *rows = last.table
     assert head == ["File", "Slices", "Size", "Light", "lung", "Problem"]
-    assert [row[0] for row in rows] == [
-        "chest.png",
-        "broken.png",
-        "chest.png",
-        "gone.png",
-    ]  # as they were sent
+    # In the order in which they were sent.
+    assert [row[0] for row in rows] == ["chest.png", "broken.png", "chest.png", "gone.png"]
     assert rows[0][1:4] == ["1", "256 × 256", "–"]  # trained too briefly to judge itself
     assert rows[0][4].endswith(" px (spacing unknown)")
     assert rows[1][1:5] == ["–"] * 4

@@ -68,10 +68,8 @@ def test_threshold_in_the_browser_is_the_servers_on_the_whole_slider():
     stored = unpacked(sent, "<u2").reshape(200, 200)
     for threshold in grid:
         spec = OutputSpec(activation="sigmoid", channels=1, stride=1, threshold=threshold)
-        server, browser = (
-            decide(probability, spec) == 1,
-            stored >= threshold * LEVELS,
-        )  # draw.js's decide
+        server = decide(probability, spec) == 1
+        browser = stored >= threshold * LEVELS  # as decide in draw.js
         assert np.all(np.abs(probability[0][browser != server] - threshold) < 1 / LEVELS)
     assert np.array_equal(stored >= 0.5 * LEVELS, probability[0] >= 0.5)  # exactly, where most models decide
 

@@ -158,9 +158,8 @@ class PromptDialogue:
                 continue
             predictor, lock = self.models.prompt_predictor(name, self.engine)
             with lock:
-                if (
-                    name not in self._encoded_images
-                ):  # the encoder runs once a slice, the decoder once a question
+                if name not in self._encoded_images:
+                    # The encoder runs once a slice, the decoder once a question.
                     self._encoded_images[name] = predictor.look(self.picture_of(name), name=self.picture_name)
                 found[name] = predictor.answer(self._encoded_images[name], prompt, before=before.get(name))
         return found

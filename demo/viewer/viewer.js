@@ -64,7 +64,7 @@ async function show(value) {
   ui.all.hidden = false;
   if (fresh) startOver();
   scene.models.forEach((m) => (m.names = m.classes.map((c) => classNames().indexOf(c))));
-  if (scene.models.length > 1 && comparable()) scene.heat = paintHeat(scene);
+  if (scene.models.length > 1 && haveSameClasses()) scene.heat = paintHeat(scene);
   if (scene.truth) scene.truthLines = linesOf(scene.truth, Math.max(...classCounts()));
   if (fresh || Boolean(before.truth) !== Boolean(scene.truth)) buildClasses();
   if (fresh) {
@@ -103,7 +103,7 @@ function startOver() {
 
 const classNames = () => [...new Set(state.scene.models.flatMap((m) => m.classes))];
 const classCounts = () => state.scene.models.map((m) => m.classes.length);
-const comparable = () => state.scene.models.every((m) => m.classes.join("\n") === state.scene.models[0].classes.join("\n"));
+const haveSameClasses = () => state.scene.models.every((m) => m.classes.join("\n") === state.scene.models[0].classes.join("\n"));
 const colour = (index) => state.scene.colours[index % state.scene.colours.length];
 const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
 
