@@ -33,7 +33,7 @@ OF_ENGINE: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Platform:
+class JetPack:
     """A JetPack's Python and CUDA.
 
     Source: developer.nvidia.com/embedded/jetpack-archive; Ubuntu 22.04 has Python 3.10, 24.04 has 3.12.
@@ -45,10 +45,10 @@ class Platform:
 
 
 PLATFORMS = (
-    Platform("6.0", "3.10", "12.2"),
-    Platform("6.1 to 6.2.2", "3.10", "12.6"),
-    Platform("7.0 and 7.1", "3.12", "13.0"),
-    Platform("7.2", "3.12", "13.2"),
+    JetPack("6.0", "3.10", "12.2"),
+    JetPack("6.1 to 6.2.2", "3.10", "12.6"),
+    JetPack("7.0 and 7.1", "3.12", "13.0"),
+    JetPack("7.2", "3.12", "13.2"),
 )
 # glibc 2.35 of Ubuntu 22.04, which both JetPack 6 and 7 have at least.
 _GLIBC_MINORS = range(17, 36)
@@ -61,13 +61,13 @@ class CheckSettings(Settings):
     """Engine whose list is resolved; repeat for several. Default: all."""
 
 
-def requirements(engine: str, *, cuda: str | None = None) -> list[str]:
+def list_requirements(engine: str, *, cuda: str | None = None) -> list[str]:
     """One requirement a line; for TensorRT with `cuda` ("12.6") also the cuda-python of that CUDA."""
     lines = [*BASE, *OF_ENGINE[engine]]
     return [*lines, f"cuda-python=={cuda}.*"] if cuda and engine == "tensorrt" else lines
 
 
-def resolve(lines: Sequence[str], *, python: str) -> dict[str, str]:
+def resolve_wheels(lines: Sequence[str], *, python: str) -> dict[str, str]:
     """The versions that pip would install on aarch64, by name, wheels only.
 
     Environment markers are read for the Python that runs this (a limit of `pip install --python-version`), so a
@@ -108,7 +108,7 @@ def main(settings: CheckSettings) -> None:
         platforms = PLATFORMS if engine == "tensorrt" else {p.python: p for p in PLATFORMS}.values()
         for platform in platforms:
             log(f"resolving {engine} for Python {platform.python}")
-            found = resolve(requirements(engine, cuda=platform.cuda), python=platform.python)
+            found = resolve_wheels(list_requirements(engine, cuda=platform.cuda), python=platform.python)
             where = f"JetPack {platform.jetpack}, " if engine == "tensorrt" else ""
             print(f"{engine}, {where}Python {platform.python}, aarch64")
             print("    " + ", ".join(f"{name} {version}" for name, version in sorted(found.items())))

@@ -88,7 +88,8 @@ class Predictor:
         self.streams = streams
         self.batch = batch
         self._files = files
-        self.engine_version = self._engine(files.sizes[0]).version  # opens the first, so that errors come now
+        # This opens the first file, so that errors come now.
+        self.engine_version = self._engine_for(files.sizes[0]).version
 
     @classmethod
     def open(
@@ -167,7 +168,7 @@ class Predictor:
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] not in shapes:
             expected = " or ".join(f"N×{'×'.join(map(str, shape))}" for shape in shapes)
             raise ValueError(f"batch must be uint8 {expected}, got {batch.dtype} {batch.shape}")
-        return self._engine((batch.shape[1], batch.shape[2])).run(batch)
+        return self._engine_for((batch.shape[1], batch.shape[2])).run(batch)
 
     @property
     def files(self) -> tuple[Variant, ...]:
@@ -188,11 +189,11 @@ class Predictor:
         Raises:
             InputError: another depth or shape.
         """
-        prepared = self._prepare(image, name)
-        engine = self._engine(prepared.size_px)
+        prepared = self._prepare_image(image, name)
+        engine = self._engine_for(prepared.size_px)
         start = perf_counter()
         logits = engine.run(prepared.image[None])[0]
-        return self._finish(ImageLogits(prepared, logits, 1e3 * (perf_counter() - start)))
+        return self._finish_image(ImageLogits(prepared, logits, 1e3 * (perf_counter() - start)))
 
     def map(
         self,
@@ -237,22 +238,22 @@ class Predictor:
             predict_all(
                 _with_names(images, names),
                 self._files,
-                self._prepare,
-                self._finish,
+                self._prepare_image,
+                self._finish_image,
                 batch=self.batch,
                 in_flight=in_flight or self.streams + 1,
                 workers=min(available_threads(), _MOST_WORKERS),
             )
         )
 
-    def _prepare(self, image: np.ndarray, name: str) -> PreparedImage:
+    def _prepare_image(self, image: np.ndarray, name: str) -> PreparedImage:
         start = perf_counter()
         size_px = choose_size(self._files.sizes, image.shape[:2])
         resized = prepare(image, self.input_at(size_px), name=name)
         pre_ms = 1e3 * (perf_counter() - start)
         return PreparedImage((image.shape[0], image.shape[1]), size_px, resized, pre_ms)
 
-    def _finish(self, computed: ImageLogits) -> Prediction:
+    def _finish_image(self, computed: ImageLogits) -> Prediction:
         start = perf_counter()
         logits, prepared = computed.logits, computed.prepared
         probability = probabilities(logits, self.manifest.output, prepared.original_px)
@@ -262,7 +263,7 @@ class Predictor:
         post_ms = 1e3 * (perf_counter() - start)
         return Prediction(mask, probability, Timings(prepared.pre_ms, computed.engine_ms, post_ms), quality)
 
-    def _engine(self, size_px: Size) -> Engine:
+    def _engine_for(self, size_px: Size) -> Engine:
         return self._files.engine(self._files.file(size_px))
 
     def close(self) -> None:

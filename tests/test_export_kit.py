@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from export.kit.__main__ import KitSettings, kit_engines, make_kit, readme, trtexec_lines
+from export.kit.__main__ import KitSettings, kit_engines, make_kit, readme_text, trtexec_lines
 from export.kit.wheel import edge_modules, heavy_import, imports_at_top
-from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, requirements, resolve
+from export.kit_requirements import BASE, OF_ENGINE, PLATFORMS, list_requirements, resolve_wheels
 from runtime.device.report import read_report
 from segcore.bundle.folder import open_bundle
 from segcore.bundle.manifest import Variant
@@ -114,9 +114,9 @@ def test_requirements_are_those_of_pyproject():
 
 
 def test_tensorrts_requirements_name_the_devices_cuda():
-    assert requirements("tensorrt", cuda="12.6") == [*BASE, "cuda-python==12.6.*"]
-    assert requirements("tensorrt") == list(BASE)
-    assert requirements("openvino", cuda="12.6")[-1].startswith("openvino")
+    assert list_requirements("tensorrt", cuda="12.6") == [*BASE, "cuda-python==12.6.*"]
+    assert list_requirements("tensorrt") == list(BASE)
+    assert list_requirements("openvino", cuda="12.6")[-1].startswith("openvino")
     assert {platform.python for platform in PLATFORMS} == {"3.10", "3.12"}
 
 
@@ -124,7 +124,7 @@ def test_requirements_that_do_not_resolve(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(InputError) as error:
-        resolve(["numpy==0.0.1"], python="3.12")
+        resolve_wheels(["numpy==0.0.1"], python="3.12")
     assert str(error.value) == (
         "requirements for Python 3.12 on aarch64: must resolve, do not (No matching distribution found for "
         "numpy==0.0.1); reach a package index, or mend the list in export/kit_requirements.py"
@@ -142,7 +142,7 @@ def test_cross_checks_with_trtexec(exported):
     assert " --onnx=bundle/typed.onnx --stronglyTyped " in newer
     for line in (older, newer):
         assert "--useCudaGraph --noDataTransfers" in line
-    page = readme(bundle.model_copy(update={"manifest": manifest}), ("tensorrt", "onnxruntime"))
+    page = readme_text(bundle.model_copy(update={"manifest": manifest}), ("tensorrt", "onnxruntime"))
     assert page.splitlines()[1] == "=" * len(page.splitlines()[0])
     assert "'cuda-python==12.6.*'" in page
     assert "TensorRT on a Jetson was not" in page
@@ -150,7 +150,7 @@ def test_cross_checks_with_trtexec(exported):
 
 def test_a_kit_without_tensorrt_has_no_cross_checks(exported):
     bundle = open_bundle(exported("onnx", "fp32"))
-    page = readme(bundle, ("openvino",))
+    page = readme_text(bundle, ("openvino",))
     assert "trtexec" not in page
     assert "State of this kit" in page
 
@@ -186,8 +186,8 @@ def test_a_kit_with_a_baseline_holds_it_and_says_what_it_is_for(compared_kit, ki
 def test_the_bound_in_the_readme_is_the_guards_else_the_usual(exported):
     fp32 = open_bundle(exported("onnx", "fp32"))
     int8 = fp32.model_copy(update={"manifest": fp32.manifest.model_copy(update={"precision": "int8"})})
-    assert "Below 1.05 the script" in readme(int8, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
-    assert "Below" not in readme(fp32, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
+    assert "Below 1.05 the script" in readme_text(int8, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
+    assert "Below" not in readme_text(fp32, ("tensorrt",), baseline=fp32, compares=("tensorrt",))
 
 
 # --- what it refuses ---

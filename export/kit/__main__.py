@@ -125,7 +125,7 @@ def _fill_kit(
     compares: tuple[str, ...],
 ) -> None:
     from export.kit.wheel import build_wheel
-    from export.kit_requirements import requirements
+    from export.kit_requirements import list_requirements
 
     _copy_bundle(bundle, folder / "bundle")
     if baseline:
@@ -133,9 +133,9 @@ def _fill_kit(
     log("building the wheel of the edge part")
     build_wheel(folder)
     for engine in engines:
-        lines = "".join(f"{line}\n" for line in requirements(engine))
+        lines = "".join(f"{line}\n" for line in list_requirements(engine))
         (folder / f"requirements-{engine}.txt").write_text(lines)
-    (folder / "README.txt").write_text(readme(bundle, engines, baseline=baseline, compares=compares))
+    (folder / "README.txt").write_text(readme_text(bundle, engines, baseline=baseline, compares=compares))
     (folder / SCRIPT).write_text(run_script(engines, compares))
     (folder / SCRIPT).chmod(0o755)
 
@@ -177,7 +177,7 @@ def run_script(engines: tuple[str, ...], compares: tuple[str, ...] = ()) -> str:
     )
 
 
-def readme(
+def readme_text(
     bundle: Bundle,
     engines: tuple[str, ...],
     *,

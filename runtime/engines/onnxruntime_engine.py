@@ -61,7 +61,7 @@ class OnnxRuntimeEngine:
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32."""
         steps = range(0, len(batch), self._batch)
-        return np.concatenate([self._infer(batch[n : n + self._batch]) for n in steps])
+        return np.concatenate([self._infer_batch(batch[n : n + self._batch]) for n in steps])
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
         """Logits of batches in order; see `runtime.engines.seam.Engine`."""
@@ -69,13 +69,13 @@ class OnnxRuntimeEngine:
         with ThreadPoolExecutor(self._streams) as pool:
             yield from in_order(
                 batches,
-                lambda batch: pool.submit(self._infer, batch),
+                lambda batch: pool.submit(self._infer_batch, batch),
                 Future.result,
                 in_flight=in_flight,
                 drop=Future.cancel,
             )
 
-    def _infer(self, batch: np.ndarray) -> np.ndarray:
+    def _infer_batch(self, batch: np.ndarray) -> np.ndarray:
         """One call with up to the graph's batch of images; empty ones fill it up."""
         count = len(batch)
         if count < self._batch:

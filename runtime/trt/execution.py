@@ -89,8 +89,8 @@ class TensorRtEngine:
         logits = np.empty((len(batch), *self._output_shape[1:]), np.float32)
         slot = self._slots[0]
         for start in range(0, len(batch), self.batch):
-            self._submit(slot, batch[start : start + self.batch])
-            logits[start : start + slot.count] = self._collect(slot)
+            self._submit_batch(slot, batch[start : start + self.batch])
+            logits[start : start + slot.count] = self._collect_logits(slot)
         return logits
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
@@ -103,14 +103,14 @@ class TensorRtEngine:
         def begin(batch: np.ndarray) -> _ContextSlot:
             slot = idle.popleft()
             try:
-                self._submit(slot, batch)
+                self._submit_batch(slot, batch)
             except BaseException:
                 idle.append(slot)
                 raise
             return slot
 
         def finish(slot: _ContextSlot) -> np.ndarray:
-            logits: np.ndarray = self._collect(slot).copy()
+            logits: np.ndarray = self._collect_logits(slot).copy()
             idle.append(slot)
             return logits
 
@@ -124,7 +124,7 @@ class TensorRtEngine:
             drop=lambda slot: self._cuda.synchronize(slot.stream),
         )
 
-    def _submit(self, slot: _ContextSlot, batch: np.ndarray) -> None:
+    def _submit_batch(self, slot: _ContextSlot, batch: np.ndarray) -> None:
         """Copies the images to pinned memory and queues copy, computing and copy; returns at once."""
         if not 1 <= len(batch) <= self.batch or batch.shape[1:] != self._input_shape[1:]:
             raise ValueError(
@@ -134,14 +134,14 @@ class TensorRtEngine:
         slot.inputs.host[: len(batch)] = batch
         # A short batch leaves old images behind it; nobody reads their logits.
         self._cuda.copy_in(slot.inputs.pointer, slot.inputs.host, slot.stream)
-        self._launch(slot)
+        self._launch_context(slot)
         self._cuda.copy_out(slot.outputs.host, slot.outputs.pointer, slot.stream)
 
-    def _launch(self, slot: _ContextSlot) -> None:
+    def _launch_context(self, slot: _ContextSlot) -> None:
         if not slot.context.execute_async_v3(slot.stream):
             raise RuntimeError(f"execute_async_v3 failed: {self._log.lines[-1:]}")
 
-    def _collect(self, slot: _ContextSlot) -> np.ndarray:
+    def _collect_logits(self, slot: _ContextSlot) -> np.ndarray:
         """Waits; the slot's own memory, valid until its next batch."""
         self._cuda.synchronize(slot.stream)
         return slot.outputs.host[: slot.count]
@@ -156,7 +156,7 @@ class TensorRtEngine:
             times = []
             for _ in range(calls):
                 self._cuda.record(start, slot.stream)
-                self._launch(slot)
+                self._launch_context(slot)
                 self._cuda.record(end, slot.stream)
                 times.append(self._cuda.elapsed_ms(start, end))
             return tuple(times)
