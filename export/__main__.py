@@ -15,8 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from export.data import ExportData, open_export_data
-from export.job import Bounds, Finetuning, GuardPlan, Job, MoreInputs
+from export.job import Bounds, ExportData, Finetuning, GuardPlan, Job, MoreInputs, open_export_data
 from runtime.engines.seam import available_threads, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits
 from segcore.bundle.folder import Bundle, open_bundle

@@ -135,7 +135,7 @@ def test_the_training_data_with_another_split_is_refused(torch_bundle, tmp_path)
 
 
 def test_other_data_with_the_same_classes_may_calibrate(torch_bundle):
-    from export.data import open_export_data
+    from export.job import open_export_data
 
     manifest = open_bundle(torch_bundle).manifest
     found = open_export_data("phantom:cxr:12", manifest, calibration_cases=4, guard_cases=2)

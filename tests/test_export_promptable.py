@@ -18,9 +18,9 @@ pytest.importorskip("openvino")
 from export.__main__ import ExportSettings, export_bundle, make_job  # noqa: E402
 from export.check import OnnxCheckSettings  # noqa: E402
 from export.check import main as check  # noqa: E402
-from export.data import ExportData  # noqa: E402
 from export.graph.onnx_export import halve_weights  # noqa: E402
 from export.graph.openvino_export import write_ir  # noqa: E402
+from export.job import ExportData  # noqa: E402
 from export.kit.__main__ import KitSettings, make_kit  # noqa: E402
 from export.promptable import write_parts  # noqa: E402
 from runtime.engines.tensor_session import open_session  # noqa: E402

@@ -151,7 +151,7 @@ def test_a_size_that_costs_dice_is_refused(torch_bundle, tmp_path):
 
 
 def test_int8_at_another_size_is_guarded_too(torch_bundle, several, fragile_student, tmp_path):
-    from export.data import open_export_data
+    from export.job import open_export_data
     from export.pipeline import open_graph
     from export.variants import write_variants
     from segcore.learn.network import DeployGraph

@@ -20,7 +20,7 @@ from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from export.graph.quiet import quiet
+from export.graph.openvino_export import quiet
 from export.graph.view import WEIGHTED, Graph, Node, view_graph
 from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, OutputSpec

@@ -6,14 +6,17 @@ for signed ones; Dice p5 of a U-Net 0.867 instead of 0.909).
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.graph.quiet import quiet
 from runtime.engines.openvino_engine import import_openvino
 from segcore.dataset.case import Case
 from segcore.picture.preprocess import InputSpec, prepare
@@ -153,3 +156,22 @@ def _layer_name(op: Any) -> str:
 
 def _source_node(port: Any) -> Any:
     return port.get_source_output().get_node()
+
+
+# What exporters print would land on stdout, which belongs to results.
+_TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "nncf")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Sends what is printed to stderr, and hides the libraries' warnings (errors still show)."""
+    before = {name: logging.getLogger(name).level for name in _TALKATIVE}
+    try:
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
