@@ -178,7 +178,7 @@ def test_a_full_disk_ends_the_run_and_another_list_does_not_go_on_with_it(export
     (images / "b.png").write_bytes((tree / "ward" / "p0.png").read_bytes())
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
-        "from runtime.predict import *; run_command(main, PredictSettings, 'predict', sys.argv[1:])"
+        "from runtime.predict.__main__ import *; run_command(main, PredictSettings, 'predict', sys.argv[1:])"
     )
     words = ["--bundle", str(exported("openvino", "fp32")), "--image", str(images), "--out", str(out)]
     for more in (["--workers", "1"], ["--workers", "2"]):

@@ -112,7 +112,8 @@ def test_what_deidentify_tells_nobody(exported, archive, dicom_files, tmp_path, 
 def test_pictures_need_no_medical_library(exported, archive, tmp_path):
     blocked = "import sys; sys.modules.update(dict.fromkeys(('pydicom', 'nibabel', 'highdicom', 'ray'))); "
     script = (
-        blocked + "from runtime.predict import *; run_command(main, PredictSettings, 'predict', sys.argv[1:])"
+        blocked
+        + "from runtime.predict.__main__ import *; run_command(main, PredictSettings, 'predict', sys.argv[1:])"
     )
     words = ["--bundle", exported("openvino", "fp32"), "--out", tmp_path / "out", "--threads", 1]
     (archive / "film" / "1.2.3.4").unlink()
