@@ -48,24 +48,6 @@ class MeasuringSettings(Protocol):
     def model_dump(self, *, mode: str, exclude: set[str]) -> dict[str, Any]: ...
 
 
-def repeat_flags(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`--threads 1 2` to `--threads 1 --threads 2`, which is what the parser of segcore.command reads.
-
-    Args:
-        words: of the command line.
-        flags: which may be followed by several values.
-    """
-    repeated: list[str] = []
-    listing = ""  # the flag whose values follow
-    for word in words:
-        if word.startswith("--"):
-            listing = word if word in flags else ""
-        elif listing and repeated[-1] != listing:
-            repeated.append(listing)
-        repeated.append(word)
-    return repeated
-
-
 def check_libraries(*names: str, extra: str = "bench") -> None:
     """Whether what draws and writes the result is there, before minutes of measuring.
 

@@ -168,3 +168,21 @@ def log(message: str) -> None:
 def is_helper_process() -> bool:
     """Whether this is one of several processes of `accelerate launch`, and not the first."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+
+
+def repeat_flags(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`--threads 1 2` to `--threads 1 --threads 2`, which is what `parse_settings` reads.
+
+    Args:
+        words: of the command line.
+        flags: which may be followed by several values.
+    """
+    repeated: list[str] = []
+    listing = ""  # the flag whose values follow
+    for word in words:
+        if word.startswith("--"):
+            listing = word if word in flags else ""
+        elif listing and repeated[-1] != listing:
+            repeated.append(listing)
+        repeated.append(word)
+    return repeated

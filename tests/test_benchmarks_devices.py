@@ -8,12 +8,11 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.measuring import repeat_flags
 from benchmarks.report.devices import device_remarks, device_tables, read_reports
 from benchmarks.report.page import render_html, render_markdown
-from benchmarks.report.run import LIST_FLAGS, BenchmarkSettings
+from benchmarks.report.settings import LIST_FLAGS, BenchmarkSettings
 from runtime.device.report import DeviceReport, PowerMode, Snapshot, TensorRTFacts, VerificationFacts
-from segcore.command import parse_settings
+from segcore.command import parse_settings, repeat_flags
 from segcore.errors import InputError
 
 

@@ -10,18 +10,18 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from benchmarks.measuring import read_lines, repeat_flags  # noqa: E402
+from benchmarks.measuring import read_lines  # noqa: E402
 from benchmarks.report.record import CaseRecord, Record  # noqa: E402
-from benchmarks.report.run import (  # noqa: E402
+from benchmarks.report.run import main  # noqa: E402
+from benchmarks.report.settings import (  # noqa: E402
     LIST_FLAGS,
     BenchmarkSettings,
-    main,
 )
 from benchmarks.report.subject import choose_reference, engines_of, name_subjects, open_bundles  # noqa: E402
 from runtime.timing.latency import MAX_CALLS, MIN_CALLS  # noqa: E402
 from segcore.bundle.folder import seal_bundle  # noqa: E402
 from segcore.bundle.manifest import DataRecord  # noqa: E402
-from segcore.command import parse_settings  # noqa: E402
+from segcore.command import parse_settings, repeat_flags  # noqa: E402
 from segcore.dataset.dataset import open_dataset  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.host import made_now  # noqa: E402

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.measuring import repeat_flags
 from benchmarks.study.__main__ import LIST_FLAGS, main
 from benchmarks.study.job import Job
 from benchmarks.study.page import render_html, render_markdown, terms
@@ -32,7 +31,7 @@ from benchmarks.study.settings import StudySettings, parse_grid, words_of
 from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, EffectiveTuning, check_other, thinned
 from benchmarks.study.words import is_told_apart
 from segcore.bundle.manifest import Manifest
-from segcore.command import parse_settings
+from segcore.command import parse_settings, repeat_flags
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import GateError, InputError
 from segcore.stats import (

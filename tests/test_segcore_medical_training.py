@@ -115,8 +115,8 @@ def test_what_is_made_of_a_student_of_ct_holds_no_header(student, ct, dicom_file
     """An export with golden pictures, which teaches, too: soft labels, a benchmark and predictions."""
     for package in ("onnx", "onnxscript", "onnxruntime", "jinja2"):
         pytest.importorskip(package)
-    from benchmarks.report.run import BenchmarkSettings
     from benchmarks.report.run import main as benchmark
+    from benchmarks.report.settings import BenchmarkSettings
     from export.__main__ import ExportSettings
     from export.__main__ import main as export
     from runtime.predict.__main__ import PredictSettings

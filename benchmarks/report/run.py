@@ -1,17 +1,11 @@
-"""The benchmark from settings to a folder: checks, measurements, records, report.
-
-The command line of `python -m benchmarks` is generated from the settings.
-"""
+"""The benchmark from settings to a folder: checks, measurements, records, report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from benchmarks.measuring import check_libraries, results_folder, write_lines
 from benchmarks.report.devices import read_reports
@@ -30,6 +24,7 @@ from benchmarks.report.memory import CHILDREN
 from benchmarks.report.page import Report, render_html, render_markdown
 from benchmarks.report.pictures import MODELS, Example, choose_cases, draw_example
 from benchmarks.report.record import Record, for_threads
+from benchmarks.report.settings import BenchmarkSettings
 from benchmarks.report.subject import (
     SubjectPredictor,
     choose_reference,
@@ -40,70 +35,15 @@ from benchmarks.report.subject import (
     open_subject,
 )
 from runtime.engines.seam import available_threads
-from segcore.command import Settings, log, print_result
+from segcore.command import log, print_result
 from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.host import made_now
 
-LIST_FLAGS = ("--threads", "--records")
-"""Flags that several values may follow."""
 _HEADLINE = {
     "name", "engine", "threads", "dice_mean", "dice_difference", "dice_difference_low",
     "dice_difference_high", "dice_share_kept", "times_faster", "times_fewer_parameters", "end_to_end_ms_p50",
 }  # fmt: skip
-
-
-class BenchmarkSettings(Settings):
-    """Measures bundles side by side on one dataset: accuracy, latency, memory; writes a report."""
-
-    bundle: tuple[Path, ...] = ()
-    """A bundle to measure; give the flag once for each. Torch bundles are measured with PyTorch."""
-
-    data: str
-    """Dataset: a folder, an index.csv, or phantom:KIND."""
-
-    out: Path
-    """New folder for records.jsonl, cases.jsonl, report.html and report.md."""
-
-    engine: tuple[str, ...] = ()
-    """Engine for exported bundles; repeat for several. Default: every installed one that opens the bundle."""
-
-    threads: tuple[int, ...] = ()
-    """Thread counts to time with, as in `--threads 1 2`. Default: this machine's number of cores."""
-
-    split: Literal["train", "val", "test"] = "test"
-    """Which split's cases to score."""
-
-    limit: int | None = Field(default=None, gt=0)
-    """Score at most this many cases, spread over the split."""
-
-    small_px: int = Field(default=50, gt=0)
-    """Parts of the true mask with fewer pixels than this, at the picture's own size, are told apart: how many
-    of them are found."""
-
-    rounds: int = Field(default=5, gt=0)
-    """Rounds of the interleaved timing; each gives every model one short burst."""
-
-    reference: str | None = None
-    """Compared with: a bundle's name or folder, or 1 for the first. Default: first teacher."""
-
-    ratio_to: tuple[str, ...] = ()
-    """Latencies in the table of networks are told as ratios to these, each at the same thread count; repeat for
-    several. A bundle's name or folder, or its number. Default: the reference."""
-
-    roofline: bool = False
-    """Measure this machine's peaks too (10 s for each engine and thread count; needs onnx), and tell how much
-    of them each model reaches."""
-
-    records: tuple[Path, ...] = ()
-    """Reports that devices sent back (python -m runtime.device), shown in a table of their own; several may follow, as
-    in `--records a.json b.json`."""
-
-    skip_latency: bool = False
-    """Measure accuracy only: no latency, cold start or memory."""
-
-    overwrite: bool = False
-    """Replace a finished --out."""
 
 
 def main(settings: BenchmarkSettings) -> None:

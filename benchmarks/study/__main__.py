@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import check_libraries, repeat_flags, write_lines
+from benchmarks.measuring import check_libraries, write_lines
 from benchmarks.report.pictures import Example
 from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
@@ -33,7 +33,7 @@ from benchmarks.study.run import run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, words_of
 from benchmarks.study.teachers import check_other
 from segcore.bundle.folder import hash_file
-from segcore.command import log, print_result, run_command
+from segcore.command import log, print_result, repeat_flags, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
 from segcore.outfolder import out_folder
