@@ -20,7 +20,7 @@ from segcore.picture.preprocess import output_spec
 from segcore.picture.prompts import PADDING, PromptSpec
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
 from teacher.sam2_model import MASKS, STRIDE, Answers, Embedding, Sam2ImageModel, load_for_system
-from teacher.settings import AutomaticPrompt, EncoderSize, TeacherSettings
+from teacher.settings import AutomaticPrompt, EncoderName, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.tune import Tuning, adapted_encoder, plain_encoder, tune_encoder, tuning_of
@@ -167,7 +167,7 @@ def prepare_promptable(
     """
     means = mean_masks(task.cases, len(task.classes), task.spec.size_px)
     check_classes(means.flatten(1).any(1).tolist(), task.classes, len(task.cases), settings)
-    sam = Sam2ImageModel(settings.encoder, task.spec.height_px)
+    sam = Sam2ImageModel(settings.encoder_name, task.spec.height_px)
     pretrained = load_for_system(sam, settings, frozen=frozen)
     network = PromptedSam2(sam, classes=len(task.classes), slots=SLOTS, candidates=candidates)
     points, labels = automatic_prompts(means, settings.prompt, settings.points, network.slots)
@@ -177,7 +177,7 @@ def prepare_promptable(
     sam.image_encoder.requires_grad_(tuning.kind == "all")
     sam.no_mem_embed.requires_grad_(tuning.kind == "all")
     sam.image_encoder.trunk = tune_encoder(sam.image_encoder.trunk, tuning)
-    kept = {"encoder": settings.encoder, "slots": labels.shape[1], **tuning.adapter_settings}
+    kept = {"encoder": settings.encoder_name, "slots": labels.shape[1], **tuning.adapter_settings}
     return PromptableParts(network, tuning, means, pretrained, kept)
 
 
@@ -239,7 +239,7 @@ def promptable_system(
         view=_automatic_form,
         plain=partial(_plain_form, tuning=parts.tuning),
         settings=parts.settings,
-        title=f"{name} {settings.encoder}",
+        title=f"{name} {settings.encoder_name}",
         pretrained=parts.pretrained,
         prompt=prompt,
         thresholds=thresholds,
@@ -257,7 +257,7 @@ def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates) -> Prompt
 def open_promptable(manifest: Manifest, *, candidates: Candidates) -> PromptedSam2:
     """The plain form of a bundle, with random weights and prompts."""
     settings = manifest.architecture_settings
-    size: EncoderSize = settings["encoder"]
+    size: EncoderName = settings["encoder"]
     sam = Sam2ImageModel(size, manifest.input.height_px)
     sam.image_encoder.trunk = adapted_encoder(sam.image_encoder.trunk, settings)
     return PromptedSam2(sam, classes=len(manifest.classes), slots=settings["slots"], candidates=candidates)

@@ -22,19 +22,19 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from segcore.bundle.story import NO_WEIGHTS
 from segcore.command import log
 from segcore.errors import InputError, need
-from teacher.settings import TUNES, EncoderSize, TeacherSettings
+from teacher.settings import EncoderName, EncoderSize, TeacherSettings
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SAM2_MEAN_STD = {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD}
+MEAN_STD = {1: IMAGENET_MEAN_STD, 3: IMAGENET_MEAN_STD}
 """What SAM 2's encoder was trained with, for grey pictures too."""
 STRIDE = 4  # of the masks' logits
 MASKS = 4
 """Candidates of SAM 2's mask decoder: one for a clear prompt, three for an ambiguous one."""
-NO_WEIGHTS = "no pretrained weights"
 TRUNK = "image_encoder.trunk."
-_CONFIGS: dict[EncoderSize, str] = {
+_CONFIGS: dict[EncoderName, str] = {
     "tiny": "sam2.1_hiera_t.yaml",
     "small": "sam2.1_hiera_s.yaml",
     "base+": "sam2.1_hiera_b+.yaml",
@@ -42,7 +42,7 @@ _CONFIGS: dict[EncoderSize, str] = {
 }
 
 
-def build_encoder(size: EncoderSize) -> nn.Module:
+def build_encoder(size: EncoderName) -> nn.Module:
     """Hiera, SAM 2.1's image encoder without its neck.
 
     N×3×H×W, H and W multiples of 32 → four feature maps at strides 4, 8, 16, 32; `channel_list` gives their channels,
@@ -55,7 +55,7 @@ def build_encoder(size: EncoderSize) -> nn.Module:
     return encoder
 
 
-def build_sam2(size: EncoderSize, image_px: int) -> Any:
+def build_sam2(size: EncoderName, image_px: int) -> Any:
     """All of SAM 2.1: sam2's `SAM2Base`, for square pictures of `image_px`, a multiple of 32.
 
     Its parts have the names of Meta's files: `image_encoder` (with `trunk` and `neck`), `sam_prompt_encoder`,
@@ -97,7 +97,7 @@ def join_channel_norms(network: nn.Module) -> None:
                 setattr(module, name, ChannelNorm(child))
 
 
-def _read_config(size: EncoderSize) -> dict[str, Any]:
+def _read_config(size: EncoderName) -> dict[str, Any]:
     try:
         text = resources.files("sam2").joinpath(f"configs/sam2.1/{_CONFIGS[size]}").read_text()
     except ModuleNotFoundError as error:
@@ -175,7 +175,7 @@ class Sam2ImageModel(nn.Module):
     sam_mask_decoder: Any
     no_mem_embed: Tensor
 
-    def __init__(self, size: EncoderSize, image_px: int) -> None:
+    def __init__(self, size: EncoderName, image_px: int) -> None:
         super().__init__()
         sam2 = build_sam2(size, image_px)
         self.image_px = image_px
@@ -254,7 +254,7 @@ class _Checkpoint(NamedTuple):
     file: str
 
 
-_PUBLISHED: dict[EncoderSize, _Checkpoint] = {
+_PUBLISHED: dict[EncoderName, _Checkpoint] = {
     "tiny": _Checkpoint("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt"),
     "small": _Checkpoint("facebook/sam2.1-hiera-small", "sam2.1_hiera_small.pt"),
     "base+": _Checkpoint("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
@@ -274,12 +274,12 @@ def load_for_system(model: nn.Module, settings: TeacherSettings, *, frozen: Sequ
     Raises:
         InputError: as `load_sam2_weights` and `check_frozen_parts` do.
     """
-    loaded = _load_parts(model, str(settings.weights), settings.encoder)
+    loaded = _load_parts(model, str(settings.weights), settings.encoder_name)
     check_frozen_parts(settings, loaded.absent, frozen)
     return _describe_origin(loaded, str(settings.weights))
 
 
-def load_sam2_weights(model: nn.Module, weights: str, size: EncoderSize) -> str:
+def load_sam2_weights(model: nn.Module, weights: str, size: EncoderName) -> str:
     """Loads SAM 2's weights into a model whose parts have the names of Meta's files.
 
     A file may hold the encoder alone, as an encoder that was trained in house does: the other parts then keep their
@@ -299,7 +299,7 @@ def load_sam2_weights(model: nn.Module, weights: str, size: EncoderSize) -> str:
     return _describe_origin(_load_parts(model, weights, size), weights)
 
 
-def load_encoder_weights(encoder: nn.Module, weights: str, size: EncoderSize) -> str:
+def load_encoder_weights(encoder: nn.Module, weights: str, size: EncoderName) -> str:
     """Loads SAM 2's weights into an encoder from `build_encoder`; see `load_sam2_weights`."""
     parts = nn.Module()  # the encoder where Meta's files have it
     parts.image_encoder = nn.Module()
@@ -320,10 +320,10 @@ def check_frozen_parts(settings: TeacherSettings, absent: Sequence[str], frozen:
     """
     missing = [part for part in frozen if part in absent]
     if missing and settings.tuned != "all":
-        otherwise = ", or add --tune all" if "all" in TUNES[settings.system] else ""
+        otherwise = ", or add --tune all" if "all" in settings.able else ""
         raise InputError(
             f"--weights {settings.weights}: must hold {', '.join(missing)} for --system {settings.system}, which "
-            f"leaves most of that as it is; give all of SAM 2.1, such as {_PUBLISHED[settings.encoder].repository}"
+            f"leaves most of that as it is; give all of SAM 2.1, such as {_PUBLISHED[settings.encoder_name].repository}"
             + otherwise
         )
 
@@ -333,7 +333,7 @@ class _WeightsOrigin(NamedTuple):
     absent: list[str]
 
 
-def _load_parts(model: nn.Module, weights: str, size: EncoderSize) -> _WeightsOrigin:
+def _load_parts(model: nn.Module, weights: str, size: EncoderName) -> _WeightsOrigin:
     if weights == "none":
         return _WeightsOrigin(NO_WEIGHTS, [])
     path = _download_checkpoint(weights, size) if _is_hub_name(weights) else Path(weights)
@@ -373,7 +373,7 @@ def _is_hub_name(weights: str) -> bool:
     return weights.startswith("facebook/") and not Path(weights).exists()
 
 
-def _download_checkpoint(name: str, size: EncoderSize) -> Path:
+def _download_checkpoint(name: str, size: EncoderName) -> Path:
     published = next((p for p in _PUBLISHED.values() if p.repository == name), None)
     if published is None:
         names = ", ".join(p.repository for p in _PUBLISHED.values())

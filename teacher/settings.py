@@ -22,6 +22,9 @@ SystemName = Literal[
     "lightunet",
 ]
 EncoderSize = Literal["tiny", "small", "base+", "large"]
+"""Sizes of SAM 2.1's Hiera."""
+ImageNetEncoder = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
+EncoderName = Literal[EncoderSize, ImageNetEncoder]
 Tune = Literal[
     "lora", "dora", "rslora", "ia3", "adapter", "adapter-parallel", "adapter-channel-space", "bitfit", "decoder", "all"
 ]  # fmt: skip
@@ -36,12 +39,20 @@ TUNES: dict[SystemName, tuple[Tune, ...]] = {
     "sam2-points": ("decoder", *_ANY),
     "sam2-zeroshot": ("decoder",),
     "sam2-memory": ("lora", *_ANY),
-    "unet": ("all",),
+    "unet": ("all", *_ANY),
     "lightunet": ("all",),
 }
 """System → its own tuning, which is the default, and what else it can do."""
 CONTROLS: tuple[SystemName, ...] = ("unet", "lightunet")
-"""Systems without SAM 2."""
+"""Systems that need no encoder."""
+ON_ANY_ENCODER: tuple[SystemName, ...] = ("unet", "s2agscunet", "sam2-unet")
+"""Systems with a U-Net's way up, which stands on any pyramid; the others need SAM's prompt encoder and mask decoder."""
+WITHOUT_ATTENTION: tuple[EncoderName, ...] = get_args(ImageNetEncoder)
+"""Encoders of convolutions, in which there is nothing that LoRA or an adapter between blocks could stand on."""
+CONVOLUTION_TUNES: tuple[Tune, ...] = ("all", "decoder", "bitfit")
+"""What those can be tuned by."""
+PACKAGED: tuple[EncoderName, ...] = get_args(ImageNetEncoder)
+"""Encoders whose weights an installed package holds: `--weights package`."""
 
 REMEMBERS: SystemName = "sam2-memory"
 """The system that labels whole volumes."""
@@ -55,15 +66,17 @@ class TeacherSettings(TrainSettings):
     system: SystemName = "s2agscunet"
     """The teacher; docs/teachers.md tells what each is. unet and lightunet are controls without SAM 2."""
     weights: str | None = None
-    """SAM 2.1's weights: a .pt or .safetensors file, a hub name such as facebook/sam2.1-hiera-tiny, or none. Must be
-    given for every system but the controls."""
-    encoder: EncoderSize = "tiny"
-    """Size of SAM 2.1's Hiera encoder."""
+    """Where the encoder's weights come from: a file, package (out of an installed package, with a pinned hash, for the
+    encoders that have one), a hub name such as facebook/sam2.1-hiera-tiny for SAM 2.1, or none. Must be given for every
+    system with an encoder."""
+    encoder: EncoderName | None = None
+    """The pretrained encoder: tiny, small, base+ or large of SAM 2.1's Hiera, or efficientnet-lite0, -lite1, -lite2 of
+    ImageNet for unet, s2agscunet and sam2-unet. By default tiny, and none for unet, which is then the plain U-Net."""
     tune: Tune | None = None
     """What of the encoder is trained: updates that peft makes (lora, dora, rslora, ia3), adapters before each block,
     two of them in each block (adapter-parallel) or over channels and space, its biases (bitfit), nothing but the
     decoder, or everything. By default the system's own: lora, adapter, adapter-parallel, adapter-channel-space or
-    decoder."""
+    decoder; all for unet and for encoders of convolutions."""
     lora_rank: int = Field(4, ge=1)
     """Rank of lora, dora and rslora."""
     lora_target: Literal["attention", "q-v"] | None = None
@@ -90,9 +103,26 @@ class TeacherSettings(TrainSettings):
     """Recompute a SAM 2 encoder's blocks in the backward pass: less memory, a third more time, the same weights."""
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether there is an encoder: in all systems but a U-Net that is given none."""
+        return self.encoder is not None or self.system not in CONTROLS
+
+    @property
+    def encoder_name(self) -> EncoderName:
+        """The encoder: `encoder`, or the systems' own; where there is one."""
+        return self.encoder or "tiny"
+
+    @property
+    def able(self) -> tuple[Tune, ...]:
+        """How system and encoder can be tuned, the default first."""
+        if not self.has_encoder:
+            return ("all",)
+        return CONVOLUTION_TUNES if self.encoder in WITHOUT_ATTENTION else TUNES[self.system]
+
+    @property
     def tuned(self) -> Tune:
         """What is trained of the encoder: `tune`, or the system's own."""
-        return self.tune or TUNES[self.system][0]
+        return self.tune or self.able[0]
 
 
 def check_settings(settings: TeacherSettings) -> None:
@@ -101,23 +131,42 @@ def check_settings(settings: TeacherSettings) -> None:
     Raises:
         InputError: a tuning that the system cannot do, or weights that are missing or unwanted.
     """
-    if settings.tuned not in TUNES[settings.system]:
-        able = " or ".join(dict.fromkeys(TUNES[settings.system]))
+    encoder = settings.encoder_name
+    if settings.encoder and settings.system == "lightunet":
         raise InputError(
-            f"--tune {settings.tune}: must be {able} for --system {settings.system}; leave --tune away"
+            f"--encoder {settings.encoder}: must be omitted for --system lightunet, which has none; use --system unet"
         )
-    if settings.unet_width and settings.system not in CONTROLS:
+    if encoder in WITHOUT_ATTENTION and settings.system not in ON_ANY_ENCODER:
         raise InputError(
-            f"--unet-width {settings.unet_width}: must be for {' or '.join(CONTROLS)}, got --system {settings.system}; "
-            "leave it away"
+            f"--encoder {encoder}: must be of the SAM family for --system {settings.system}, which needs its mask "
+            f"decoder; use --system {', '.join(ON_ANY_ENCODER)}, or another encoder"
         )
-    if settings.system in CONTROLS:
+    if settings.tuned not in settings.able:
+        able = " or ".join(dict.fromkeys(settings.able))
+        where = f"--encoder {encoder}" if encoder in WITHOUT_ATTENTION else f"--system {settings.system}"
+        raise InputError(f"--tune {settings.tuned}: must be {able} for {where}; leave --tune away")
+    if settings.unet_width and settings.has_encoder:
+        got = f"--encoder {encoder}" if settings.system in CONTROLS else f"--system {settings.system}"
+        raise InputError(
+            f"--unet-width {settings.unet_width}: must be for {' or '.join(CONTROLS)}, got {got}; leave it away"
+        )
+    if not settings.has_encoder:
         if settings.weights not in (None, "none"):
             raise InputError(
                 f"--weights {settings.weights}: must be none for --system {settings.system}, which has no part of "
                 "SAM 2; leave --weights away"
             )
         return
+    if settings.weights == "package" and encoder not in PACKAGED:
+        raise InputError(
+            f"--weights package: must be for --encoder {', '.join(PACKAGED)}, got {encoder}, which no package holds; "
+            "give SAM 2.1's weights, such as facebook/sam2.1-hiera-tiny"
+        )
+    if settings.weights is None and encoder in PACKAGED:
+        raise InputError(
+            f"--weights: must be given for --encoder {encoder}; give package, the path of its weights, or none with "
+            "--tune all"
+        )
     if settings.weights is None:
         raise InputError(
             f"--weights: must be given for --system {settings.system}; give SAM 2.1's weights, or none with --tune all"
@@ -127,7 +176,8 @@ def check_settings(settings: TeacherSettings) -> None:
             "--weights none: must have weights for --system sam2-zeroshot, which trains nothing; give SAM 2.1's weights"
         )
     if settings.weights == "none" and settings.tuned != "all":
+        published = "package" if encoder in PACKAGED else "SAM 2.1's weights"
         raise InputError(
             f"--weights none: must have weights for --tune {settings.tuned}, which leaves the encoder as it is; "
-            "give SAM 2.1's weights, or add --tune all to train everything from random weights"
+            f"give {published}, or add --tune all to train everything from random weights"
         )

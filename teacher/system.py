@@ -2,7 +2,7 @@
 
 A system's module in `teacher/systems` offers
 
-    MEAN_STD                    normalisation of 1 and of 3 channels, for `training_input`
+    MEAN_STD                    normalisation of 1 and of 3 channels, where it has no encoder, which has its own
     build_system(settings, task) -> System           to train
     open_network(manifest) -> nn.Module              the plain form of its bundles, with random weights
     PROTOCOLS (optional)        further ways to test it, by name; `AUTOMATIC` is always there
@@ -31,7 +31,8 @@ from segcore.learn.loader import TrainingSet
 from segcore.learn.network import check_torch_bundle, load_weights
 from segcore.picture.preprocess import InputSpec, OutputSpec
 from segcore.picture.prompts import PromptSpec
-from teacher.settings import SystemName
+from teacher.encoder import MeanStd, encoder_module
+from teacher.settings import SystemName, TeacherSettings
 
 SYSTEMS: dict[SystemName, str] = {
     "s2agscunet": "teacher.systems.s2agscunet",
@@ -117,6 +118,15 @@ def unchanged(network: nn.Module) -> nn.Module:
 def system_module(name: str) -> ModuleType:
     """The module of a system, by a key of `SYSTEMS`."""
     return import_module(SYSTEMS[name])  # type: ignore[index]
+
+
+def mean_std_of(settings: TeacherSettings) -> MeanStd:
+    """Normalisation of 1 and of 3 channels, for `training_input`: the encoder's, or a system's without one."""
+    if settings.has_encoder:
+        found: MeanStd = encoder_module(settings.encoder_name).MEAN_STD
+    else:
+        found = system_module(settings.system).MEAN_STD
+    return found
 
 
 def protocols(name: str) -> dict[str, Protocol]:

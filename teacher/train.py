@@ -36,7 +36,10 @@ class _TrainingResult:
 def main(settings: TeacherSettings) -> None:
     """Runs the stage; see the module."""
     check_settings(settings)
-    settings = settings.model_copy(update={"tune": settings.tuned})  # the bundle says what was trained
+    # The bundle says what was trained.
+    settings = settings.model_copy(
+        update={"tune": settings.tuned, "encoder": settings.encoder_name if settings.has_encoder else None}
+    )
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256}
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
@@ -58,14 +61,14 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
-    from teacher.system import Task, system_module
+    from teacher.system import Task, mean_std_of, system_module
     from teacher.tuning.tune import recompute_blocks
 
     split, held = choose_cases(dataset, settings)
     cases = [case for case in split if case.labelled]
     size = (settings.size, settings.size)
     module = system_module(settings.system)
-    spec = training_input(cases, size, module.MEAN_STD, window=settings.window)
+    spec = training_input(cases, size, mean_std_of(settings), window=settings.window)
     torch.manual_seed(settings.seed)
     system: System = module.build_system(settings, Task(dataset.classes, spec, cases))
     network = system.network

@@ -20,6 +20,7 @@ MAX_BYTES = 1_000_000
 BY_NAME = {
     "runtime/engines/seam.py": "import_module",  # the engine that was chosen
     "teacher/system.py": "import_module",  # the system that was chosen
+    "teacher/encoder.py": "import_module",  # the encoder that was chosen
     "teacher/sam2_model.py": "import_module",  # the classes that sam2's own configurations name
     "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
     "benchmarks/measuring.py": "__import__",  # libraries, to see that they are there

@@ -116,7 +116,7 @@ def prepare_class_masks(settings: TeacherSettings, task: Task) -> ClassMaskParts
         InputError: the weights are wrong, or lack a part that stays frozen.
     """
     output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    sam = Sam2ImageModel(settings.encoder, task.spec.height_px)
+    sam = Sam2ImageModel(settings.encoder_name, task.spec.height_px)
     pretrained = load_for_system(sam, settings, frozen=FROZEN)
     network = ClassMaskNetwork(sam, output.channels)
     network.encoder = tune_encoder(network.encoder, tuning)

@@ -13,29 +13,27 @@ from torch import Tensor, nn
 from segcore.bundle.manifest import Manifest
 from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
-from teacher.sam2_model import build_encoder, load_encoder_weights
-from teacher.settings import EncoderSize, TeacherSettings
+from teacher.encoder import STRIDE, build_encoder, load_encoder_weights
+from teacher.settings import EncoderName, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of, with_plain_encoder
-
-STRIDE = 4  # of the finest head
 
 HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits N×K×H×W, target N×H×W, labelled N) → scalar, as those of `segcore.learn.losses`."""
 
 
 class NetworkBuilder(Protocol):
-    """Builds a network with random weights; its `encoder` is Hiera, and called it gives logits, the finest last."""
+    """Builds a network with random weights; its `encoder` is a pyramid, and called it gives logits, the finest last."""
 
-    def __call__(self, *, encoder: EncoderSize, outputs: int) -> nn.Module: ...
+    def __call__(self, *, encoder: EncoderName, outputs: int) -> nn.Module: ...
 
 
 NetworkClass = Callable[[nn.Module, list[int], int], nn.Module]
 """(encoder, its channels, the deepest level's first, outputs) → such a network."""
 
 
-def build_supervised(kind: NetworkClass, *, encoder: EncoderSize, outputs: int) -> nn.Module:
+def build_supervised(kind: NetworkClass, *, encoder: EncoderName, outputs: int) -> nn.Module:
     """A network over a new encoder; all weights are random."""
     trunk = build_encoder(encoder)
     channels: list[int] = list(trunk.channel_list)  # type: ignore[arg-type]
@@ -101,8 +99,8 @@ def supervised_system(
 ) -> System:
     """A teacher of such a network, with its weights loaded and frozen as `--tune` says."""
     output, tuning = output_spec(task.classes, stride=STRIDE), tuning_of(settings)
-    network = build(encoder=settings.encoder, outputs=output.channels)
-    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder)  # type: ignore[arg-type]
+    network = build(encoder=settings.encoder_name, outputs=output.channels)
+    pretrained = load_encoder_weights(network.encoder, str(settings.weights), settings.encoder_name)  # type: ignore[arg-type]
     encoder = network.encoder = tune_encoder(network.encoder, tuning)  # type: ignore[arg-type]
     return System(
         network=network,
@@ -110,8 +108,8 @@ def supervised_system(
         loss=deep_supervision(head_loss),
         view=FinestHead,
         plain=lambda trained: FinestHead(with_plain_encoder(trained, tuning)),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings},
-        title=f"{name} {settings.encoder}",
+        settings={"encoder": settings.encoder_name, **tuning.adapter_settings},
+        title=f"{name} {settings.encoder_name}",
         pretrained=pretrained,
         save_adapters=partial(save_adapters, encoder, tuning),
     )

@@ -8,6 +8,7 @@ groups and gate 0.5, split 1/2, squeeze 2, groups 2 as there.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -23,11 +24,10 @@ from teacher.decoders.supervised_heads import (
     supervised_levels,
     supervised_system,
 )
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 
-MEAN_STD = SAM2_MEAN_STD
 _NORM_GROUPS = 16
 _GATE = 0.5
 
@@ -37,7 +37,7 @@ class SpatialReconstruction(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.norm = nn.GroupNorm(math.gcd(_NORM_GROUPS, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         share = (self.norm.weight / self.norm.weight.sum()).view(1, -1, 1, 1)

@@ -15,14 +15,12 @@ from torch import nn
 
 from segcore.bundle.manifest import Manifest
 from teacher.decoders.class_masks import class_mask_loss, open_class_masks, prepare_class_masks, train_head
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task, unchanged
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.adapters import PARALLEL_SCALE, AdapterAfter, AdapterBeside, Bottleneck
 from teacher.tuning.tune import with_plain_encoder
-
-MEAN_STD = SAM2_MEAN_STD
 
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
@@ -38,8 +36,12 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         loss=class_mask_loss,
         view=unchanged,
         plain=partial(with_plain_encoder, tuning=tuning),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings, "decoder_adapter_width": width},
-        title=f"SAM2-Adapter {settings.encoder}",
+        settings={
+            "encoder": settings.encoder_name,
+            **tuning.adapter_settings,
+            "decoder_adapter_width": width,
+        },
+        title=f"SAM2-Adapter {settings.encoder_name}",
         pretrained=pretrained,
         save_adapters=partial(save_adapters, network.encoder, tuning),
     )

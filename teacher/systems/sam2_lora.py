@@ -17,14 +17,13 @@ from torch import nn
 
 from segcore.bundle.manifest import Manifest
 from teacher.decoders.class_masks import class_mask_loss, open_class_masks, prepare_class_masks, train_head
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task, unchanged
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft, save_peft
 from teacher.tuning.tune import MLP_OUT, Tuning, with_plain_encoder
 
-MEAN_STD = SAM2_MEAN_STD
 _QUERIES_AND_VALUES = r".*\.(q_proj|v_proj)"
 _KEYS_AND_VALUES = r".*\.(k_proj|v_proj)"
 """For ia3, as in `teacher.tuning.tune`."""
@@ -45,8 +44,8 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         loss=class_mask_loss,
         view=unchanged,
         plain=partial(_merge_updates, tuning=tuning),
-        settings={"encoder": settings.encoder, **tuning.adapter_settings},
-        title=f"SAM2-LoRA {settings.encoder}",
+        settings={"encoder": settings.encoder_name, **tuning.adapter_settings},
+        title=f"SAM2-LoRA {settings.encoder_name}",
         pretrained=pretrained,
         save_adapters=partial(_save_updates, network.encoder, network.decoder.transformer, tuning),
     )

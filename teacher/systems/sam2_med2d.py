@@ -19,11 +19,10 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import InteractiveRounds, interactive_loss
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task
 
-MEAN_STD = SAM2_MEAN_STD
 PROTOCOLS: dict[str, Protocol] = PROMPTED
 
 

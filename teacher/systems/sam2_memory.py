@@ -30,13 +30,12 @@ from teacher.promptable import (
     train_decoder,
     train_prompt_encoder,
 )
-from teacher.sam2_model import SAM2_MEAN_STD, STRIDE, load_sam2_weights
+from teacher.sam2_model import MEAN_STD as MEAN_STD
+from teacher.sam2_model import STRIDE, load_sam2_weights
 from teacher.settings import TeacherSettings
 from teacher.system import Predictions, Protocol, System, Task
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.tune import Tuning, plain_encoder
-
-MEAN_STD = SAM2_MEAN_STD
 
 
 def build_system(settings: TeacherSettings, task: Task) -> System:
@@ -49,7 +48,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
     parts = prepare_promptable(settings, task, candidates="single", frozen=(*NECK, "sam_prompt_encoder"))
     pictures, tuning, pretrained = parts.network, parts.tuning, parts.pretrained
     memory = SliceMemory(task.spec.height_px)
-    of_memory = load_sam2_weights(memory, str(settings.weights), settings.encoder)
+    of_memory = load_sam2_weights(memory, str(settings.weights), settings.encoder_name)
     train_decoder(pictures, candidates=False)
     pictures.sam.sam_mask_decoder.iou_prediction_head.requires_grad_(True)  # decides what is remembered
     if tuning.kind == "all":
@@ -73,7 +72,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         view=lambda trained: cast(ClipTracker, trained).model,
         plain=lambda trained: _plain_form(trained, tuning),
         settings=parts.settings,
-        title=f"SAM2-Memory {settings.encoder}",
+        title=f"SAM2-Memory {settings.encoder_name}",
         pretrained=pretrained if of_memory == pretrained else f"{pretrained}; memory: {of_memory}",
         training_set=clips,
         validate=_validate_volumes,

@@ -26,11 +26,10 @@ from teacher.promptable import (
 )
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import dice_focal, drawn_prompts
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task
 
-MEAN_STD = SAM2_MEAN_STD
 PROTOCOLS: dict[str, Protocol] = PROMPTED
 THRESHOLDS = (0.5, 0.7)
 """Where the threshold may lie. Source: facts of SAM on chest X-rays, docs/teachers.md."""

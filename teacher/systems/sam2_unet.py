@@ -23,11 +23,10 @@ from teacher.decoders.supervised_heads import (
     supervised_levels,
     supervised_system,
 )
-from teacher.sam2_model import SAM2_MEAN_STD
+from teacher.sam2_model import MEAN_STD as MEAN_STD
 from teacher.settings import TeacherSettings
 from teacher.system import System, Task
 
-MEAN_STD = SAM2_MEAN_STD
 _CHANNELS = 64  # of every level. Source: Xiong et al. 2024
 _REACHES = (3, 5, 7)
 

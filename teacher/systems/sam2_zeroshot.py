@@ -12,11 +12,11 @@ from segcore.learn.augment import Sample
 from segcore.picture.preprocess import output_spec
 from teacher.promptable import NECK, open_promptable, prepare_promptable, prompt_spec
 from teacher.prompts.protocols import PROMPTED, upper_bound
-from teacher.sam2_model import SAM2_MEAN_STD, STRIDE
+from teacher.sam2_model import MEAN_STD as MEAN_STD
+from teacher.sam2_model import STRIDE
 from teacher.settings import TeacherSettings
 from teacher.system import Protocol, System, Task, unchanged
 
-MEAN_STD = SAM2_MEAN_STD
 PROTOCOLS: dict[str, Protocol] = {**PROMPTED, "upper bound": upper_bound}
 
 
@@ -31,7 +31,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         view=unchanged,
         plain=unchanged,
         settings=parts.settings,
-        title=f"SAM 2 {settings.encoder}, zero-shot",
+        title=f"SAM 2 {settings.encoder_name}, zero-shot",
         pretrained=parts.pretrained,
         prompt=prompt_spec(("point", "box", "mask"), "all"),
         thresholds=(0.5, 0.5),  # SAM 2's own: not even that is fitted

@@ -66,13 +66,15 @@ def tune_encoder(encoder: nn.Module, tuning: Tuning) -> nn.Module:
     """The encoder with exactly what `tuning` says trainable; computes at first what the encoder did. In place.
 
     Args:
-        encoder: Hiera, from `build_encoder`, with its weights loaded.
+        encoder: from `teacher.encoder.build_encoder`, with its weights loaded.
         tuning: the way.
 
     Raises:
         InputError: peft is not installed.
     """
     encoder.requires_grad_(tuning.kind == "all")
+    if tuning.kind not in ("all", "bitfit"):
+        hold_statistics(encoder)
     if tuning.splits:
         split_queries_keys_values(encoder)
     if tuning.kind == "ia3":
@@ -104,6 +106,25 @@ def adapted_encoder(encoder: nn.Module, settings: dict[str, Any]) -> nn.Module:
     width = settings.get("adapter_width")
     # Bundles of version 0.5 and before name a width alone.
     return add_adapters(encoder, settings.get("adapter_kind") or "adapter", width) if width else encoder
+
+
+class HeldNorm(nn.BatchNorm2d):
+    """A batch norm that normalises with the statistics that it came with, while the network around it trains, too."""
+
+    def train(self, mode: bool = True) -> HeldNorm:
+        return super().train(False)
+
+
+def hold_statistics(encoder: nn.Module) -> None:
+    """Lets a frozen encoder's batch norms compute as they will once deployed; in place.
+
+    Otherwise each batch would be normalised by its own statistics, and move the running ones: the encoder would
+    change although none of its weights is trained.
+    """
+    for module in encoder.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = HeldNorm
+            module.eval()
 
 
 def train_biases(encoder: nn.Module) -> nn.Module:

@@ -1,0 +1,71 @@
+"""The seam between systems and pretrained encoders: what a pyramid encoder is, and the table of them.
+
+An encoder's module offers
+
+    MEAN_STD                                         normalisation of 1 and of 3 channels, for `training_input`
+    build_encoder(name) -> nn.Module                 with random weights
+    load_encoder_weights(encoder, weights, name) -> str
+                                                     fills it from a path, a hub name, "package" or "none"; returns
+                                                     where the weights came from, with their hash
+
+What is built takes pictures N×3×H×W, normalised, H and W multiples of 32, and gives four maps, the finest first, at
+strides 4, 8, 16 and 32. `channel_list` has their channels, the deepest map's first.
+
+Modules are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+
+from torch import nn
+
+from teacher.settings import EncoderName
+
+ENCODERS: dict[EncoderName, str] = {
+    "tiny": "teacher.sam2_model",
+    "small": "teacher.sam2_model",
+    "base+": "teacher.sam2_model",
+    "large": "teacher.sam2_model",
+    "efficientnet-lite0": "teacher.encoders.efficientnet_lite",
+    "efficientnet-lite1": "teacher.encoders.efficientnet_lite",
+    "efficientnet-lite2": "teacher.encoders.efficientnet_lite",
+}
+"""Name → module."""
+STRIDE = 4
+"""Of an encoder's finest map, and of the logits of what stands on it."""
+
+MeanStd = Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]]
+"""Channels → mean and standard deviation of each."""
+
+
+def encoder_module(name: EncoderName) -> ModuleType:
+    """The module of an encoder, by a key of `ENCODERS`."""
+    return import_module(ENCODERS[name])
+
+
+def build_encoder(name: EncoderName) -> nn.Module:
+    """The encoder with random weights; see the module.
+
+    Raises:
+        InputError: a package that it is made from is not installed.
+    """
+    encoder: nn.Module = encoder_module(name).build_encoder(name)
+    return encoder
+
+
+def load_encoder_weights(encoder: nn.Module, weights: str, name: EncoderName) -> str:
+    """Fills an encoder from `build_encoder`; returns where its weights came from, for the manifest.
+
+    Args:
+        encoder: of that name.
+        weights: as `--weights`.
+        name: of the encoder.
+
+    Raises:
+        InputError: no such weights, or those of another model.
+    """
+    origin: str = encoder_module(name).load_encoder_weights(encoder, weights, name)
+    return origin

@@ -1,0 +1,1 @@
+"""Pretrained encoders that are not part of a package of their own."""
