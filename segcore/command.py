@@ -62,7 +62,7 @@ def parse_settings(settings: type[S], prog: str, argv: Sequence[str]) -> S:
     CommandLine.__doc__ = settings.__doc__
     try:
         parsed = CliApp.run(CommandLine, cli_args=rest, **base)
-        return settings.model_validate(parsed.model_dump())
+        return settings.model_validate(parsed.model_dump(exclude_unset=True))  # a default stays known as one
     except ValidationError as error:
         raise InputError("; ".join(_field_message(e) for e in error.errors())) from None
 

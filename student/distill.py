@@ -1,9 +1,12 @@
 """Trains a student, from a teacher's soft labels where there are any.
 
 `python -m student.distill --data D [--soft S | --teacher T] --out O`; without a teacher it is plain training, the
-control of every claim about distillation. The loss is the paper's plus Dice:
+control of every claim about distillation. With one, every batch holds pictures with and without masks by a ratio, and
+each picture has one target, mixed of its mask and the teacher's answer (`segcore.learn.losses.taught_loss`):
 
-    L = α·CE(y, student) + Dice(y, student) + (1−α)·T²·KL(σ(teacher/T) ‖ σ(student/T))
+    L = a·CE(y, student) + (1−a)·T²·KL(σ(teacher/T) ‖ σ(student/T)) + Dice(a·y + (1−a)·σ(teacher), student)
+
+with a = α where there is a mask y, else 0. docs/results.md has what the defaults rest on.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from student.design import Design
 
 
+DEFAULT_STEPS, DEFAULT_EPOCHS = 4000, 40
+
+
 class DistillSettings(TrainSettings):
     """Train a student, with the help of a teacher or without."""
 
@@ -42,16 +48,25 @@ class DistillSettings(TrainSettings):
     """A teacher bundle to run in every step; slow, but it sees each augmented image itself."""
     design: str | dict[str, Any] = "base"
     """nano, small, base, lightunet, unet16, unet64, or a YAML file that student.search wrote."""
+    steps: int | None = Field(None, ge=1)
+    """Steps of the optimiser in all, however many images there are, in the place of passes; rounded up to equally many
+    an epoch. By default 4000 in 40 epochs where neither --epochs nor --passes is given: a student learns long from a
+    teacher."""
+    batch_size: int = Field(16, ge=1)
+    """Images a step and process."""
+    batch_labelled: float = Field(0.25, gt=0, lt=1)
+    """With a teacher, share of each batch that has masks, where some images have none."""
     alpha: float = Field(0.5, ge=0, le=1)
-    """Share of the true masks' cross-entropy; the rest is the teacher's."""
-    temperature: float = Field(2.0, gt=0)
-    """Softens both distributions."""
+    """With a teacher, the mask's share of a labelled image's target; the rest is the teacher's."""
+    temperature: float = Field(1.0, gt=0)
+    """With a teacher, softens both distributions of the KL term."""
     dice_weight: float = Field(1.0, ge=0)
-    """Weight of the Dice loss on the true masks."""
+    """Weight of the Dice loss."""
 
 
 def main(settings: DistillSettings) -> None:
     """Runs the stage; see the module."""
+    settings = with_steps(settings)
     design = find_design(settings.design)
     check_size(design, settings.size)
     if settings.soft and settings.teacher:
@@ -68,6 +83,13 @@ def main(settings: DistillSettings) -> None:
         dice, parameters = _train_student(settings, design, dataset, soft, teacher, teacher_sha256, folder)
     log(f"wrote {settings.out}")
     print_result(bundle=str(settings.out), dice_val=dice, parameters=parameters)
+
+
+def with_steps(settings: DistillSettings) -> DistillSettings:
+    """The settings with the default number of steps, where no flag says how long to train."""
+    if settings.steps is not None or settings.model_fields_set & {"epochs", "passes"}:
+        return settings
+    return settings.model_copy(update={"steps": DEFAULT_STEPS, "epochs": DEFAULT_EPOCHS})
 
 
 def _train_student(
@@ -131,6 +153,7 @@ def _train_student(
         settings=settings,
         folder=folder,
         accelerator=accelerator,
+        labelled_part=settings.batch_labelled if soft or teacher else None,
     )
     dice = 0.0
     if accelerator.is_main_process:
@@ -174,7 +197,7 @@ def loss_function(
     """
     import torch.nn.functional as F
 
-    from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
+    from segcore.learn.losses import cross_entropy, dice_loss, taught_loss
     from segcore.learn.network import normaliser
 
     normalised = normaliser(spec, device)
@@ -187,12 +210,19 @@ def loss_function(
         flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
         logits = flat.view(*logits.shape[:2], *size)  # N K H W
         target, labelled = batch["mask"], batch["labelled"]
-        truth = settings.dice_weight * dice_loss(logits, target, labelled)
         soft = ask(batch["image"]) if ask else batch.get("soft")
         if soft is None:
+            truth = settings.dice_weight * dice_loss(logits, target, labelled)
             return truth + cross_entropy(logits, target, labelled)
-        truth = truth + settings.alpha * cross_entropy(logits, target, labelled)
-        return truth + (1 - settings.alpha) * distillation_loss(logits, soft, settings.temperature)
+        return taught_loss(
+            logits,
+            target,
+            labelled,
+            soft,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            dice_weight=settings.dice_weight,
+        )
 
     return loss
 

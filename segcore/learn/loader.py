@@ -170,27 +170,88 @@ def check_classes(shown: Sequence[bool], classes: Sequence[str], masks: int, set
 class EpochOrder(Sampler[tuple[int, int]]):
     """Yields (pass, index) in an order that depends on seed and pass only; each process takes its share.
 
-    An epoch is one pass over the images, or several; passes are counted over the epochs.
+    An epoch is one pass over the images, or several, or a number of batches; passes are counted over the epochs. With
+    `labelled`, every batch holds as many labelled images as `batch` says, first, and unlabelled ones behind them: two
+    streams, each passed over at its own pace.
     """
 
-    def __init__(self, length: int, *, seed: int, rank: int = 0, processes: int = 1, passes: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        passes: int = 1,
+        batches: int | None = None,
+        batch: BatchShares | None = None,
+    ) -> None:
         self.length, self.seed, self.rank, self.processes = length, seed, rank, processes
         self.passes, self.epoch = passes, 0
+        self._batch = batch or BatchShares((range(length), 1))
+        self._batches = (
+            batches if batches is not None or batch is None else max(1, passes * self._share // batch.size)
+        )
 
     def __len__(self) -> int:
-        return self.passes * self._share
+        return self.passes * self._share if self._batches is None else self._batches * self._batch.size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self._batches is not None:
+            yield from self._stream(self._batches)
+            return
         for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
             order = np.random.default_rng([self.seed, number]).permutation(self.length)
             # Equally many in each process, because they agree on the gradient of every step.
             for i in order[self.rank :: self.processes][: self._share]:
                 yield number, int(i)
 
+    def _stream(self, batches: int) -> Iterator[tuple[int, int]]:
+        """The epoch's part of endless passes over each group of images."""
+        orders: dict[int, tuple[int, np.ndarray]] = {}  # the pass that each group is in
+        for number in range(self.epoch * batches, (self.epoch + 1) * batches):
+            for group, (members, count) in enumerate(self._batch.groups):
+                first = (number * self.processes + self.rank) * count
+                for place in range(first, first + count):
+                    turn, k = divmod(place, len(members))
+                    if group not in orders or orders[group][0] != turn:
+                        shuffled = np.random.default_rng([self.seed, turn, group]).permutation(len(members))
+                        orders[group] = turn, shuffled
+                    yield turn, int(members[orders[group][1][k]])
+
     @property
     def _share(self) -> int:
         """Images a process and pass."""
         return self.length // self.processes if self.length >= self.processes else self.length
+
+
+class BatchShares:
+    """What a batch is made of: some images of each group.
+
+    Attributes:
+        groups: (indices of its images, how many of them a batch holds).
+        size: images a batch.
+    """
+
+    def __init__(self, *groups: tuple[Sequence[int], int]) -> None:
+        self.groups = tuple((members, count) for members, count in groups if members and count)
+        self.size = sum(count for _, count in self.groups)
+
+
+def batch_shares(labelled: Sequence[bool], batch_size: int, labelled_part: float) -> BatchShares | None:
+    """Mixes labelled and unlabelled images by a ratio, at least one of each; None where there is only one kind.
+
+    Args:
+        labelled: of every image, whether it has a mask.
+        batch_size: images a batch.
+        labelled_part: share of a batch, 0–1, that has masks.
+    """
+    with_mask = [i for i, yes in enumerate(labelled) if yes]
+    without = [i for i, yes in enumerate(labelled) if not yes]
+    if not with_mask or not without or batch_size < 2:
+        return None
+    count = min(max(1, round(batch_size * labelled_part)), batch_size - 1)
+    return BatchShares((with_mask, count), (without, batch_size - count))
 
 
 def build_loader(
@@ -202,9 +263,30 @@ def build_loader(
     rank: int = 0,
     processes: int = 1,
     passes: int = 1,
+    batches: int | None = None,
+    labelled_part: float | None = None,
 ) -> tuple[DataLoader[Sample], EpochOrder]:
-    """A loader and its order; set `order.epoch` before each pass. A short last batch is dropped unless it is all."""
-    order = EpochOrder(len(data), seed=seed, rank=rank, processes=processes, passes=passes)
+    """A loader and its order; set `order.epoch` before each epoch. A short last batch is dropped unless it is all.
+
+    Args:
+        data: the images.
+        batch_size: images a batch and process.
+        workers: loader processes.
+        seed: of the order.
+        rank: of this process.
+        processes: how many there are.
+        passes: over the images, an epoch.
+        batches: an epoch, in the place of passes.
+        labelled_part: share of each batch that has masks; None leaves it to chance.
+    """
+    batch = None
+    if labelled_part is not None:
+        batch = batch_shares([case.labelled for case in data.cases], batch_size, labelled_part)
+    if batches is not None and batch is None:
+        batch = BatchShares((range(len(data)), batch_size))
+    order = EpochOrder(
+        len(data), seed=seed, rank=rank, processes=processes, passes=passes, batches=batches, batch=batch
+    )
     loader = DataLoader(
         data,
         batch_size=batch_size,

@@ -95,6 +95,7 @@ def fit(
     settings: TrainSettings,
     folder: Path,
     accelerator: Accelerator,
+    labelled_part: float | None = None,
 ) -> list[Epoch]:
     """Trains `network` in place and leaves the weights of its best epoch in it.
 
@@ -106,6 +107,7 @@ def fit(
         settings: see `TrainSettings`.
         folder: the stage's OUT.partial; holds the checkpoint while it runs, `history.csv` and `steps.csv`.
         accelerator: from `open_accelerator`.
+        labelled_part: share of each batch that has masks, where some images have none; None leaves it to chance.
     """
     run = open_run(network, loss_of, settings, accelerator)
     loader, order = build_loader(
@@ -116,6 +118,8 @@ def fit(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         passes=settings.passes,
+        batches=settings.batches_an_epoch,
+        labelled_part=labelled_part,
     )
     history = _resume_run(folder, run)
     # The checkpoint says how far the run came: what was noted of an epoch after it is done again.

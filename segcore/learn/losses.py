@@ -18,13 +18,7 @@ def cross_entropy(logits: Tensor, target: Tensor, labelled: Tensor, weights: Ten
 
     `weights` N×H×W makes it each image's weighted mean.
     """
-    if logits.shape[1] == 1:
-        pixel = F.binary_cross_entropy_with_logits(logits[:, 0], target.to(logits.dtype), reduction="none")
-    else:
-        pixel = F.cross_entropy(logits, target.long(), reduction="none")
-    if weights is None:
-        return _labelled_mean(pixel.mean(dim=(1, 2)), labelled)
-    return _labelled_mean((pixel * weights).sum((1, 2)) / weights.sum((1, 2)), labelled)
+    return _labelled_mean(_image_entropy(logits, target, weights), labelled)
 
 
 def iou_loss(logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -93,14 +87,57 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Li et al. 2024 apply it to pixels.
     """
-    s, t = student.float() / temperature, teacher.float() / temperature
-    if s.shape[1] == 1:
-        # p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)) with fewer passes over the pixels
-        kl = F.softplus(s) - F.softplus(t) + torch.sigmoid(t) * (t - s)
+    return _divergence(student, teacher, temperature).mean()
+
+
+def taught_loss(
+    student: Tensor,
+    target: Tensor,
+    labelled: Tensor,
+    teacher: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    dice_weight: float,
+) -> Tensor:
+    """A student's loss with a teacher: each image has one target, mixed of its mask and the teacher's answer.
+
+    Of an image with a mask, a·CE(mask) + (1−a)·T²·KL(teacher/T ‖ student/T) with a = α, and of one without, a = 0: the
+    teacher alone. At T = 1 the two terms are, but for a constant, the cross-entropy against a·mask + (1−a)·teacher;
+    the Dice loss is taken against that mixture, too, so that an image without a mask teaches shapes as well.
+
+    Args:
+        student: logits N×K×H×W.
+        target: masks N×H×W, of which those of unlabelled images do not count.
+        labelled: N bool.
+        teacher: logits N×K×H×W.
+        alpha: the mask's share of a labelled image's target.
+        temperature: softens both sides of the KL term.
+        dice_weight: of the Dice term.
+
+    Source: Hinton et al. 2015 and Li et al. 2024 for the first two terms, there with one α for all images, which are
+    all labelled.
+    """
+    share = alpha * labelled.to(torch.float32)  # N
+    ce = _image_entropy(student, target)  # N
+    kl = _divergence(student, teacher, temperature)  # N
+    p, truth = _foreground_probabilities(student, target)
+    taught = torch.sigmoid(teacher.float()) if teacher.shape[1] == 1 else teacher.float().softmax(1)[:, 1:]
+    mixed = share.view(-1, 1, 1, 1) * truth + (1 - share).view(-1, 1, 1, 1) * taught  # N K H W
+    both, total = (p * mixed).sum((2, 3)), (p + mixed).sum((2, 3))
+    dice = (1 - (2 * both + 1) / (total + 1)).mean(1)  # N
+    return (share * ce + (1 - share) * kl + dice_weight * dice).mean()
+
+
+def _image_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each image, (weighted) mean over its pixels: N."""
+    if logits.shape[1] == 1:
+        pixel = F.binary_cross_entropy_with_logits(logits[:, 0], target.to(logits.dtype), reduction="none")
     else:
-        log_t = F.log_softmax(t, dim=1)
-        kl = (log_t.exp() * (log_t - F.log_softmax(s, dim=1))).sum(1)
-    return temperature**2 * kl.mean()
+        pixel = F.cross_entropy(logits, target.long(), reduction="none")
+    if weights is None:
+        return pixel.mean(dim=(1, 2))
+    return (pixel * weights).sum((1, 2)) / weights.sum((1, 2))
 
 
 def _foreground_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +146,18 @@ def _foreground_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
     if logits.shape[1] == 1:
         return torch.sigmoid(logits.float()), truth
     return logits.float().softmax(1)[:, 1:], truth
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher/T ‖ student/T) of each image, mean over its pixels: N."""
+    s, t = student.float() / temperature, teacher.float() / temperature
+    if s.shape[1] == 1:
+        # p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)) with fewer passes over the pixels
+        kl = F.softplus(s) - F.softplus(t) + torch.sigmoid(t) * (t - s)
+    else:
+        log_t = F.log_softmax(t, dim=1)
+        kl = (log_t.exp() * (log_t - F.log_softmax(s, dim=1))).sum(1, keepdim=True)
+    return temperature**2 * kl.flatten(1).mean(1)
 
 
 def _class_masks(target: Tensor, channels: int) -> Tensor:

@@ -27,7 +27,10 @@ class TrainSettings(Settings):
     has its own window, whatever its teacher's is; only under --teacher, who sees the student's pictures, both must be
     the same."""
     epochs: int = Field(50, ge=1)
-    """Passes over the training images, with a validation after each."""
+    """Passes over the training images, with a validation after each; with --steps, how many validations."""
+    steps: int | None = Field(None, ge=1)
+    """Steps of the optimiser in all, however many images there are, in the place of passes; rounded up to equally many
+    an epoch."""
     passes: int = Field(1, ge=1)
     """Passes an epoch: with few images more than one, so that validation takes no longer than training."""
     batch_size: int = Field(8, ge=1)
@@ -87,6 +90,11 @@ class TrainSettings(Settings):
     def label_note(self) -> str:
         """For the bundle's name: ", 10 % labelled", or nothing."""
         return f", {100 * self.labelled_share:g} % labelled" if self.labelled_share < 1 else ""
+
+    @property
+    def batches_an_epoch(self) -> int | None:
+        """Of each process, where `steps` counts; None where passes do."""
+        return None if self.steps is None else -(-self.steps // self.epochs) * self.accumulate
 
     def recipe(self) -> dict[str, object]:
         """What the weights depend on: everything but where they are written and how they are read."""
