@@ -122,7 +122,8 @@ def _train_student(
     if teacher:
         _check_window(spec, teacher, settings.window)
     output = output_spec(dataset.classes, stride=design.logits_stride)
-    augment = Augmentation(size, with_soft=soft is not None, flip=settings.flip)
+    settings = settings.for_channels(spec.channels)
+    augment = Augmentation(settings.transforms(spec.channels), with_soft=soft is not None)
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )

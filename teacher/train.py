@@ -69,6 +69,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     size = (settings.size, settings.size)
     module = system_module(settings.system)
     spec = training_input(cases, size, mean_std_of(settings), window=settings.window)
+    settings = settings.for_channels(spec.channels)
     torch.manual_seed(settings.seed)
     system: System = module.build_system(settings, Task(dataset.classes, spec, cases))
     network = system.network
@@ -91,7 +92,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
         if system.training_set:
             data = system.training_set(settings.seed)
         else:
-            augment = Augmentation(size, with_soft=False, flip=settings.flip)
+            augment = Augmentation(settings.transforms(spec.channels), with_soft=False)
             data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment)
             check_classes(data.classes_shown, dataset.classes, len(cases), settings)
         fit(

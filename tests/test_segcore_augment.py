@@ -14,9 +14,11 @@ from segcore.learn.augment import (
     sampling_grid,
     warp,
 )
+from segcore.learn.transforms import PRESETS, Affine
 
 SIZE = (48, 64)
 FLIP = np.diag((1.0, -1.0, 1.0))
+FILM = Affine(degrees=15, scale=0.15, shift=0.06, shear=0.05)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def monai():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_warp_does_what_monai_does_key_by_key(sample, monai, seed):
-    matrix = random_geometry(np.random.default_rng(seed), SIZE) @ (FLIP if seed % 2 else np.eye(3))
+    matrix = random_geometry(np.random.default_rng(seed), SIZE, FILM) @ (FLIP if seed % 2 else np.eye(3))
     theirs = monai.Affine(affine=matrix, padding_mode="zeros", image_only=True)
     image, mask, soft = warped(sample, matrix)
     shift = outside_logits(4)
@@ -89,7 +91,7 @@ def test_a_flip_mirrors_left_to_right(sample):
 
 def test_geometry_stays_in_its_ranges():
     random = np.random.default_rng(0)
-    matrices = np.stack([random_geometry(random, (100, 200)) for _ in range(500)])
+    matrices = np.stack([random_geometry(random, (100, 200), FILM) for _ in range(500)])
     areas = np.linalg.det(matrices[:, :2, :2])  # rotation and shear keep areas; two scales of 1 ± 0.15
     assert 0.85**2 <= areas.min() < 0.8
     assert 1.25 < areas.max() <= 1.15**2
@@ -103,7 +105,7 @@ def test_each_change_happens_as_often_as_it_says():
     """8 × 8 pixels; what changed is read off the result."""
     flat = {"image": torch.full((1, 8, 8), 0.5), "mask": torch.zeros(8, 8, dtype=torch.uint8)}
     flat["mask"][:, 0] = 1
-    augment = Augmentation((8, 8), with_soft=False, flip=True)
+    augment = Augmentation(PRESETS["film"], with_soft=False)
     outs = [augment(flat, seed) for seed in range(600)]
     untouched = np.mean([torch.equal(out["mask"], flat["mask"]) for out in outs])
     mirrored = np.mean([torch.equal(out["mask"], flat["mask"].flip(1)) for out in outs])
@@ -115,7 +117,7 @@ def test_each_change_happens_as_often_as_it_says():
 
 def test_a_sample_is_not_changed_in_place(sample):
     kept = {key: value.clone() for key, value in sample.items()}
-    augment = Augmentation(SIZE, with_soft=True, flip=True)
+    augment = Augmentation(PRESETS["film"], with_soft=True)
     for seed in range(20):
         out = augment(sample, seed)
         assert out.keys() == sample.keys()

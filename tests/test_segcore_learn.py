@@ -14,6 +14,7 @@ from segcore.learn.loader import EpochOrder, TrainingSet, training_input
 from segcore.learn.loop import learning_rate
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, iou_loss, segmentation_loss
 from segcore.learn.network import DeployGraph, count_macs
+from segcore.learn.transforms import PRESETS
 from segcore.picture.preprocess import InputSpec, prepare
 
 YES = torch.tensor([True])
@@ -114,7 +115,7 @@ def sample():
 
 
 def test_augmentation_follows_from_its_seed_alone(sample):
-    augment, other = (Augmentation((64, 64), with_soft=True, flip=True) for _ in range(2))
+    augment, other = (Augmentation(PRESETS["film"], with_soft=True) for _ in range(2))
     augment(sample, 5)
     a, b, c = augment(sample, 9), other(sample, 9), other(sample, 10)
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -122,7 +123,7 @@ def test_augmentation_follows_from_its_seed_alone(sample):
 
 
 def test_mask_and_soft_label_move_together_and_leave_background(sample):
-    augment = Augmentation((64, 64), with_soft=True, flip=True)
+    augment = Augmentation(PRESETS["film"], with_soft=True)
     moved = 0
     for seed in range(20):
         out = augment(sample, seed)
@@ -142,7 +143,7 @@ def test_several_classes_are_padded_with_background():
         "soft": torch.stack([torch.full((64, 64), x) for x in (-5.0, -5.0, 5.0)]),
         "labelled": torch.tensor(True),
     }
-    augment = Augmentation((64, 64), with_soft=True, flip=False)
+    augment = Augmentation(PRESETS["film"], with_soft=True)
     outs = [augment(sample, seed) for seed in range(8)]
     assert any((out["mask"] == 0).any() for out in outs)
     for out in outs:

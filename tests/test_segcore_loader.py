@@ -51,11 +51,12 @@ SAME_BATCHES = """
 import torch
 from segcore.dataset.dataset import open_dataset
 from segcore.learn.augment import Augmentation
+from segcore.learn.transforms import PRESETS
 from segcore.learn.loader import TrainingSet, build_loader, training_input
 
 cases = open_dataset("phantom:cxr:20").split("train")
 spec = training_input(cases, (32, 32), {1: ((0.5,), (0.25,))})
-augment = Augmentation((32, 32), with_soft=False, flip=True)
+augment = Augmentation(PRESETS["film"], with_soft=False)
 data = TrainingSet(cases, spec, classes=1, seed=0, augment=augment)
 batches = []
 for workers in (0, 1):

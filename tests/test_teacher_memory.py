@@ -20,6 +20,7 @@ from segcore.learn.augment import sample_seed  # noqa: E402
 from segcore.learn.evaluate import Validator  # noqa: E402
 from segcore.learn.loader import build_loader, to_device, training_input  # noqa: E402
 from segcore.learn.network import normaliser  # noqa: E402
+from segcore.learn.transforms import PRESETS  # noqa: E402
 from segcore.picture.preprocess import output_spec  # noqa: E402
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
 from teacher.label import label_parts  # noqa: E402
@@ -90,7 +91,7 @@ def network(system):
 
 @pytest.fixture(scope="module")
 def batch(task):
-    data = ClipSet(task.cases, task.spec, classes=1, seed=0, length=3, flip=True)
+    data = ClipSet(task.cases, task.spec, classes=1, seed=0, length=3, transforms=PRESETS["film"])
     loader, _ = build_loader(data, batch_size=1, workers=0, seed=0)
     return to_device(next(iter(loader)), torch.device("cpu"))
 
@@ -284,7 +285,7 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_loss(system, task, batc
 
 
 def test_a_clip_is_a_strip_of_neighbouring_slices_with_one_geometry(task):
-    data = ClipSet(task.cases, task.spec, classes=1, seed=0, length=4, flip=True)
+    data = ClipSet(task.cases, task.spec, classes=1, seed=0, length=4, transforms=PRESETS["film"])
     assert len(data) == 3  # twelve slices, four a clip
     one = data[0, 1]
     assert one["image"].shape == (1, 4 * SIZE, SIZE)

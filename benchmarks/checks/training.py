@@ -140,7 +140,8 @@ def measure_training(settings: TrainingSettings) -> TrainingCost:
     cases, size = dataset.split("train"), (settings.size, settings.size)
     spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD})
     output = output_spec(dataset.classes, stride=design.logits_stride)
-    augment = watch.around("augmentation", Augmentation(size, with_soft=soft is not None, flip=training.flip))
+    transforms = training.transforms(spec.channels)
+    augment = watch.around("augmentation", Augmentation(transforms, with_soft=soft is not None))
     with watch.part("reading"):
         data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=0, augment=augment, soft=soft)
     reading_s = watch.lap()["reading"]

@@ -49,7 +49,16 @@ from student.network import Student, load_student
 _RANGE_CASES, _RANGE_BATCH = 64, 8
 _FOLLOWED = 0.5
 """Share of the steps in which ranges follow the activations; in the rest the weights settle on frozen ones."""
-_OF_THE_STUDENT = ("alpha", "temperature", "dice_weight", "flip", "batch_size", "labelled_share", "limit")
+_OF_THE_STUDENT = (
+    "alpha",
+    "temperature",
+    "dice_weight",
+    "augment",
+    "flip",
+    "batch_size",
+    "labelled_share",
+    "limit",
+)
 _DECAY = 0.99
 """What remains of a range's maximum from one batch to the next that does not reach it."""
 _SMALLEST = 1e-8
@@ -106,7 +115,7 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
         settings = _training_settings(manifest, plan, seed_of_split, Path(folder))
         cases, held = choose_cases(dataset, settings)
         spec, classes = manifest.input, len(manifest.classes)
-        augment = Augmentation(spec.size_px, with_soft=labels is not None, flip=settings.flip)
+        augment = Augmentation(settings.transforms(spec.channels), with_soft=labels is not None)
         pictures = TrainingSet(cases, spec, classes=classes, seed=plan.seed, augment=augment, soft=labels)
         validator = Validator(held, spec, manifest.output, classes, batch=settings.batch_size)
         accelerator = open_accelerator(settings)
@@ -199,6 +208,7 @@ def _training_settings(
 ) -> DistillSettings:
     """The student's own loss, augmentation and share of masks; a short training from where it ended."""
     own = {name: manifest.settings[name] for name in _OF_THE_STUDENT if name in manifest.settings}
+    own.setdefault("augment", "film")  # what students were trained with before there was a choice
     fixed = {"amp": "fp32", "warmup_epochs": 0.1, "weight_decay": 0.0}  # 8-bit steps are finer than bf16's
     asked = {"data": plan.data, "epochs": plan.epochs, "seed": plan.seed, "lr": plan.lr}
     return DistillSettings.model_validate({**own, **fixed, **asked, "split_seed": split_seed, "out": folder})

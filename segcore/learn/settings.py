@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
 from segcore.command import Settings
 from segcore.dataset.split import parse_fold
+from segcore.learn.transforms import AUTO, Transform, as_entries, read_augment, transforms_of
 from segcore.picture.preprocess import window_named
 
 
@@ -49,8 +50,12 @@ class TrainSettings(Settings):
     """Decay of an exponential moving average of the weights, which is then what is kept; 0 is off."""
     amp: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the training; auto is bf16 on a GPU that has it, else fp32."""
+    augment: str | object = AUTO
+    """How training images are varied: film (exposures of one patient), colour (endoscopy, skin: any angle, both flips,
+    colours), scan (slices of CT and MR, slightly bent), none, or a YAML file with a list of transforms; auto is colour
+    for images in colour and film for grey ones. python -m segcore.dataset --augment shows what it does."""
     flip: bool = True
-    """Mirror images left to right at random."""
+    """Mirror images at random, where --augment does; --no-flip for classes that have a side."""
     workers: int = Field(0, ge=0)
     """Loader processes; 0 reads in the training process."""
     limit: int | None = Field(None, ge=1)
@@ -72,6 +77,11 @@ class TrainSettings(Settings):
     overwrite: bool = False
     """Replace a complete --out."""
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _augment_is_one(cls, value: object) -> object:
+        return read_augment(value)
+
     @field_validator("window")
     @classmethod
     def _window_is_one(cls, value: str | None) -> str | None:
@@ -86,6 +96,19 @@ class TrainSettings(Settings):
             parse_fold(value)
         return value
 
+    def transforms(self, channels: int) -> tuple[Transform, ...]:
+        """What is done to training images of so many channels.
+
+        Raises:
+            InputError: --augment lists changes of colour, and the images are grey.
+        """
+        return transforms_of(self.augment, channels=channels, flip=self.flip)
+
+    def for_channels(self, channels: int) -> Self:
+        """The same settings, with every value of `augment` in full: what a bundle holds."""
+        chosen = as_entries(transforms_of(self.augment, channels=channels, flip=True))
+        return self.model_copy(update={"augment": chosen})
+
     @property
     def label_note(self) -> str:
         """For the bundle's name: ", 10 % labelled", or nothing."""
@@ -98,4 +121,8 @@ class TrainSettings(Settings):
 
     def recipe(self) -> dict[str, object]:
         """What the weights depend on: everything but where they are written and how they are read."""
-        return self.model_dump(mode="json", exclude={"out", "overwrite", "workers", "device"})
+        recipe = self.model_dump(mode="json", exclude={"out", "overwrite", "workers", "device"})
+        if isinstance(self.augment, str):
+            # What the name means today, so that a preset that has changed since is another recipe.
+            recipe["augment_means"] = [self.for_channels(channels).augment for channels in (1, 3)]
+        return recipe

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from segcore.dataset.case import Case, volumes_of
-from segcore.learn.augment import Sample, random_geometry, random_intensity, sample_seed, sampling_grid
+from segcore.learn.augment import Sample, random_intensity, random_warp, sample_seed
 from segcore.learn.loader import TrainingSet
 from segcore.learn.losses import cross_entropy, dice_loss
+from segcore.learn.transforms import Transform
 from segcore.picture.preprocess import InputSpec
 from teacher.memory.slice_memory import unstack
 from teacher.promptable import SLOTS
@@ -31,10 +32,17 @@ class ClipSet(Dataset[Sample]):
     """
 
     def __init__(
-        self, cases: Sequence[Case], spec: InputSpec, *, classes: int, seed: int, length: int, flip: bool
+        self,
+        cases: Sequence[Case],
+        spec: InputSpec,
+        *,
+        classes: int,
+        seed: int,
+        length: int,
+        transforms: Sequence[Transform],
     ) -> None:
         self.slices = TrainingSet(cases, spec, classes=classes, seed=seed, augment=None)
-        self.seed, self.length, self.flip = seed, length, flip
+        self.seed, self.length, self.transforms = seed, length, transforms
         areas = (self.slices.masks > 0).sum((1, 2))
         self.volumes = [v for v in volumes_of(cases) if areas[v].any()]
         self.starts = [np.flatnonzero(areas[v] >= _LARGE * areas[v].max()) for v in self.volumes]
@@ -51,7 +59,9 @@ class ClipSet(Dataset[Sample]):
         picked = [self.slices[epoch, volume[place]] for place in places]
         images = torch.stack([sample["image"] for sample in picked])  # L C H W
         masks = torch.stack([sample["mask"] for sample in picked])  # L H W
-        images, masks = _augment_clip(images, masks, random, flip=self.flip)
+        # What `Augmentation` does to a picture, to all slices alike.
+        flat, masks, _ = random_warp(images.flatten(0, 1), masks, None, self.transforms, random)
+        images = random_intensity(flat.view_as(images), self.transforms, random).clamp(0, 1)
         return {
             "image": images.transpose(0, 1).flatten(1, 2).contiguous(),  # C L·H W
             "mask": masks.flatten(0, 1),
@@ -67,21 +77,6 @@ def walk(start: int, count: int, length: int, *, up: bool) -> list[int]:
             step = -step
         places.append(places[-1] + step)
     return places
-
-
-def _augment_clip(
-    images: Tensor, masks: Tensor, random: np.random.Generator, *, flip: bool
-) -> tuple[Tensor, Tensor]:
-    """What `Augmentation` does to a picture, to all slices alike: images L×C×H×W, masks L×H×W."""
-    size_px = (images.shape[2], images.shape[3])
-    matrix = random_geometry(random, size_px) if random.random() < 0.8 else np.eye(3)
-    if flip and random.random() < 0.5:
-        matrix = matrix @ np.diag((1.0, -1.0, 1.0))
-    if not np.array_equal(matrix, np.eye(3)):
-        grid = sampling_grid(matrix, size_px)
-        images = F.grid_sample(images.flatten(0, 1)[None], grid, align_corners=False)[0].view_as(images)
-        masks = F.grid_sample(masks[None].float(), grid, mode="nearest", align_corners=False)[0].byte()
-    return random_intensity(images.flatten(0, 1), random).clamp(0, 1).view_as(images), masks
 
 
 def clip_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:

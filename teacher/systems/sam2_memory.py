@@ -61,7 +61,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
             classes=len(task.classes),
             seed=seed,
             length=settings.clip_slices,
-            flip=settings.flip,
+            transforms=settings.transforms(task.spec.channels),
         )
         return cast(TrainingSet, data)  # what `fit` needs of one: a length, and items by (epoch, index)
 
