@@ -19,10 +19,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from tqdm import tqdm
 
 from runtime.timing.latency import busy_remark, rotations
-from segcore.command import log
+from segcore.command import Progress, log
 from segcore.errors import need
 from segcore.outfolder import out_folder, write_text
 
@@ -99,7 +98,7 @@ def read_lines(path: Path, kind: type[R]) -> list[R]:
 
 
 def time_in_turns(
-    ways: Sequence[Callable[[], float]], *, rounds: int, title: str | None = None
+    ways: Sequence[Callable[[], float]], *, rounds: int, title: str = "measuring"
 ) -> np.ndarray:
     """Seconds of every way in every round, rounds×ways. Each round takes all ways, and another one comes first.
 
@@ -109,7 +108,7 @@ def time_in_turns(
         title: of the progress bar.
     """
     seconds = np.empty((rounds, len(ways)))
-    bar = tqdm(rotations(len(ways), rounds), desc=title, total=rounds, unit="round", disable=None)
+    bar = Progress(rotations(len(ways), rounds), title, total=rounds, unit="round")
     for n, order in enumerate(bar):
         for i in order:
             seconds[n, i] = ways[i]()

@@ -11,15 +11,22 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.errors import GateError, InputError
+from segcore.words import plural, rough_time
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_INPUT, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
+_LINE_S, _LINE_SHARE, _LONGEST_SILENCE_S = 30.0, 0.1, 600.0
+"""Between two lines of `Progress` in a log: at least so long and so much of the work, at most so long."""
 
 
 class Settings(BaseModel):
@@ -163,6 +170,115 @@ def log(message: str) -> None:
     if is_helper_process():
         return
     print(message, file=sys.stderr, flush=True)
+
+
+T = TypeVar("T")
+
+
+class Progress(Generic[T]):
+    """How far a command is, on stderr: a bar on a terminal, else a plain line now and then.
+
+    A log holds a line after 30 s of work and a tenth of it, whichever is later, but at least one in 10 minutes; what
+    takes less than 30 s leaves none. Go round it (each item counts 1), or call `update` within a `with` block.
+
+    Attributes:
+        n: units done.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[T] = (),
+        label: str = "",
+        *,
+        unit: str,
+        total: int | None = None,
+        done: int = 0,
+        leave: bool = True,
+        position: int | None = None,
+    ) -> None:
+        """Starts at `done` units.
+
+        Args:
+            items: what to go round.
+            label: what is being done.
+            unit: its name for one, "image".
+            total: units of all the work; by default as many as there are items, where they can be counted.
+            done: units that an earlier run did.
+            leave: whether the finished bar, or a last line of a long work, stays.
+            position: row of the bar, where several stand below each other.
+        """
+        self.items, self.label, self.unit, self.leave = items, label, unit, leave
+        self.total = len(items) if total is None and isinstance(items, Sized) and items else total
+        self.n = self._begun = self._told = done
+        self._note = ""
+        self._started = self._last = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty() and not is_helper_process():
+            from tqdm import tqdm  # here, because it takes a tenth of a second to import
+
+            self._bar = tqdm(
+                total=self.total, initial=done, desc=label or None, unit=unit, leave=leave, position=position
+            )
+
+    def __iter__(self) -> Iterator[T]:
+        with self:
+            for item in self.items:
+                yield item
+                self.update()
+
+    def __enter__(self) -> Progress[T]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+
+    def update(self, units: int = 1) -> None:
+        """So many more are done."""
+        self.n += units
+        if self._bar is not None:
+            self._bar.update(units)
+            return
+        silent = time.monotonic() - self._last
+        much = self.total is None or self.n - self._told >= _LINE_SHARE * self.total
+        if (silent >= _LINE_S and much) or silent >= _LONGEST_SILENCE_S:
+            self._tell()
+
+    def note(self, text: str) -> None:
+        """Shows a remark beside the count: "3 failed"."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def write(self, message: str) -> None:
+        """Writes a line of its own to stderr, above the bar."""
+        if self._bar is not None:
+            self._bar.write(message, file=sys.stderr)
+        else:
+            log(message)
+
+    def close(self) -> None:
+        """Ends the bar; a log gets a last line if it got one before, or if the work took long."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self.leave and self.n > self._told and time.monotonic() - self._started >= _LINE_S:
+            self._tell()
+        self.leave = False  # closing twice tells once
+
+    def _tell(self) -> None:
+        """One line: "labelling: 40 % (120 of 300 images) after 2 min, 3 min left, 3 failed"."""
+        self._last, self._told = time.monotonic(), self.n
+        gone = self._last - self._started
+        text = f"{self.label}: " if self.label else ""
+        if self.total:
+            share = self.n / self.total
+            text += (
+                f"{100 * share:.0f} % ({self.n} of {plural(self.total, self.unit)}) after {rough_time(gone)}"
+            )
+            if self.n > self._begun and self.n < self.total:
+                text += f", {rough_time(gone * (self.total - self.n) / (self.n - self._begun))} left"
+        else:
+            text += f"{plural(self.n, self.unit)} after {rough_time(gone)}"
+        log(text + (f", {self._note}" if self._note else ""))
 
 
 def is_helper_process() -> bool:

@@ -91,5 +91,15 @@ def fixed_percent(share: float) -> str:
 
 
 def plural(number: int, word: str) -> str:
-    """1 case, 2 cases."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    """1 case, 2 cases, 3 batches."""
+    if number == 1:
+        return f"{number} {word}"
+    return f"{number} {word}{'es' if word.endswith(('tch', 's', 'x')) else 's'}"
+
+
+def rough_time(seconds: float) -> str:
+    """45 s, 12 min, 3 h 05 min: as exact as somebody who waits needs it."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

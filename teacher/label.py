@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case, volumes_of
 from segcore.dataset.dataset import Dataset, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import (
@@ -35,7 +35,6 @@ from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
 
 if TYPE_CHECKING:
     import numpy as np
-    from tqdm import tqdm
 
     Labeller = Callable[[Sequence[Case]], np.ndarray]
 
@@ -149,7 +148,6 @@ def _write_labels(
     folder: Path,
 ) -> None:
     from accelerate import PartialState
-    from tqdm import tqdm
 
     state = PartialState(cpu=settings.device == "cpu")
     parts = label_parts(
@@ -163,7 +161,7 @@ def _write_labels(
     done = finished_shards(folder)
     label = open_ensemble(bundles, tta=settings.tta, device=str(state.device), prompter=prompter)
     images = sum(len(batch) for part in parts for batch in part)
-    bar = tqdm(total=images, desc="labelling", unit="image", disable=not state.is_main_process)
+    bar = Progress[None](label="labelling", total=images, unit="image")
     for number, part in enumerate(parts):
         name = shard_name(state.process_index, number)
         ids = tuple(case.id for batch in part for case in batch)
@@ -178,7 +176,7 @@ def _write_labels(
     state.wait_for_everyone()
 
 
-def _label_shard(label: Labeller, batches: Sequence[Batch], bar: tqdm[None]) -> np.ndarray:
+def _label_shard(label: Labeller, batches: Sequence[Batch], bar: Progress[None]) -> np.ndarray:
     import numpy as np
 
     logits = []

@@ -13,7 +13,8 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from segcore.command import Settings, parse_settings, print_result, run_command
+import segcore.command
+from segcore.command import Progress, Settings, parse_settings, print_result, run_command
 from segcore.errors import GateError, InputError, need
 
 ROOT = Path(__file__).parents[1]
@@ -273,3 +274,81 @@ def test_full_disk_for_real(tmp_path, how):
     assert done.stderr.count("\n") == 1
     assert "cannot be written" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(segcore.command, "time", clock)
+    return clock
+
+
+def test_a_log_gets_a_line_after_30_s_and_a_tenth(clock, capsys):
+    for _ in Progress(range(40), "labelling", unit="image"):
+        clock.now += 10  # a tenth of the work takes 40 s
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "labelling: 10 % (4 of 40 images) after 40 s, 6 min left",
+        "labelling: 20 % (8 of 40 images) after 80 s, 5 min left",
+    ]
+    assert lines[-1] == "labelling: 100 % (40 of 40 images) after 7 min"
+    assert len(lines) == 10
+
+
+def test_a_log_stays_silent_about_what_is_quick_and_never_for_long(clock, capsys):
+    for _ in Progress(range(100), "quick", unit="image"):
+        clock.now += 0.25
+    assert capsys.readouterr() == ("", "")
+    with Progress[None](label="slow", total=1000, unit="batch", leave=False) as bar:
+        for _ in range(20):
+            clock.now += 300
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "slow: 0 % (2 of 1000 batches) after 10 min, 83 h 10 min left"
+
+
+def test_a_resumed_work_counts_what_was_done_and_expects_by_its_own_pace(clock, capsys):
+    with Progress[None](label="predicting", total=100, done=90, unit="image") as bar:
+        clock.now += 60
+        bar.note("3 failed")
+        bar.update(10)
+    assert capsys.readouterr().err == "predicting: 100 % (100 of 100 images) after 60 s, 3 failed\n"
+    with Progress[None](label="measured", unit="design", done=5) as bar:  # nobody knows how many
+        clock.now += 45
+        bar.update()
+    assert capsys.readouterr().err == "measured: 6 designs after 45 s\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(Progress([1, 2, 3], "reading", unit="image")) == [1, 2, 3]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "reading: 100%" in shown.err
+    assert "3/3" in shown.err
+
+
+def test_progress_ends_with_what_it_goes_round(capsys):
+    bar = Progress(iter("abcd"), "letters", unit="letter", total=4)
+    for letter in bar:
+        if letter == "b":
+            break
+    assert bar.n == 1  # what was broken off does not count as done
+    assert capsys.readouterr().out == ""
+
+
+def test_help_does_not_import_the_bar():
+    code = "import sys, segcore.command; print('tqdm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

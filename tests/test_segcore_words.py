@@ -44,6 +44,14 @@ def test_words_for_numbers():
         "12",
     ]
     assert words.megabytes(1_955_994) == "1.96 MB"
+    assert [words.plural(2, unit) for unit in ("batch", "epoch")] == ["2 batches", "2 epochs"]
+    assert [words.rough_time(s) for s in (0.4, 99, 100, 5_900, 11_100)] == [
+        "0 s",
+        "99 s",
+        "2 min",
+        "98 min",
+        "3 h 05 min",
+    ]
     assert [words.percent(v) for v in (0.0062, 0.1234, 1.04)] == ["0.620 %", "12.3 %", "104 %"]
     assert words.distance(3.214, 2.9, 3.62, "px") == "3.21 px (2.90–3.62)"
     assert words.times(31.44) == "31×"

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from benchmarks.measuring import Part, check_libraries, results_folder, write_record
 from benchmarks.report.agreement import WITHIN, Agreement, agreement_of, write_panels
@@ -33,7 +32,7 @@ from benchmarks.report.subject import (
     open_fair_cases,
     open_subject,
 )
-from segcore.command import Settings, print_result, run_command
+from segcore.command import Progress, Settings, print_result, run_command
 from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.host import Made, made_now
@@ -234,7 +233,7 @@ def _check_spacing(cases: Sequence[Case], column: str) -> None:
 
 def _masks_of(subject: Subject, cases: Sequence[Case], threads: int) -> Iterator[np.ndarray]:
     with closing(open_subject(subject.bundle, subject.engine, threads)) as opened:
-        for case in tqdm(cases, desc=subject.name, unit="case", mininterval=1.0):
+        for case in Progress(cases, subject.name, unit="case"):
             yield opened.predict(case.image(), name=f"case {case.id}").mask
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from benchmarks.checks.degrade import DEGRADATIONS, SEEN, Sample
 from benchmarks.measuring import Part, check_libraries, new_png_figure, results_folder, write_record
@@ -28,7 +27,7 @@ from runtime.deferral import BELOW, DeferringPredictor
 from runtime.predictor import Predictor
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
 from segcore.bundle.folder import open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
@@ -239,8 +238,8 @@ def measure_deferral(settings: DeferralSettings) -> tuple[DeferralRecord, list[C
         pairs = list(_conditions_and_cases(settings, cases, foreign))
         rows = [
             _score_sample(pair, condition, case, sample)
-            for condition, case, sample in tqdm(
-                _degraded_samples(pairs), total=len(pairs), unit="picture", mininterval=1.0
+            for condition, case, sample in Progress(
+                _degraded_samples(pairs), "predicting", total=len(pairs), unit="picture"
             )
         ]
         student_ms, teacher_ms, load = _time_pair(pair, cases, settings.rounds)

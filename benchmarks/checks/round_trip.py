@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pydantic import Field
-from tqdm import tqdm
 
 from benchmarks.measuring import Part, results_folder, write_record
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions
@@ -164,7 +163,7 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] | None = None)
         Predictor.open(bundle, engine=settings.engine, threads=settings.threads) as predictor,
         results_folder(settings, made_from) as folder,
     ):
-        bar = tqdm(VARIANTS if variants is None else variants, unit="variant", disable=None)
+        bar = Progress(VARIANTS if variants is None else variants, "round trips", unit="variant")
         rows = [_try_variant(variant, pictures, predictor) for variant in bar]
         rows.append(_try_variant(CT_SERIES, _ct_slices(settings.ct_slices), predictor))
         head, cells = _table_cells(rows)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from benchmarks.measuring import (
     Part,
@@ -33,7 +32,7 @@ from runtime.engines.seam import available_threads, choose_engine, engines_for, 
 from runtime.predictor import Predictor
 from runtime.timing.latency import others_share, read_processor_times
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.command import Settings, print_result, run_command
+from segcore.command import Progress, Settings, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.host import Made, made_now
@@ -195,7 +194,9 @@ def follow_memory(predictor: Predictor, images: Sequence[np.ndarray], count: int
     """Goes round the pictures until `count` were predicted, and reads the resident memory every `MEMORY_EVERY`."""
     at, resident = [], []
     with predictor.map(islice(cycle(images), count)) as predictions:
-        for n, _ in enumerate(tqdm(predictions, total=count, desc=f"memory, {predictor.engine_name}"), 1):
+        for n, _ in enumerate(
+            Progress(predictions, f"memory, {predictor.engine_name}", total=count, unit="picture"), 1
+        ):
             if n % MEMORY_EVERY == 0:
                 at.append(n)
                 resident.append(resident_mib())

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.report.accuracy import (
     distance_unit,
@@ -29,6 +28,7 @@ from runtime.timing.latency import (
 )
 from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.manifest import Manifest
+from segcore.command import Progress
 from segcore.dataset.case import Case
 from segcore.errors import InputError
 from segcore.picture.preprocess import prepare
@@ -86,7 +86,7 @@ def measure_accuracy(
 ) -> list[SubjectScores]:
     """Scores every case with every subject, one opened at a time."""
     scored, unit = [], distance_unit(cases)
-    with tqdm(total=len(subjects) * len(cases), desc="accuracy", unit="case", mininterval=1.0) as bar:
+    with Progress[None](label="accuracy", total=len(subjects) * len(cases), unit="case") as bar:
         for subject in subjects:
             with closing(open_subject(subject.bundle, subject.engine, threads)) as opened:
                 scores, counts = [], PixelCounts(subject.manifest.output)
@@ -114,7 +114,7 @@ def measure_starts(
     subjects: Sequence[Subject], image: np.ndarray, *, threads: int, children: int
 ) -> list[Start]:
     """Cold start and peak memory of each subject, in processes of their own."""
-    bar = tqdm(subjects, desc="cold start", unit="model")
+    bar = Progress(subjects, "cold start", unit="model")
     return [measure_start(s.bundle, s.engine, image, threads=threads, children=children) for s in bar]
 
 
@@ -131,7 +131,7 @@ def measure_speed(
             opened = stack.enter_context(closing(open_subject(subject.bundle, subject.engine, threads)))
             models.append(_calls_of(opened, subject, images))
         bar = stack.enter_context(
-            tqdm(total=rounds * len(subjects), desc=f"latency, threads {threads}", unit="burst")
+            Progress[None](label=f"latency, threads {threads}", total=rounds * len(subjects), unit="burst")
         )
         before = read_processor_times()
         samples = time_interleaved(models, rounds=rounds, progress=bar.update)
@@ -144,7 +144,7 @@ def measure_rooflines(subjects: Sequence[Subject], threads: Sequence[int]) -> li
     """The peaks of every engine in use, PyTorch left out, at every thread count."""
     engines = dict.fromkeys(s.engine for s in subjects if s.engine != TORCH)
     pairs = [(engine, count) for engine in engines for count in threads]
-    bar = tqdm(pairs, desc="peaks", unit="engine")
+    bar = Progress(pairs, "peaks", unit="engine")
     return [measure_roofline(engine, count) for engine, count in bar]
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from export.job import Bounds
 from export.model_file import CalibratedGraph
 from runtime.engines.seam import Engine
 from segcore.bundle.guard_record import DiceScore, FloatLayer, GuardStep, LayerSensitivity, points_text
 from segcore.bundle.manifest import Manifest
+from segcore.command import Progress
 from segcore.dataset.case import Case
 from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, mask_of_logits, prepare
@@ -252,7 +252,7 @@ def rank_layers(
         path: a model file that may be overwritten.
     """
     found = []
-    for layer in tqdm(calibrated.layers, desc="sensitivity", unit="layer", mininterval=1.0, disable=None):
+    for layer in Progress(calibrated.layers, "sensitivity", unit="layer"):
         calibrated.write(path, in_float=[other for other in calibrated.layers if other != layer])
         judged = judge(path)
         found.append(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from runtime.deferral import BELOW
 from runtime.engines.seam import available_threads
@@ -44,7 +42,7 @@ from runtime.predict.parallel import predict_in_processes, predict_with_ray
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.command import Settings, log, run_command
+from segcore.command import Progress, Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat
 from segcore.outfolder import check_apart, out_folder
@@ -217,15 +215,15 @@ def _append_records(
     with (
         # Closed here and not by the garbage collector: an error must end workers and pipeline at once.
         closing(segmented),
-        tqdm(total=total, initial=total - left, unit="image", disable=None) as bar,
+        Progress[None](label="predicting", total=total, done=total - left, unit="image") as bar,
     ):
         for record in segmented:
             records.add(record)
             bar.update()
             error = record.get("error", "")
             if error and total > 1:
-                bar.write(f"error: {error}", file=sys.stderr)
-                bar.set_postfix(failed=records.failed)
+                bar.write(f"error: {error}")
+                bar.note(f"{records.failed} failed")
     return error
 
 

@@ -1,10 +1,10 @@
-"""The builder's phases as bars on stderr."""
+"""How far the builder is, on stderr: a bar or lines for each phase."""
 
 from __future__ import annotations
 
 import threading
 
-from tqdm import tqdm
+from segcore.command import Progress
 
 _SHOWN_DEPTHS = 2  # the build and its parts; deeper phases number thousands and last milliseconds
 
@@ -15,7 +15,7 @@ class PhaseBars:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth: dict[str, int] = {}
-        self._bars: dict[str, tqdm] = {}
+        self._bars: dict[str, Progress[None]] = {}
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of so many steps begins within `parent` (None or empty: within nothing)."""
@@ -23,9 +23,7 @@ class PhaseBars:
             depth = self._depth.get(parent, 0) + 1 if parent else 0
             self._depth[name] = depth
             if depth < _SHOWN_DEPTHS:
-                self._bars[name] = tqdm(
-                    total=steps, desc=name, position=depth, leave=False, unit="step", disable=None
-                )
+                self._bars[name] = Progress(label=name, total=steps, position=depth, leave=False, unit="step")
 
     def step(self, name: str, step: int) -> None:
         """The phase has done step number `step`, counted from 0."""

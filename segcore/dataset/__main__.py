@@ -13,9 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
 from segcore.dataset.listing import list_data
@@ -302,7 +301,7 @@ def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
 
 def _map_cases(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
     with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(function, cases), total=len(cases), desc=label, disable=None, leave=False))
+        return list(Progress(pool.map(function, cases), label, total=len(cases), unit="case", leave=False))
 
 
 if __name__ == "__main__":

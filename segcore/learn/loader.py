@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
+from segcore.command import Progress
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset, training_cases
 from segcore.dataset.soft_labels import SoftLabels
@@ -119,7 +119,7 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
 
         with ThreadPoolExecutor() as pool:
             done = pool.map(read, range(len(cases)))
-            list(tqdm(done, "reading", total=len(cases), unit="image", leave=False))
+            list(Progress(done, "reading", total=len(cases), unit="image", leave=False))
 
     @property
     def classes_shown(self) -> list[bool]:

@@ -23,9 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from segcore.command import log
+from segcore.command import Progress, log
 from segcore.errors import InputError
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
@@ -247,7 +246,7 @@ def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: Tra
     torch.manual_seed(settings.seed * 100_003 + epoch)
     run.wrapped.train()
     losses, rates, parts = list[Tensor](), list[float](), list[Tensor]()
-    bar = tqdm(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False, mininterval=1.0)
+    bar = Progress(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False)
     for i, batch in enumerate(bar):
         last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
         parts.append(add_gradient(run, batch, accumulate=settings.accumulate, last=last))

@@ -29,13 +29,12 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from runtime.engines.seam import ENGINES, EXTRAS, OPENED_BY, installed
 from runtime.timing.latency import BUSY_SHARE
 from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.folder import open_bundle
-from segcore.command import Settings, log, print_result, run_command
+from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError, need
 from segcore.host import describe_host, library_versions, made_now
@@ -234,7 +233,7 @@ def _peak_gmac_s(settings: SearchSettings, roofline: Roofline) -> float:
 
 def _draw_on_paper(settings: SearchSettings) -> list[Candidate]:
     count = int(np.clip(CANDIDATES_A_MINUTE * settings.budget_minutes, MIN_CANDIDATES, MAX_CANDIDATES))
-    with tqdm(total=count, desc="candidates", unit="design") as bar:
+    with Progress[None](label="candidates", total=count, unit="design") as bar:
         found = draw_candidates(
             size_px=settings.size,
             channels=settings.channels,

@@ -16,11 +16,11 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from export.model_file import MODEL_FILES, write_int8, write_model
 from runtime.engines.seam import OPENED_BY, open_engine
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
+from segcore.command import Progress
 from segcore.dataset.case import Case, PhantomSource
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
@@ -112,7 +112,7 @@ def explore(
     before = sum(one.took_s for one in measured)  # by a search that was interrupted
     presets = [c for c in candidates if c.name in PRESETS]
     sample: list[Candidate] | None = None
-    with tqdm(initial=len(measured), desc="measured", unit="design") as bar:
+    with Progress[None](label="measured", done=len(measured), unit="design") as bar:
         while True:
             ms = on_one_scale(measured)
             gone = before + used()
@@ -129,7 +129,7 @@ def explore(
             measured += _measure_batch(batch, candidates[0], bench, folder, rounds=rounds, first=not measured)
             write_text(folder / MEASURED, json.dumps([asdict(one) for one in measured]))
             kept = sum(t <= budget_ms for t in on_one_scale(measured).values())
-            bar.set_postfix_str(f"{kept} within {budget_ms:g} ms")
+            bar.note(f"{kept} within {budget_ms:g} ms")
             bar.update(len(measured) - bar.n)
 
 
