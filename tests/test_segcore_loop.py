@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.learn.loop import add_gradient, keep_freed_memory, open_accelerator, open_run, update_weights
+from segcore.learn.loop import (
+    Epoch,
+    add_gradient,
+    fit,
+    keep_freed_memory,
+    open_accelerator,
+    open_run,
+    should_stop,
+    update_weights,
+)
 from segcore.learn.settings import TrainSettings
 
 SETTINGS = TrainSettings(data="-", out=Path("-"), device="cpu", lr=0.01, weight_decay=0.1, ema=0.75)
@@ -71,3 +80,66 @@ def test_the_average_follows_slowly():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_glibc_takes_the_allocators_settings():
     assert keep_freed_memory()
+
+
+def test_stopping_counts_the_epochs_since_the_first_best():
+    def stops(dice, patience):
+        return should_stop([Epoch(i + 1, 0.1, d, 0.01, 1.0, 1.0) for i, d in enumerate(dice)], patience)
+
+    assert not stops([], 1)
+    assert not stops([0.5, 0.4, 0.4, 0.4], 0)  # off
+    assert stops([0.5, 0.4, 0.5], 2)  # equal is not risen
+    assert not stops([0.5, 0.4, 0.6, 0.5], 2)
+    assert stops([0.5, 0.6, 0.5, 0.59], 2)
+
+
+class Images(torch.utils.data.Dataset):
+    """Six small images; an item follows from its number and the epoch."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, item):
+        epoch, i = item
+        generator = torch.Generator().manual_seed(100 * epoch + i)
+        return {"image": torch.randn(2, 8, 8, generator=generator)}
+
+
+def trained(folder, dice, **more):
+    """A short training whose validation gives these figures; the network, the history, and what was validated."""
+    folder.mkdir(exist_ok=True)
+    settings = SETTINGS.model_copy(update={"epochs": 6, "batch_size": 2, **more})
+    torch.manual_seed(0)
+    network, asked = nn.Conv2d(2, 4, 3), []
+
+    def validate(network):
+        asked.append(network.weight.detach().clone())
+        return dice[len(asked) - 1]
+
+    history = fit(
+        network,
+        Images(),
+        loss_of=lambda network, batch: network(batch["image"]).square().mean(),
+        validate=validate,
+        settings=settings,
+        folder=folder,
+        accelerator=open_accelerator(settings),
+    )
+    return network, history, asked
+
+
+def test_a_training_stops_when_its_dice_no_longer_rises_and_keeps_the_best_epoch(tmp_path, capsys):
+    dice = [0.1, 0.5, 0.4, 0.5, 0.9, 0.9]
+    network, history, asked = trained(tmp_path / "a", dice, early_stop=2)
+    assert [e.dice_val for e in history] == dice[:4]
+    assert torch.equal(network.weight, asked[1])
+    stopped = "stopped after epoch 4 of 6: the val Dice has not risen for 2 epochs (--early-stop)"
+    assert stopped in capsys.readouterr().err.splitlines()
+    # Killed after that epoch, it does not go on, either.
+    again, resumed, asked = trained(tmp_path / "a", [], early_stop=2)
+    assert (resumed, asked) == (history, [])
+    assert torch.equal(again.weight, network.weight)
+    # Until it stopped it was the training that does not stop: the rate falls as if all epochs came.
+    whole = trained(tmp_path / "b", dice)[1]
+    assert [(e.loss, e.lr) for e in whole[:4]] == [(e.loss, e.lr) for e in history]
+    assert len(whole) == 6

@@ -62,6 +62,12 @@ def seal(folder, **changes: object) -> Manifest:
     return seal_bundle(folder, **{**FIELDS, **changes})
 
 
+def test_says_where_a_training_stopped():
+    assert "Training" not in section(model_card(manifest()), "What it is")
+    stopped = model_card(manifest(settings={"epochs": 50}, stopped_epoch=31))
+    assert "**Training:** stopped after epoch 31 of 50, as the validation Dice no longer rose" in stopped
+
+
 def test_says_what_it_takes_and_gives():
     text = section(model_card(manifest()), "What it takes and gives")
     assert "one picture, grey, float32, of any size" in text

@@ -120,6 +120,7 @@ class Manifest(_ManifestPart):
         pretrained: where the starting weights came from; "no pretrained weights".
         macs: multiply-accumulates of one image at the input size.
         settings: the resolved settings of the command that trained it.
+        stopped_epoch: the last epoch of a training that `--early-stop` ended before all of its epochs; else None.
         gate: figures of the parity gate that an exported bundle has passed.
         guard: what INT8 was allowed to lose, and lost; None for other precisions, and before there was a guard.
         engine_target: what a tensorrt bundle was built for.
@@ -153,6 +154,7 @@ class Manifest(_ManifestPart):
     prompt: PromptSpec | None = None
     calibration: Calibration | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    stopped_epoch: int | None = None
     made: Made
     lineage: tuple[Made, ...] = ()
     model_file: str

@@ -279,6 +279,10 @@ def _identity_lines(m: Manifest) -> list[str]:
         "Format": f"{FORMAT_NAMES[m.format]}, {_FORMAT_USES[m.format]}; numbers in {PRECISION_WORDS[m.precision]}",
         "Model file": f"`{m.model_file}`, of {many} and {size} bytes in all, without this card",
         "Starting weights": _without_markup(m.pretrained),
+        "Training": f"stopped after epoch {m.stopped_epoch} of {m.settings.get('epochs', 'more')}, as the validation "
+        "Dice no longer rose"
+        if m.stopped_epoch
+        else None,
         "Parent": f"bundle {_hash_text(m.parent)}" if m.parent else None,
         "Teacher": f"bundle {_hash_text(m.teacher)}" if m.teacher else None,
         "Made": f"{m.made.time[:10]} with sam2edge {_without_markup(m.made.commit)}",

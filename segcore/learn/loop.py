@@ -30,6 +30,7 @@ from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.network import save_checkpoint, save_weights
 from segcore.learn.settings import TrainSettings
+from segcore.words import plural
 
 HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"
@@ -107,6 +108,9 @@ def fit(
         folder: the stage's OUT.partial; holds the checkpoint while it runs, `history.csv` and `steps.csv`.
         accelerator: from `open_accelerator`.
         labelled_part: share of each batch that has masks, where some images have none; None leaves it to chance.
+
+    Returns:
+        The epochs, fewer than were asked for where `--early-stop` ended it.
     """
     run = open_run(network, loss_of, settings, accelerator)
     loader, order = build_loader(
@@ -124,13 +128,19 @@ def fit(
     # The checkpoint says how far the run came: what was noted of an epoch after it is done again.
     steps = [s for s in _read_steps(folder) if s.epoch <= len(history)]
     for epoch in range(len(history), settings.epochs):
+        if should_stop(history, settings.early_stop):
+            break
         started, order.epoch = time.perf_counter(), epoch
         made = _train_epoch(run, loader, epoch, settings)
         loss, rate = sum(s.loss for s in made) / len(made), made[-1].lr
         steps += made
         # With EMA the average is validated and kept; the network itself is only where the next step starts.
         kept = network if run.average is None else run.average.module
-        dice = validate(kept.eval()) if accelerator.is_main_process else 0.0
+        own = validate(kept.eval()) if accelerator.is_main_process else 0.0
+        # The first process validates and tells the others, so that all of them stop together.
+        dice = float(
+            accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), "sum")
+        )
         seconds = time.perf_counter() - started
         speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
         history.append(Epoch(epoch + 1, loss, dice, rate, seconds, speed))
@@ -143,10 +153,24 @@ def fit(
             )
             _save_epoch(folder, run, history, best=kept if best else None)
             _write_rows(folder / STEPS, steps)
+            if len(history) < settings.epochs and should_stop(history, settings.early_stop):
+                log(
+                    f"stopped after epoch {len(history)} of {settings.epochs}: the val Dice has not risen for "
+                    f"{plural(settings.early_stop, 'epoch')} (--early-stop)"
+                )
         accelerator.wait_for_everyone()
     # Also in processes that did not validate: all end with the same weights.
     network.load_state_dict(load_file(folder / _BEST))
     return history
+
+
+def should_stop(history: Sequence[Epoch], patience: int) -> bool:
+    """Whether the validation Dice has not risen above its best for `patience` epochs; never for 0."""
+    if not patience or not history:
+        return False
+    dice = [e.dice_val for e in history]
+    # The first of equals is the best: what only equals it has not risen.
+    return len(dice) - 1 - dice.index(max(dice)) >= patience
 
 
 def drop_checkpoint(folder: Path) -> None:

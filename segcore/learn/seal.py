@@ -108,11 +108,20 @@ def seal_trained(
         data=data_record(dataset, settings.split_seed, settings.fold),
         metrics=(Metric(name="dice_mean", split="val", value=dice, cases=len(validator.cases)),),
         settings=settings.model_dump(mode="json"),
+        stopped_epoch=_stopped_epoch(folder / HISTORY, settings),
         quality=quality,
         calibration=calibration,
         made=made_now(),
         model_file=WEIGHTS,
     )
+
+
+def _stopped_epoch(history_csv: Path, settings: TrainSettings) -> int | None:
+    """The last epoch of a training that ended early, for `Manifest.stopped_epoch`."""
+    if not history_csv.exists():
+        return None
+    epochs = len(history_csv.read_text().splitlines()) - 1  # one line is the heading
+    return epochs if epochs < settings.epochs else None
 
 
 def data_record(dataset: Dataset, split_seed: int, fold: str = "") -> DataRecord:

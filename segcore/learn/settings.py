@@ -32,6 +32,9 @@ class TrainSettings(Settings):
     steps: int | None = Field(None, ge=1)
     """Steps of the optimiser in all, however many images there are, in the place of passes; rounded up to equally many
     an epoch."""
+    early_stop: int = Field(0, ge=0)
+    """Stop when the validation Dice has not risen for so many epochs; 0 never stops. The learning rate falls as if all
+    epochs came, so allow enough of them."""
     passes: int = Field(1, ge=1)
     """Passes an epoch: with few images more than one, so that validation takes no longer than training."""
     batch_size: int = Field(8, ge=1)
