@@ -11,7 +11,11 @@ with a = α where there is a mask y, else 0. docs/results.md has what the defaul
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +28,24 @@ from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made
 from segcore.learn.settings import TrainSettings
-from segcore.outfolder import out_folder
+from segcore.outfolder import out_folder, write_text
 from student.design import check_size, find_design, title_of
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from torch import Tensor, nn
 
     from segcore.learn.augment import Sample
+    from segcore.learn.evaluate import Validator
+    from segcore.learn.loop import Epoch
     from segcore.picture.preprocess import InputSpec
     from student.design import Design
+    from student.network import Student
 
 
 DEFAULT_STEPS, DEFAULT_EPOCHS = 4000, 40
+CHECK = "teacher-check.json"
 
 
 class DistillSettings(TrainSettings):
@@ -62,6 +71,49 @@ class DistillSettings(TrainSettings):
     """With a teacher, softens both distributions of the KL term."""
     dice_weight: float = Field(1.0, ge=0)
     """Weight of the Dice loss."""
+    teacher_check: bool = True
+    """Before the training, compare the teacher with the student alone on the validation cases, and say both figures:
+    --baseline's, or those of a short training on the masks alone (a tenth of the steps)."""
+    baseline: Path | None = None
+    """A student's bundle that was trained without a teacher, for that comparison."""
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher's answers come from: soft labels, or its bundle, which is run in every step."""
+
+    soft: SoftLabels | None = None
+    bundle: Bundle | None = None
+
+    @property
+    def sha256(self) -> str:
+        """What the student's manifest names as its teacher."""
+        return self.soft.record.teacher if self.soft else self._opened.sha256
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.soft.record.teacher_name if self.soft else self._opened.manifest.name
+
+    @property
+    def dice_val(self) -> float | None:
+        """Mean Dice on the validation cases; of several teachers the mean; None where the labels do not know it."""
+        if self.bundle:
+            return self.bundle.manifest.metric("dice_mean", "val")
+        known = [t.dice_val for t in self.soft.record.teachers] if self.soft else []
+        return sum(d for d in known if d) / len(known) if known and all(known) else None
+
+    @property
+    def lineage(self) -> tuple[Made, ...]:
+        """How the teacher came to be."""
+        if self.soft:
+            return (*self.soft.record.lineage, self.soft.record.made)
+        return (*self._opened.manifest.lineage, self._opened.manifest.made)
+
+    @property
+    def _opened(self) -> Bundle:
+        assert self.bundle
+        return self.bundle
 
 
 def main(settings: DistillSettings) -> None:
@@ -72,15 +124,14 @@ def main(settings: DistillSettings) -> None:
     if settings.soft and settings.teacher:
         raise InputError("--soft, --teacher: must be one of the two, got both; soft labels are the quick way")
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
-    soft = open_fitting_labels(settings.soft, dataset) if settings.soft else None
-    teacher = open_bundle(settings.teacher) if settings.teacher else None
-    if teacher:
-        check_bundle_agreement(f"--teacher {teacher.folder}", teacher.manifest, dataset)
-    teacher_sha256 = soft.record.teacher if soft else teacher.sha256 if teacher else None
-    recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher_sha256,
-              "tta": soft.record.tta if soft else None}  # fmt: skip
+    teacher = _open_teacher(settings, dataset)
+    baseline = _open_baseline(settings, teacher, dataset)
+    recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher and teacher.sha256,
+              "tta": teacher.soft.record.tta if teacher and teacher.soft else None}  # fmt: skip
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        dice, parameters = _train_student(settings, design, dataset, soft, teacher, teacher_sha256, folder)
+        if teacher and settings.teacher_check:
+            check_teacher(settings, design, dataset, teacher, baseline, folder)
+        dice, parameters = _train_student(settings, design, dataset, teacher, folder)
     log(f"wrote {settings.out}")
     print_result(bundle=str(settings.out), dice_val=dice, parameters=parameters)
 
@@ -92,42 +143,152 @@ def with_steps(settings: DistillSettings) -> DistillSettings:
     return settings.model_copy(update={"steps": DEFAULT_STEPS, "epochs": DEFAULT_EPOCHS})
 
 
-def _train_student(
+def check_teacher(
     settings: DistillSettings,
     design: Design,
     dataset: Dataset,
-    soft: SoftLabels | None,
-    teacher: Bundle | None,
-    teacher_sha256: str | None,
+    teacher: TeacherSource,
+    baseline: Bundle | None,
     folder: Path,
-) -> tuple[float, int]:
+) -> None:
+    """Says, before the hours are spent, whether the teacher is better than the student is by itself.
+
+    Both figures are of the validation cases. The student's is the baseline's, or that of a short training on the masks
+    alone, a tenth of the steps; what was found stays in OUT, so that a resumed run does not do it again.
+
+    Args:
+        settings: of the training.
+        design: the student.
+        dataset: the data.
+        teacher: the teacher.
+        baseline: a student without a teacher; None trains one.
+        folder: OUT.partial.
+    """
+    if teacher.dice_val is None:
+        log(
+            "teacher check: the soft labels do not know the teacher's validation Dice; label anew, or give --teacher"
+        )
+        return
+    if (folder / CHECK).is_file():
+        found = json.loads((folder / CHECK).read_text())
+    elif baseline:
+        found = {"student": baseline.manifest.metric("dice_mean", "val"), "how": f"{settings.baseline}"}
+    else:
+        found = _train_without(settings, design, dataset, folder)
+    if found["student"] is None:
+        log(f"teacher check: --baseline {settings.baseline} does not know its validation Dice")
+        return
+    found["teacher"] = teacher.dice_val
+    write_text(folder / CHECK, json.dumps(found, indent=2) + "\n")
+    gap = found["teacher"] - found["student"]
+    verdict = (
+        f"the teacher is {100 * gap:.1f} points better"
+        if gap > 0
+        else "the teacher is NO better: expect nothing from it; train it longer, take a better one, or omit it"
+    )
+    log(
+        f"teacher check: validation Dice {found['teacher']:.4f} of the teacher, {found['student']:.4f} of the student "
+        f"alone ({found['how']}): {verdict}"
+    )
+
+
+def _train_without(
+    settings: DistillSettings, design: Design, dataset: Dataset, folder: Path
+) -> dict[str, Any]:
+    """The short training of `check_teacher`, in a folder beside OUT.partial."""
+    started = time.perf_counter()
+    labelled = sum(case.labelled for case in dataset.split("train"))
+    a_pass = max(1, labelled // settings.batch_size) * settings.passes
+    steps = max(1, (settings.steps or settings.epochs * a_pass) // 10)
+    short = {"steps": steps, "epochs": min(4, steps), "soft": None, "teacher": None}
+    scratch = folder.with_name(f"{folder.name}-check")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        trained = fit_student(settings.model_copy(update=short), design, dataset, None, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    took = time.perf_counter() - started
+    best = max(epoch.dice_val for epoch in trained.history)
+    return {"student": best, "how": f"{steps} steps on the masks alone, {took:.0f} s"}
+
+
+def _open_teacher(settings: DistillSettings, dataset: Dataset) -> TeacherSource | None:
+    if settings.soft:
+        return TeacherSource(soft=open_fitting_labels(settings.soft, dataset))
+    if settings.teacher is None:
+        return None
+    bundle = open_bundle(settings.teacher)
+    check_bundle_agreement(f"--teacher {bundle.folder}", bundle.manifest, dataset)
+    return TeacherSource(bundle=bundle)
+
+
+def _open_baseline(
+    settings: DistillSettings, teacher: TeacherSource | None, dataset: Dataset
+) -> Bundle | None:
+    if settings.baseline is None:
+        return None
+    if teacher is None:
+        raise InputError(
+            f"--baseline {settings.baseline}: must be given with --soft or --teacher, to compare it with; omit it"
+        )
+    bundle = open_bundle(settings.baseline)
+    check_bundle_agreement(f"--baseline {bundle.folder}", bundle.manifest, dataset)
+    return bundle
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """What `fit_student` made.
+
+    Attributes:
+        network: with the weights of its best epoch, as it was trained.
+        title: for tables.
+        parameters: of its sealed form.
+        validator: of the validation cases.
+        history: its epochs.
+        accelerator: whose processes trained it.
+    """
+
+    network: Student
+    title: str
+    parameters: int
+    validator: Validator
+    history: list[Epoch]
+    accelerator: Accelerator
+
+
+def fit_student(
+    settings: DistillSettings, design: Design, dataset: Dataset, teacher: TeacherSource | None, folder: Path
+) -> TrainedStudent:
+    """Trains a student in `folder`, where an interrupted training is taken up again."""
     import torch
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
     from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
     from segcore.learn.loop import fit, open_accelerator
-    from segcore.learn.seal import Origin, seal_trained
     from segcore.picture.preprocess import output_spec
     from student.live_teacher import open_live_teacher
-    from student.network import ARCHITECTURE, GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
+    from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
 
+    soft, live = (teacher.soft, teacher.bundle) if teacher else (None, None)
     cases, held = choose_cases(dataset, settings)
-    if soft or teacher:
-        cases += tuple(c for c in dataset.unlabelled if teacher or (soft and c.id in soft))
+    if teacher:
+        cases += tuple(c for c in dataset.unlabelled if live or (soft and c.id in soft))
     else:
         cases = tuple(c for c in cases if c.labelled)  # without a teacher, masks alone teach
     size = (settings.size, settings.size)
     spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
-    if teacher:
-        _check_window(spec, teacher, settings.window)
+    if live:
+        _check_window(spec, live, settings.window)
     output = output_spec(dataset.classes, stride=design.logits_stride)
     settings = settings.for_channels(spec.channels)
     augment = Augmentation(settings.transforms(spec.channels), with_soft=soft is not None)
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )
-    if not (soft or teacher):  # a teacher shows what no mask does
+    if not teacher:  # a teacher shows what no mask does
         check_classes(data.classes_shown, dataset.classes, len(cases), settings)
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
     torch.manual_seed(settings.seed)
@@ -136,17 +297,13 @@ def _train_student(
     title = title_of(settings.design, parameters)
     accelerator = open_accelerator(settings)
     device = accelerator.device
-    ask = open_live_teacher(teacher, device) if teacher else None
-    help_from = "soft labels" if soft else "a live teacher" if teacher else "no teacher"
+    ask = open_live_teacher(live, device) if live else None
+    help_from = "soft labels" if soft else "a live teacher" if live else "no teacher"
     log(
         f"{title}: {parameters:,} parameters; {len(cases)} training and {len(held)} validation images, "
         f"{sum(c.labelled for c in cases)} training masks; {help_from}; {device}"
     )
-    if design.openvino_only:
-        log(
-            "--design: its depthwise convolutions are fast in OpenVINO's INT8; with TensorRT nobody has measured them"
-        )
-    fit(
+    history = fit(
         network,
         data,
         loss_of=loss_function(settings, spec, ask, device),
@@ -154,14 +311,27 @@ def _train_student(
         settings=settings,
         folder=folder,
         accelerator=accelerator,
-        labelled_part=settings.batch_labelled if soft or teacher else None,
+        labelled_part=settings.batch_labelled if teacher else None,
     )
+    return TrainedStudent(network, title, parameters, validator, history, accelerator)
+
+
+def _train_student(
+    settings: DistillSettings, design: Design, dataset: Dataset, teacher: TeacherSource | None, folder: Path
+) -> tuple[float, int]:
+    from segcore.learn.seal import Origin, seal_trained
+    from student.network import ARCHITECTURE, sealed_form
+
+    if design.openvino_only:
+        log(
+            "--design: its depthwise convolutions are fast in OpenVINO's INT8; with TensorRT nobody has measured them"
+        )
+    trained = fit_student(settings, design, dataset, teacher, folder)
     dice = 0.0
-    if accelerator.is_main_process:
-        sealed = sealed_form(network)
-        taught_by = soft.record.teacher_name if soft else teacher.manifest.name if teacher else None
+    if trained.accelerator.is_main_process:
+        sealed = sealed_form(trained.network)
         # For tables: what it is, whose pupil, and whether it saw only some of the images.
-        name = title + (f" from {taught_by}" if taught_by else "")
+        name = trained.title + (f" from {teacher.name}" if teacher else "")
         name += (f", {settings.limit} images" if settings.limit else "") + settings.label_note
         manifest = seal_trained(
             folder,
@@ -172,17 +342,17 @@ def _train_student(
                 architecture=ARCHITECTURE,
                 architecture_settings=sealed.design.model_dump(mode="json"),
                 pretrained="no pretrained weights",
-                trained_parameters=parameters,
-                teacher=teacher_sha256,
-                lineage=_lineage(soft, teacher),
+                trained_parameters=trained.parameters,
+                teacher=teacher.sha256 if teacher else None,
+                lineage=teacher.lineage if teacher else (),
             ),
             dataset=dataset,
-            validator=validator,
+            validator=trained.validator,
             settings=settings,
         )
         dice = manifest.metric("dice_mean", "val") or 0.0
-    accelerator.wait_for_everyone()
-    return dice, parameters
+    trained.accelerator.wait_for_everyone()
+    return dice, trained.parameters
 
 
 def loss_function(
@@ -243,12 +413,6 @@ def open_fitting_labels(folder: Path, dataset: Dataset) -> SoftLabels:
         dataset=dataset,
     )
     return labels
-
-
-def _lineage(soft: SoftLabels | None, teacher: Bundle | None) -> tuple[Made, ...]:
-    if soft:
-        return (*soft.record.lineage, soft.record.made)
-    return (*teacher.manifest.lineage, teacher.manifest.made) if teacher else ()
 
 
 def _check_window(spec: InputSpec, teacher: Bundle, window: str | None) -> None:

@@ -203,7 +203,12 @@ def _label_record(
     return LabelRecord(
         teacher=teacher_hash([bundle.sha256 for bundle in bundles]),
         teacher_name=teacher_name([manifest.name for manifest in manifests]),
-        teachers=tuple(TeacherRecord(name=b.manifest.name, sha256=b.sha256) for b in bundles),
+        teachers=tuple(
+            TeacherRecord(
+                name=b.manifest.name, sha256=b.sha256, dice_val=b.manifest.metric("dice_mean", "val")
+            )
+            for b in bundles
+        ),
         tta=settings.tta,
         prompt_from=TeacherRecord(name=prompter.manifest.name, sha256=prompter.sha256) if prompter else None,
         data_sha256=dataset.sha256,

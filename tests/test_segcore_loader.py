@@ -10,7 +10,14 @@ import torch
 
 from segcore.dataset.dataset import open_dataset
 from segcore.dataset.soft_labels import SoftLabels
-from segcore.learn.loader import EpochOrder, TrainingSet, build_loader, to_device, training_input
+from segcore.learn.loader import (
+    EpochOrder,
+    TrainingSet,
+    batch_shares,
+    build_loader,
+    to_device,
+    training_input,
+)
 
 MEAN_STD = {1: ((0.5,), (0.25,)), 3: ((0.5,) * 3, (0.25,) * 3)}
 
@@ -102,3 +109,33 @@ def test_several_passes_an_epoch_are_those_of_several_epochs():
     assert len(twice) == 10
     assert doubles == singles
     assert {epoch for epoch, _ in doubles} == {0, 1, 2, 3}  # every pass is augmented anew
+
+
+def test_every_batch_has_its_share_of_masks_and_no_image_comes_twice_in_a_pass():
+    labelled = [i % 5 == 0 for i in range(20)]  # 4 of 20
+    order = EpochOrder(20, seed=1, batches=8, batch=batch_shares(labelled, 4, 0.25))
+    seen = list(order)
+    assert len(seen) == len(order) == 32
+    for first in range(0, 32, 4):
+        assert [labelled[i] for _, i in seen[first : first + 4]] == [True, False, False, False]
+    with_masks = [(turn, i) for turn, i in seen if labelled[i]]
+    without = [(turn, i) for turn, i in seen if not labelled[i]]
+    assert sorted(with_masks) == [(turn, i) for turn in (0, 1) for i in (0, 5, 10, 15)]  # two passes
+    assert sorted(i for turn, i in without if turn == 0) == [i for i in range(20) if i % 5]  # one, and a half
+    order.epoch = 1
+    assert next(iter(order))[0] == 2  # the passes go on
+    assert set(order).isdisjoint(seen)
+
+
+def test_processes_share_the_batches_of_an_epoch():
+    shares = batch_shares([i < 4 for i in range(16)], 4, 0.5)
+    one = EpochOrder(16, seed=1, batches=4, batch=batch_shares([i < 4 for i in range(16)], 8, 0.5))
+    two = [list(EpochOrder(16, seed=1, batches=4, batch=shares, rank=r, processes=2)) for r in (0, 1)]
+    assert sorted(one) == sorted(two[0] + two[1])
+
+
+def test_a_ratio_leaves_room_for_both_kinds():
+    assert batch_shares([True] * 4, 4, 0.25) is None
+    assert batch_shares([False] * 4, 4, 0.25) is None
+    assert [count for _, count in batch_shares([True, False], 4, 0.01).groups] == [1, 3]
+    assert [count for _, count in batch_shares([True, False], 4, 0.99).groups] == [3, 1]

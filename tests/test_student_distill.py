@@ -5,11 +5,11 @@ import torch
 
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
-from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss
+from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, taught_loss
 from segcore.learn.network import normaliser
 from segcore.picture.preprocess import InputSpec
 from student.design import Design, unet
-from student.distill import DistillSettings, loss_function, main
+from student.distill import DistillSettings, loss_function, main, with_steps
 from student.live_teacher import open_live_teacher
 from student.network import build_student
 
@@ -44,14 +44,26 @@ def settings(**more):
     return DistillSettings(**SMALL, out="unused", **more)
 
 
-def test_the_loss_is_the_papers_plus_dice(batch):
+def test_each_image_has_one_target_mixed_of_its_mask_and_the_teachers_answer(batch):
+    network = build_student(unet(4), channels=1, outputs=1)
+    logits = network(normaliser(SPEC, CPU)(batch["image"]))
+    loss = loss_function(settings(alpha=0.3, temperature=3.0), SPEC, None, CPU)(network, batch)
+    expected = 0.0
+    for n, share in enumerate((0.3, 0.3, 0.0, 0.3)):  # the third has no mask: the teacher alone
+        one, soft, mask = logits[n : n + 1], batch["soft"][n : n + 1], batch["mask"][n : n + 1]
+        entropy = cross_entropy(one, mask, torch.tensor([True])).item()
+        kl = distillation_loss(one, soft, 3.0).item()
+        target, p = share * mask + (1 - share) * soft[:, 0].sigmoid(), one[:, 0].sigmoid()
+        dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+        expected += (share * entropy + (1 - share) * kl + dice.item()) / 4
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_teacher_the_loss_is_cross_entropy_plus_dice(batch):
     network = build_student(unet(4), channels=1, outputs=1)
     logits = network(normaliser(SPEC, CPU)(batch["image"]))
     truth = dice_loss(logits, batch["mask"], batch["labelled"])
     entropy = cross_entropy(logits, batch["mask"], batch["labelled"])
-    loss = loss_function(settings(alpha=0.3, temperature=3.0), SPEC, None, CPU)(network, batch)
-    kl = distillation_loss(logits, batch["soft"], 3.0)
-    assert loss.item() == pytest.approx((truth + 0.3 * entropy + 0.7 * kl).item(), rel=1e-5)
     del batch["soft"]
     alone = loss_function(settings(alpha=0.3), SPEC, None, CPU)(network, batch)
     assert alone.item() == pytest.approx((truth + entropy).item(), rel=1e-5)
@@ -63,11 +75,10 @@ def test_a_live_teacher_is_asked_about_the_batch_and_quarter_size_logits_are_res
     logits = network(normaliser(SPEC, CPU)(batch["image"]))
     assert logits.shape == (4, 1, 8, 8)
     logits = torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear")
-    truth = dice_loss(logits, batch["mask"], batch["labelled"])
-    truth = truth + 0.5 * cross_entropy(logits, batch["mask"], batch["labelled"])
-    learnt = distillation_loss(logits, ask(batch["image"]), 2.0)
+    weights = {"alpha": 0.5, "temperature": 1.0, "dice_weight": 1.0}
+    expected = taught_loss(logits, batch["mask"], batch["labelled"], ask(batch["image"]), **weights)
     loss = loss_function(settings(), SPEC, ask, CPU)(network, batch)
-    assert loss.item() == pytest.approx((truth + 0.5 * learnt).item(), rel=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -91,6 +102,15 @@ def test_a_live_teachers_logits_have_the_images_size(big):
     logits = open_live_teacher(open_bundle(big), CPU)(torch.rand(2, 1, 64, 64))  # it runs at its own 32 px
     assert logits.shape == (2, 1, 64, 64)
     assert not logits.requires_grad
+
+
+def test_without_a_word_a_student_trains_for_the_default_number_of_steps():
+    said = settings(soft="s")  # SMALL says --epochs
+    assert with_steps(said).steps is None
+    silent = DistillSettings(data=DATA, out="unused")
+    assert (with_steps(silent).steps, with_steps(silent).epochs) == (4000, 40)
+    assert with_steps(silent).batches_an_epoch == 100
+    assert with_steps(DistillSettings(data=DATA, out="unused", steps=7, epochs=2)).batches_an_epoch == 4
 
 
 def test_few_labels_train_on_fewer_masks_and_as_many_images(big, tmp_path, capsys):

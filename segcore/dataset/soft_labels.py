@@ -24,12 +24,13 @@ SCHEMA_VERSION = 1
 
 
 class TeacherRecord(BaseModel):
-    """One of the teachers: its bundle's name and `Bundle.sha256`."""
+    """One of the teachers: its bundle's name and `Bundle.sha256`, and its mean Dice on the validation cases."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     sha256: str
+    dice_val: float | None = None
 
 
 class LabelRecord(BaseModel):
