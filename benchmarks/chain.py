@@ -86,7 +86,8 @@ def stages(settings: ChainSettings) -> list[Stage]:
             if design != "unet64"
             else ("--epochs", "1", "--limit", "8")
         )
-        return stage(out / name, "student.distill", *data, *size, "--design", design, *epochs, *more)
+        batch = ("--batch-size", "8")  # of few images, for more steps an epoch
+        return stage(out / name, "student.distill", *data, *size, "--design", design, *epochs, *batch, *more)
 
     def exported(name: str, precision: str) -> Stage:
         words = ("export", "--bundle", str(out / name), "--to", "openvino", "--precision", precision, *data)
