@@ -86,8 +86,7 @@ def stages(settings: ChainSettings) -> list[Stage]:
             if design != "unet64"
             else ("--epochs", "1", "--limit", "8")
         )
-        batch = ("--batch-size", "8")  # of few images, for more steps an epoch
-        return stage(out / name, "student.distill", *data, *size, "--design", design, *epochs, *batch, *more)
+        return stage(out / name, "student.distill", *data, *size, "--design", design, *epochs, *more)
 
     def exported(name: str, precision: str) -> Stage:
         words = ("export", "--bundle", str(out / name), "--to", "openvino", "--precision", precision, *data)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from student.network import Student
 
 
-DEFAULT_STEPS, DEFAULT_EPOCHS = 4000, 40
+DEFAULT_STEPS, DEFAULT_EPOCHS = 5000, 50
 CHECK = "teacher-check.json"
 
 
@@ -59,10 +59,8 @@ class DistillSettings(TrainSettings):
     """nano, small, base, lightunet, unet16, unet64, or a YAML file that student.search wrote."""
     steps: int | None = Field(None, ge=1)
     """Steps of the optimiser in all, however many images there are, in the place of passes; rounded up to equally many
-    an epoch. By default 4000 in 40 epochs where neither --epochs nor --passes is given: a student learns long from a
+    an epoch. By default 5000 in 50 epochs where neither --epochs nor --passes is given: a student learns long from a
     teacher."""
-    batch_size: int = Field(16, ge=1)
-    """Images a step and process."""
     batch_labelled: float = Field(0.25, gt=0, lt=1)
     """With a teacher, share of each batch that has masks, where some images have none."""
     alpha: float = Field(0.5, ge=0, le=1)

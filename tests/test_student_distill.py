@@ -112,7 +112,7 @@ def test_without_a_word_a_student_trains_for_the_default_number_of_steps():
     said = settings(soft="s")  # SMALL says --epochs
     assert with_steps(said).steps is None
     silent = DistillSettings(data=DATA, out="unused")
-    assert (with_steps(silent).steps, with_steps(silent).epochs) == (4000, 40)
+    assert (with_steps(silent).steps, with_steps(silent).epochs) == (5000, 50)
     assert with_steps(silent).batches_an_epoch == 100
     assert with_steps(DistillSettings(data=DATA, out="unused", steps=7, epochs=2)).batches_an_epoch == 4
 
