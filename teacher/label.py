@@ -52,9 +52,10 @@ class LabelSettings(Settings):
     """The data set that the student will be trained on: its training split and its images without masks."""
     out: Path
     """The folder of soft labels to write."""
-    tta: Literal["none", "flips"] = "none"
-    """flips averages over the picture and its left-right mirror image. Wrong for classes that have a side (left lung,
-    tooth 36): the mirror image of one is the other."""
+    tta: Literal["auto", "none", "flips"] = "auto"
+    """flips averages over the picture and its left-right mirror image: twice the time, better labels. Wrong for classes
+    that have a side (left lung, tooth 36): the mirror image of one is the other's. auto flips where no class is named
+    after a side and every teacher was trained on mirrored pictures, too."""
     prompt_from: str = "mean"
     """What promptable teachers (sam2-med2d, sam2-points, sam2-zeroshot, sam2-memory, in torch format) are asked with:
     mean is their own, from the mean training mask; or a bundle, such as an earlier student's export, whose mask of each
@@ -90,8 +91,7 @@ def main(settings: LabelSettings) -> None:
     if prompter:
         _check_promptable(settings, bundles)
         check_bundle_agreement(f"--prompt-from {prompter.folder}", prompter.manifest, dataset)
-    if settings.tta == "flips":
-        _check_no_sides(bundles[0].manifest.classes)
+    settings = settings.model_copy(update={"tta": _resolve_tta(settings.tta, bundles)})
     cases = dataset.split("train") + dataset.unlabelled
     teacher = teacher_hash([bundle.sha256 for bundle in bundles])
     recipe = {"teacher": teacher, "tta": settings.tta, "data_sha256": dataset.sha256,
@@ -251,13 +251,28 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
                 )
 
 
-def _check_no_sides(classes: Sequence[str]) -> None:
-    for name in classes:
-        if re.search(r"(?<![a-z])(left|right)(?![a-z])", name.lower()):
-            raise InputError(
-                f"--tta flips: classes must not have a side, got {name}, whose mirror image is the other side's; "
-                "leave --tta away"
-            )
+def _resolve_tta(
+    tta: Literal["auto", "none", "flips"], bundles: Sequence[Bundle]
+) -> Literal["none", "flips"]:
+    """What `--tta` comes to for these teachers.
+
+    Raises:
+        InputError: flips was asked for, and a class has a side.
+    """
+    sided = [
+        name
+        for name in bundles[0].manifest.classes
+        if re.search(r"(?<![a-z])(left|right)(?![a-z])", name.lower())
+    ]
+    if tta == "flips" and sided:
+        raise InputError(
+            f"--tta flips: classes must not have a side, got {sided[0]}, whose mirror image is the other side's; "
+            "leave --tta away"
+        )
+    if tta != "auto":
+        return tta
+    mirrored = all(bundle.manifest.settings.get("flip", False) for bundle in bundles)
+    return "flips" if mirrored and not sided else "none"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What a student is taught by, and how a training with few masks goes; tiny networks, 32 px."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, ta
 from segcore.learn.network import normaliser
 from segcore.picture.preprocess import InputSpec
 from student.design import Design, unet
-from student.distill import DistillSettings, loss_function, main, with_steps
+from student.distill import CHECK, DistillSettings, loss_function, main, with_steps
 from student.live_teacher import open_live_teacher
 from student.network import build_student
 
@@ -117,8 +120,39 @@ def test_without_a_word_a_student_trains_for_the_default_number_of_steps():
     assert with_steps(DistillSettings(data=DATA, out="unused", steps=7, epochs=2)).batches_an_epoch == 4
 
 
+def test_teacher_and_student_alone_are_compared_before_the_hours_are_spent(big, tmp_path, capsys):
+    taught = DistillSettings(**SMALL, out=tmp_path / "with", teacher=big)
+    main(taught)
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("teacher check"))
+    theirs = open_bundle(big).manifest.metric("dice_mean", "val")
+    found = json.loads((tmp_path / "with" / CHECK).read_text())
+    assert found["teacher"] == theirs
+    verdict = "points better" if theirs > found["student"] else "the teacher is NO better"
+    assert f"validation Dice {theirs:.4f} of the teacher, {found['student']:.4f} of the student alone" in said
+    assert f"({found['how']}): " in said
+    assert re.fullmatch(r"1 steps on the masks alone, \d+ s", found["how"])
+    assert verdict in said
+    assert [path.name for path in tmp_path.iterdir()] == ["with"]  # the short training's folder is gone
+
+
+def test_a_baseline_takes_the_place_of_the_short_training(big, tmp_path, capsys):
+    main(DistillSettings(**SMALL, out=tmp_path / "with", teacher=big, baseline=big))
+    dice = open_bundle(big).manifest.metric("dice_mean", "val")
+    assert (
+        f"teacher check: validation Dice {dice:.4f} of the teacher, {dice:.4f} of the student alone ({big}): the teacher "
+        "is NO better: expect nothing from it; train it longer, take a better one, or omit it"
+    ) in capsys.readouterr().err
+    with pytest.raises(InputError) as error:
+        main(DistillSettings(**SMALL, out=tmp_path / "alone", baseline=big))
+    assert str(error.value) == (
+        f"--baseline {big}: must be given with --soft or --teacher, to compare it with; omit it"
+    )
+
+
 def test_few_labels_train_on_fewer_masks_and_as_many_images(big, tmp_path, capsys):
-    main(DistillSettings(**SMALL, out=tmp_path / "with", teacher=big, labelled_share=0.34))
+    main(
+        DistillSettings(**SMALL, out=tmp_path / "with", teacher=big, labelled_share=0.34, teacher_check=False)
+    )
     assert "12 training and 4 validation images, 4 training masks" in capsys.readouterr().err
     main(DistillSettings(**SMALL, out=tmp_path / "without", labelled_share=0.34))
     assert "4 training and 4 validation images, 4 training masks" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def network_of(folder):
 
 
 def label(out, *bundles, **more):
-    main(LabelSettings(bundle=bundles, data=DATA, out=out, device="cpu", **more))
+    main(LabelSettings(bundle=bundles, data=DATA, out=out, device="cpu", **{"tta": "none", **more}))
     return open_soft_labels(out)
 
 
@@ -191,6 +191,14 @@ def test_flips_average_the_picture_and_its_mirror_image(teacher, tmp_path):
     assert np.allclose(sigmoid(soft.of(case.id)), expected, atol=1e-3)
     assert (soft.record.tta, soft.record.teacher) == ("flips", open_bundle(teacher).sha256)
     assert soft.record.prompt_from is None
+
+
+@pytest.mark.parametrize(("flip", "expected"), [(True, "flips"), (False, "none"), (None, "none")])
+def test_without_a_word_pictures_are_mirrored_as_the_teacher_was_trained(teacher, tmp_path, flip, expected):
+    path = shutil.copytree(teacher, tmp_path / "t") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "settings": {} if flip is None else {"flip": flip}}))
+    assert label(tmp_path / "s", tmp_path / "t", tta="auto").record.tta == expected
 
 
 def test_one_teacher_keeps_its_logits(teacher, labelled):

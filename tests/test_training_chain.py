@@ -47,7 +47,7 @@ def teacher(tmp_path_factory):
 @pytest.fixture(scope="module")
 def soft(teacher, tmp_path_factory):
     out = tmp_path_factory.mktemp("soft") / "s"
-    label(LabelSettings(bundle=teacher, data=DATA, out=out, shard_images=4, device="cpu"))
+    label(LabelSettings(bundle=teacher, data=DATA, out=out, shard_images=4, tta="none", device="cpu"))
     return out
 
 
@@ -110,7 +110,7 @@ def test_soft_labels_are_the_teachers_logits(teacher, soft):
 
 def test_interrupted_labelling_keeps_its_whole_shards(teacher, soft, tmp_path):
     again = tmp_path / "s"
-    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, device="cpu"))
+    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, tta="none", device="cpu"))
     shards = sorted(open_soft_labels(again).record.shards)
     partial = again.rename(tmp_path / "s.partial")  # back to what a kill after two shards leaves
     record = json.loads((partial / "labels.json").read_text())
@@ -127,7 +127,7 @@ def test_interrupted_labelling_keeps_its_whole_shards(teacher, soft, tmp_path):
     }
     (partial / "settings.json").write_text(json.dumps(recipe))
     stamp = (partial / shards[0]).stat().st_mtime_ns
-    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, device="cpu"))
+    label(LabelSettings(bundle=teacher, data=DATA, out=again, shard_images=4, tta="none", device="cpu"))
     assert (again / shards[0]).stat().st_mtime_ns == stamp
     for name in shards:
         assert np.array_equal(np.load(again / name), np.load(soft / name))

@@ -13,7 +13,7 @@ from segcore.errors import InputError
 
 EQUAL = frozenset(
     {
-        "data", "out", "overwrite", "system", "weights", "encoder", "size", "window", "epochs", "batch_size",
+        "data", "out", "overwrite", "system", "size", "window", "epochs", "batch_size",
         "accumulate", "limit", "labelled_share", "passes", "seed", "split_seed", "fold", "device", "workers",
     }
 )  # fmt: skip
@@ -35,8 +35,11 @@ class StudySettings(Settings):
     weights: str | None = None
     """SAM 2.1's weights, as for teacher.train: a file, a hub name, or none (then own-settings must be
     `{all: {tune: all}}`)."""
-    encoder: Literal["tiny", "small", "base+", "large"] = "tiny"
-    """Size of SAM 2.1's encoder."""
+    encoder: Literal[
+        "tiny", "small", "base+", "large", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"
+    ] = "tiny"
+    """The encoder of every system that has one; another for a single system, or one for unet, by own-settings:
+    `{unet: {encoder: efficientnet-lite0, weights: package}}`."""
 
     folds: int = Field(1, ge=1)
     """Folds of a cross-validation by patient, at least 3; 1 is the usual 60/20/20 split alone."""
