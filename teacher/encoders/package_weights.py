@@ -11,6 +11,7 @@ import pickle
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -82,15 +83,15 @@ def read_state(weights: str, package: WeightsPackage) -> tuple[dict[str, Tensor]
         )
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            loaded: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(
             f"--weights {weights}: must be a file that holds tensors only, cannot be read ({reason})"
         ) from None
-    state = state.get("model", state) if isinstance(state, dict) else state
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"--weights {weights}: must hold a dictionary of tensors, got something else")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
