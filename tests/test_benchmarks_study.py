@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.children import Child, TrainingMemory, last_line, run_children, slots_of
 from benchmarks.study.__main__ import LIST_FLAGS, main
 from benchmarks.study.job import Job
 from benchmarks.study.page import render_html, render_markdown, terms
 from benchmarks.study.plan import Arm, Plan, Run, Split, flags_of, make_plan
 from benchmarks.study.plots import draw_plots, floor_of
-from benchmarks.study.record import CaseScore, Failure, RunRecord, StudyRecord, TrainingMemory
+from benchmarks.study.record import CaseScore, Failure, RunRecord, StudyRecord
 from benchmarks.study.results import (
     RunOutcome,
     choose_reference_row,
@@ -26,7 +27,6 @@ from benchmarks.study.results import (
     read_outcome,
     summarise_study,
 )
-from benchmarks.study.run import last_line, run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, parse_grid, words_of
 from benchmarks.study.teachers import AUTOMATIC, SYSTEMS, EffectiveTuning, check_other, thinned
 from benchmarks.study.words import is_told_apart
@@ -516,12 +516,14 @@ def job(tmp_path, name, *words):
 
 def test_a_run_that_fails_leaves_its_last_line_and_the_next_one_runs(tmp_path):
     jobs = [job(tmp_path, "a", "--system=unet"), job(tmp_path, "b", "--system=unet", "--data=phantom:cxr:3")]
-    failures = run_jobs(
-        jobs, ["a", "b"], slots_of(2, "cpu") if (os.cpu_count() or 1) > 1 else [{}], tmp_path / "logs"
-    )
-    assert [(f.run, f.reason) for f in failures] == [
-        ("a", "--data: must be given"),
-        ("b", "phantom:cxr:3: must have at least 6 cases, a patient for each split; got 3"),
+    children = [
+        Child(one.name, one.name, ("benchmarks.study.job", one.model_dump_json()), one.scores) for one in jobs
+    ]
+    slots = slots_of(2, "cpu") if (os.cpu_count() or 1) > 1 else [{}]
+    failures = run_children(children, slots, tmp_path / "logs")
+    assert [(f.name, f.reason, f.status) for f in failures] == [
+        ("a", "--data: must be given", 2),
+        ("b", "phantom:cxr:3: must have at least 6 cases, a patient for each split; got 3", 2),
     ]
 
 

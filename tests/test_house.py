@@ -23,6 +23,7 @@ BY_NAME = {
     "teacher/encoder.py": "import_module",  # the encoder that was chosen
     "teacher/sam2_model.py": "import_module",  # the classes that sam2's own configurations name
     "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
+    "benchmarks/distillation/job.py": "runpy.run_module",  # the command of a stage, likewise
     "benchmarks/measuring.py": "__import__",  # libraries, to see that they are there
     "demo/__main__.py": "__import__",
 }
@@ -113,11 +114,12 @@ def test_heavy_imports_stay_behind_the_command_that_needs_them(package):
     assert wrong == []
 
 
-def test_benchmarks_touch_the_trainers_in_three_files_only():
+def test_benchmarks_touch_the_trainers_in_four_files_only():
     trainers = (
         "benchmarks/report/subject.py",
         "benchmarks/checks/training.py",
         "benchmarks/study/teachers.py",
+        "benchmarks/distillation/trainers.py",
     )
     wrong = [
         f"{named(path)} imports {module}"

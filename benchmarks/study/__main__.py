@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.children import Child, run_children, slots_of
 from benchmarks.measuring import check_libraries, write_lines
 from benchmarks.report.pictures import Example
 from benchmarks.study.job import Job
@@ -29,7 +30,6 @@ from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
 from benchmarks.study.plan import Plan, Run, flags_of, make_plan
 from benchmarks.study.record import Failure, StudyRecord
 from benchmarks.study.results import RunOutcome, choose_values, read_outcome, summarise_study
-from benchmarks.study.run import run_jobs, slots_of
 from benchmarks.study.settings import StudySettings, words_of
 from benchmarks.study.teachers import check_other
 from segcore.bundle.folder import hash_file
@@ -143,8 +143,13 @@ def main(settings: StudySettings) -> None:
 
 
 def _run_all(study: Study, runs: Sequence[Run], slots: Sequence[dict[str, str]]) -> list[Failure]:
-    jobs = [study.job(run) for run in runs]
-    return run_jobs(jobs, [run.label for run in runs], slots, study.folder / "logs")
+    children = []
+    for run in runs:
+        job = study.job(run)
+        words = ("benchmarks.study.job", job.model_dump_json())
+        children.append(Child(run.name, run.label, words, done=job.scores))
+    failures = run_children(children, slots, study.folder / "logs")
+    return [Failure(run=failure.name, reason=failure.reason) for failure in failures]
 
 
 def _read_examples(study: Study, finished: Sequence[RunOutcome], record: StudyRecord) -> list[Example]:

@@ -7,16 +7,12 @@ when the study is started again.
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
-import threading
-import time
 from pathlib import Path
 
+from benchmarks.children import end_with, peak_memory
 from benchmarks.measuring import Part, write_lines
-from benchmarks.study.record import TrainingMemory
-from runtime.timing.latency import peak_memory_mib
 from segcore.command import EXIT_INPUT, EXIT_INTERRUPTED, log
 from segcore.errors import InputError
 
@@ -90,25 +86,6 @@ def train(job: Job) -> None:
         if end.code:
             raise
     write_lines(job.memory, [peak_memory()])
-
-
-def peak_memory() -> TrainingMemory:
-    """Of this process so far; the GPU's as PyTorch's allocator reserved it."""
-    import torch
-
-    gpu = torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
-    return TrainingMemory(peak_memory_mib=peak_memory_mib(), peak_gpu_memory_mib=gpu)
-
-
-def end_with(parent: int, *, every_s: float = 0.5) -> None:
-    """Ends this process, from a thread, when it is no longer `parent`'s child."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(every_s)
-        os._exit(EXIT_INTERRUPTED)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from benchmarks.children import TrainingMemory
 from benchmarks.measuring import Part
 from segcore.host import Made
 from segcore.stats import Estimate
@@ -30,13 +31,6 @@ class CaseScore(Part):
     hd95: float
     hd95_unit: Literal["px", "mm"]
     dice_by_class: dict[str, float]
-
-
-class TrainingMemory(Part):
-    """The largest memory that a training held, in MiB; of the GPU None where there is none."""
-
-    peak_memory_mib: float
-    peak_gpu_memory_mib: float | None = None
 
 
 class RunRecord(Part):

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from benchmarks.children import TrainingMemory
 from benchmarks.measuring import read_lines
 from benchmarks.study.plan import Arm, Plan, Run, Split, Values
 from benchmarks.study.record import (
@@ -24,7 +25,6 @@ from benchmarks.study.record import (
     RunRecord,
     Spread,
     StudyRecord,
-    TrainingMemory,
 )
 from benchmarks.study.settings import StudySettings
 from benchmarks.study.teachers import AUTOMATIC, CONTROLS

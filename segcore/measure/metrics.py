@@ -31,6 +31,19 @@ def iou_per_class(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np
     return np.where(union == 0, 1.0, both / np.maximum(union, 1))
 
 
+def precision_recall_per_class(
+    prediction: np.ndarray, truth: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of what is marked that is right, and share of what is there that is marked, of each foreground class.
+
+    Returns:
+        Precision and recall, K numbers each, 0–1; both masks empty 1, one of the two empty 0 for both.
+    """
+    both, a, b = _count_overlaps(prediction, truth, classes)
+    nothing = a + b == 0
+    return np.where(nothing, 1.0, both / np.maximum(a, 1)), np.where(nothing, 1.0, both / np.maximum(b, 1))
+
+
 def _count_overlaps(
     prediction: np.ndarray, truth: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,9 @@
-"""Runs the jobs of a study: so many at once, each on its own GPU or share of the cores; what is finished is kept."""
+"""Runs commands as child processes, so many at once, each on its own GPU or share of the cores.
+
+A study runs its trainings so, and the comparison of distilled students all of its stages. What is complete is not run
+again. A child is started with its parent's number as its last word and ends when that process is gone (`end_with`):
+two of them must not write one folder when the parent is started again.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +16,64 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks.study.job import Job
-from benchmarks.study.record import Failure
+from benchmarks.measuring import Part
 from runtime.engines.seam import available_threads
+from runtime.timing.latency import peak_memory_mib
 from segcore.command import EXIT_INTERRUPTED, log
 from segcore.errors import InputError
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 _QUIT_S = 10.0
-"""Time for a training to end after it was asked to."""
+"""Time for a child to end after it was asked to."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A command to run in a process of its own.
+
+    Attributes:
+        name: of its log, unique.
+        label: for people.
+        words: of `python -m`; the number of this process is added.
+        done: a file or folder; where it is there the child is complete.
+        after: names of the children whose results it reads.
+    """
+
+    name: str
+    label: str
+    words: tuple[str, ...]
+    done: Path
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChildFailure:
+    """A child that did not end well.
+
+    Attributes:
+        reason: the last line it said.
+        status: its exit status.
+        follows: it was not run, since one that it comes after failed.
+    """
+
+    name: str
+    reason: str
+    status: int
+    follows: bool = False
+
+
+class TrainingMemory(Part):
+    """The largest memory that a process held, in MiB; of the GPU None where there is none."""
+
+    peak_memory_mib: float
+    peak_gpu_memory_mib: float | None = None
 
 
 def find_gpus() -> list[str]:
@@ -41,7 +89,7 @@ def find_gpus() -> list[str]:
 
 
 def slots_of(parallel: int | None, device: str) -> list[dict[str, str]]:
-    """The environment of each place where a training can run at a time.
+    """The environment of each place where a child can run at a time.
 
     Raises:
         InputError: more places than cores, where there is no GPU.
@@ -59,7 +107,7 @@ def slots_of(parallel: int | None, device: str) -> list[dict[str, str]]:
 
 
 class _Interruption(Exception):
-    """A job was interrupted: no further one may start."""
+    """A child was interrupted: no further one may start."""
 
 
 class _Progress:
@@ -100,42 +148,41 @@ def _duration_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def run_jobs(
-    jobs: Sequence[Job], labels: Sequence[str], slots: Sequence[Mapping[str, str]], logs: Path
-) -> list[Failure]:
-    """Runs the jobs that are not complete, in their order.
+def run_children(
+    children: Sequence[Child], slots: Sequence[Mapping[str, str]], logs: Path
+) -> list[ChildFailure]:
+    """Runs the children that are not complete, in their order, each when those it comes after are complete.
 
     Args:
-        jobs: all jobs; whose `scores` are there is complete.
-        labels: of the jobs, for people.
+        children: all of them; none comes before what it reads.
         slots: the environment of each place.
-        logs: folder for what each job says.
+        logs: folder for what each child says.
 
     Raises:
-        KeyboardInterrupt: this process or a job was interrupted; no job is left running.
+        KeyboardInterrupt: this process or a child was interrupted; no child is left running.
     """
-    waiting = [(job, label) for job, label in zip(jobs, labels, strict=True) if not job.scores.exists()]
-    if len(waiting) < len(jobs):
-        log(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are complete already")
+    waiting = [child for child in children if not child.done.exists()]
+    if len(waiting) < len(children):
+        log(f"{len(children) - len(waiting)} of {len(children)} runs are complete already")
     if not waiting:
         return []
     logs.mkdir(exist_ok=True)
     log(f"what each run says: tail -f {logs}/*.log")
-    progress = _Progress(len(jobs), len(jobs) - len(waiting), len(slots))
+    progress = _Progress(len(children), len(children) - len(waiting), len(slots))
     places: queue.Queue[Mapping[str, str]] = queue.Queue()
     for slot in slots:
         places.put(slot)
     live: dict[str, subprocess.Popen[bytes]] = {}
     stop = threading.Event()
 
-    def run(job: Job, label: str) -> Failure | None:
+    def run(child: Child) -> ChildFailure | None:
         if stop.is_set():
             raise _Interruption
         place = places.get()
-        progress.begin(label)
+        progress.begin(child.label)
         started = time.monotonic()
         try:
-            problem = _run_one(job, place, logs / f"{job.name}.log", live)
+            failure = _run_one(child, place, logs / f"{child.name}.log", live)
         except _Interruption:
             stop.set()
             raise
@@ -143,26 +190,42 @@ def run_jobs(
             places.put(place)
         if stop.is_set():
             raise _Interruption
-        progress.end(label, time.monotonic() - started, problem)
-        return Failure(run=job.name, reason=problem) if problem else None
+        progress.end(child.label, time.monotonic() - started, failure and failure.reason)
+        return failure
 
+    failures: dict[str, ChildFailure] = {}
+    running: dict[Future[ChildFailure | None], str] = {}
     with terminating_like_ctrl_c(), ThreadPoolExecutor(len(slots)) as pool:
-        futures = [pool.submit(run, *one) for one in waiting]
         try:
-            return [failure for future in futures if (failure := future.result())]
+            while waiting or running:
+                for child in list(waiting):
+                    lost = next((name for name in child.after if name in failures), None)
+                    open_names = {one.name for one in waiting} | set(running.values())
+                    if lost is not None:
+                        reason = f"needs {lost}, which failed"
+                        failures[child.name] = ChildFailure(child.name, reason, failures[lost].status, True)
+                        waiting.remove(child)
+                    elif len(running) < len(slots) and not open_names & set(child.after):
+                        running[pool.submit(run, child)] = child.name
+                        waiting.remove(child)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    if failure := future.result():
+                        failures[failure.name] = failure
         except (_Interruption, KeyboardInterrupt):
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             _end_processes(list(live.values()))
             raise KeyboardInterrupt from None
+    return [failures[child.name] for child in children if child.name in failures]
 
 
 def _run_one(
-    job: Job, place: Mapping[str, str], log_file: Path, live: dict[str, subprocess.Popen[bytes]]
-) -> str | None:
-    """Runs a job; returns what went wrong in one line, or None."""
+    child: Child, place: Mapping[str, str], log_file: Path, live: dict[str, subprocess.Popen[bytes]]
+) -> ChildFailure | None:
+    """Runs a child; returns what went wrong in one line, or None."""
     paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
-    command = [sys.executable, "-m", "benchmarks.study.job", job.model_dump_json(), str(os.getpid())]
+    command = [sys.executable, "-m", *child.words, str(os.getpid())]
     with log_file.open("wb") as said:
         process = subprocess.Popen(
             command,
@@ -171,22 +234,24 @@ def _run_one(
             stdout=said,
             stderr=subprocess.STDOUT,
         )
-        live[job.name] = process
+        live[child.name] = process
         status = process.wait()
-        del live[job.name]
+        del live[child.name]
     if status in (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
         raise _Interruption
     if status == 0:
         return None
     if status < 0:
-        return f"killed by signal {-status} ({signal.Signals(-status).name}); too little memory?"
-    return last_line(log_file.read_bytes())
+        reason = f"killed by signal {-status} ({signal.Signals(-status).name}); too little memory?"
+        return ChildFailure(child.name, reason, status)
+    return ChildFailure(child.name, last_line(log_file.read_bytes()), status)
 
 
 def last_line(said: bytes) -> str:
     """The last line that is not empty, of output that progress bars may have overwritten."""
     lines = [line.strip() for line in said.decode(errors="replace").replace("\r", "\n").split("\n")]
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "ended without a word")
+    last = next((line for line in reversed(lines) if line), "ended without a word")
+    return last.removeprefix("error: ").removeprefix("gate failed: ")
 
 
 def _end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -201,7 +266,7 @@ def _end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def terminating_like_ctrl_c() -> Iterator[None]:
-    """Lets SIGTERM, as a scheduler sends it, end the study as Ctrl-C does: with its trainings."""
+    """Lets SIGTERM, as a scheduler sends it, end this process as Ctrl-C does: with its children."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -214,3 +279,22 @@ def terminating_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def peak_memory() -> TrainingMemory:
+    """Of this process so far; the GPU's as PyTorch's allocator reserved it."""
+    import torch
+
+    gpu = torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
+    return TrainingMemory(peak_memory_mib=peak_memory_mib(), peak_gpu_memory_mib=gpu)
+
+
+def end_with(parent: int, *, every_s: float = 0.5) -> None:
+    """Ends this process, from a thread, when it is no longer `parent`'s child."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
