@@ -190,7 +190,7 @@ def run_children(
             places.put(place)
         if stop.is_set():
             raise _Interruption
-        progress.end(child.label, time.monotonic() - started, failure and failure.reason)
+        progress.end(child.label, time.monotonic() - started, failure.reason if failure else None)
         return failure
 
     failures: dict[str, ChildFailure] = {}

@@ -149,6 +149,7 @@ def _write_labels(
 ) -> None:
     from accelerate import PartialState
 
+    assert settings.tta != "auto"  # `main` has resolved it
     state = PartialState(cpu=settings.device == "cpu")
     parts = label_parts(
         cases,
@@ -193,6 +194,7 @@ def _label_record(
     dataset: Dataset,
     shards: dict[str, tuple[str, ...]],
 ) -> LabelRecord:
+    assert settings.tta != "auto"
     manifests = [bundle.manifest for bundle in bundles]
     height_px, width_px = label_size(bundles)
     used = [*manifests, *([prompter.manifest] if prompter else [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,9 @@ from segcore.command import Settings
 from segcore.dataset.split import parse_fold
 from segcore.learn.transforms import AUTO, Transform, as_entries, read_augment, transforms_of
 from segcore.picture.preprocess import window_named
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TrainSettings(Settings):
@@ -53,7 +56,7 @@ class TrainSettings(Settings):
     """Decay of an exponential moving average of the weights, which is then what is kept; 0 is off."""
     amp: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the training; auto is bf16 on a GPU that has it, else fp32."""
-    augment: str | object = AUTO
+    augment: str | Any = AUTO
     """How training images are varied: film (exposures of one patient), colour (endoscopy, skin: any angle, both flips,
     colours), scan (slices of CT and MR, slightly bent), none, or a YAML file with a list of transforms; auto is colour
     for images in colour and film for grey ones. python -m segcore.dataset --augment shows what it does."""

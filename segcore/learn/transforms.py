@@ -29,7 +29,7 @@ class Transform(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    probability: float = Field(1.0, gt=0, le=1)
+    probability: float = Field(default=1.0, gt=0, le=1)
     """Share of the pictures to which it is done."""
 
 
@@ -98,8 +98,8 @@ class Shear(Transform):
 class Flip(Transform):
     """Mirrors along each of the axes, independently."""
 
-    probability: float = Field(0.5, gt=0, le=1)
-    axes: tuple[Axis, ...] = Field(("left-right",), min_length=1)
+    probability: float = Field(default=0.5, gt=0, le=1)
+    axes: tuple[Axis, ...] = Field(default=("left-right",), min_length=1)
 
 
 class Elastic(Transform):
@@ -107,7 +107,7 @@ class Elastic(Transform):
 
     by: Share
     """Largest displacement along either axis, as a share of the side."""
-    cells: int = Field(5, ge=1, le=32)
+    cells: int = Field(default=5, ge=1, le=32)
     """Of the lattice, along each side: more of them bend smaller parts."""
 
     @model_validator(mode="after")
