@@ -272,6 +272,7 @@ def fit_student(
 
     soft, live = (teacher.soft, teacher.bundle) if teacher else (None, None)
     cases, held = choose_cases(dataset, settings)
+    weighing = settings.weighing(dataset.classes)
     if teacher:
         cases += tuple(c for c in dataset.unlabelled if live or (soft and c.id in soft))
     else:
@@ -286,6 +287,8 @@ def fit_student(
     data = TrainingSet(
         cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment, soft=soft
     )
+    if weighing:
+        data.weigh(dataset.classes, weighing)
     if not teacher:  # a teacher shows what no mask does
         check_classes(data.classes_shown, dataset.classes, len(cases), settings)
     validator = Validator(held, spec, output, len(dataset.classes), batch=settings.batch_size)
@@ -382,7 +385,7 @@ def loss_function(
         soft = ask(batch["image"]) if ask else batch.get("soft")
         if soft is None:
             truth = settings.dice_weight * dice_loss(logits, target, labelled)
-            return truth + cross_entropy(logits, target, labelled)
+            return truth + cross_entropy(logits, target, labelled, batch.get("weight"))
         return taught_loss(
             logits,
             target,
@@ -391,6 +394,7 @@ def loss_function(
             alpha=settings.alpha,
             temperature=settings.temperature,
             dice_weight=settings.dice_weight,
+            weights=batch.get("weight"),
         )
 
     return loss

@@ -125,12 +125,32 @@ class TeacherSettings(TrainSettings):
         return self.tune or self.able[0]
 
 
+def check_weighing(settings: TeacherSettings) -> None:
+    """Checks that the system's loss has a place for weights of pixels.
+
+    Raises:
+        InputError: it has none.
+    """
+    flags = {
+        "--class-weight": bool(settings.class_weight),
+        "--small-lesion-weight": settings.small_lesion_weight != 1,
+    }
+    for flag, used in flags.items():
+        if used and settings.system in PROMPTED_SYSTEMS:
+            able = ", ".join(name for name in TUNES if name not in PROMPTED_SYSTEMS)
+            raise InputError(
+                f"{flag}: must be for a system that marks a whole picture at once ({able}), got --system "
+                f"{settings.system}, which is taught one thing at a time; omit it"
+            )
+
+
 def check_settings(settings: TeacherSettings) -> None:
     """Checks what only several flags together say.
 
     Raises:
         InputError: a tuning that the system cannot do, or weights that are missing or unwanted.
     """
+    check_weighing(settings)
     encoder = settings.encoder_name
     if settings.encoder and settings.system == "lightunet":
         raise InputError(

@@ -65,6 +65,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     from teacher.tuning.tune import recompute_blocks
 
     split, held = choose_cases(dataset, settings)
+    weighing = settings.weighing(dataset.classes)
     cases = [case for case in split if case.labelled]
     size = (settings.size, settings.size)
     module = system_module(settings.system)
@@ -95,6 +96,8 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             augment = Augmentation(settings.transforms(spec.channels), with_soft=False)
             data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment)
             check_classes(data.classes_shown, dataset.classes, len(cases), settings)
+            if weighing:
+                data.weigh(dataset.classes, weighing)
         fit(
             network,
             data,

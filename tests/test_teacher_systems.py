@@ -26,7 +26,7 @@ from student.distill import main as distill  # noqa: E402
 from teacher.checkpoint import sam2_state  # noqa: E402
 from teacher.memory.slice_memory import SliceMemory  # noqa: E402
 from teacher.sam2_model import Promptable, Sam2ImageModel  # noqa: E402
-from teacher.settings import CONTROLS, TeacherSettings  # noqa: E402
+from teacher.settings import CONTROLS, PROMPTED_SYSTEMS, TeacherSettings, check_settings  # noqa: E402
 from teacher.system import SYSTEMS, Task, open_plain, system_module  # noqa: E402
 from teacher.train import main as train  # noqa: E402
 from teacher.tuning.tune import recompute_blocks  # noqa: E402
@@ -87,6 +87,26 @@ def other_precision():
     AcceleratorState._reset_state()
 
 
+def _check_weights_count(run, batch, chosen):
+    """--class-weight and --small-lesion-weight change the loss, or are refused."""
+    if chosen.system in PROMPTED_SYSTEMS:
+        wanted = f"--class-weight: must be for a system that marks a whole picture at once (.*), got --system {chosen.system},"
+        with pytest.raises(InputError, match=wanted):
+            check_settings(chosen.model_copy(update={"class_weight": ("disc=2",)}))
+        with pytest.raises(InputError, match="--small-lesion-weight: must be for"):
+            check_settings(chosen.model_copy(update={"small_lesion_weight": 4.0}))
+        return
+    check_settings(chosen.model_copy(update={"class_weight": ("disc=2",), "small_lesion_weight": 4.0}))
+    alike = torch.ones(batch["mask"].shape)
+    with torch.no_grad():
+        losses = []
+        for weight in (alike, 2 * alike, 1 + 9 * (batch["mask"] == 2)):
+            torch.manual_seed(0)
+            losses.append(run.loss_of(run.network.train(), {**batch, "weight": weight}).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert abs(losses[0] - losses[2]) > 1e-3
+
+
 @pytest.mark.usefixtures("other_precision")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_one_step_and_the_bundle_after_it(system, weights):
@@ -109,7 +129,9 @@ def test_one_step_and_the_bundle_after_it(system, weights):
             open_accelerator(chosen),
         )
         network.train()
-        assert add_gradient(run, batch_of(built, given, chosen)).isfinite()
+        batch = batch_of(built, given, chosen)
+        assert add_gradient(run, batch).isfinite()
+        _check_weights_count(run, batch, chosen)
         for name, p in network.named_parameters():
             assert (p.grad is not None) == (name in trained), name
             assert p.grad is None or p.grad.isfinite().all(), name

@@ -68,6 +68,7 @@ def check_training(folder: Path, module: str, words: Sequence[str], data_sha256:
     settings = sealed_settings(module, words, manifest.input.channels)
     for name, wanted in settings.recipe().items():
         default = type(settings).model_fields[name].default  # of what older bundles do not tell
+        default = list(default) if isinstance(default, tuple) else default  # as JSON holds it
         if name not in _HELD_OTHERWISE and manifest.settings.get(name, default) != wanted:
             differing.append(f"{name.replace('_', '-')} {manifest.settings.get(name, default)}, not {wanted}")
     if differing:

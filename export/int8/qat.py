@@ -56,6 +56,8 @@ _OF_THE_STUDENT = (
     "augment",
     "flip",
     "batch_size",
+    "class_weight",
+    "small_lesion_weight",
     "labelled_share",
     "limit",
 )
@@ -117,6 +119,8 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
         spec, classes = manifest.input, len(manifest.classes)
         augment = Augmentation(settings.transforms(spec.channels), with_soft=labels is not None)
         pictures = TrainingSet(cases, spec, classes=classes, seed=plan.seed, augment=augment, soft=labels)
+        if weighing := settings.weighing(manifest.classes):
+            pictures.weigh(manifest.classes, weighing)
         validator = Validator(held, spec, manifest.output, classes, batch=settings.batch_size)
         accelerator = open_accelerator(settings)
         device = accelerator.device

@@ -18,7 +18,8 @@ from segcore.dataset.dataset import Dataset, training_cases
 from segcore.dataset.soft_labels import SoftLabels
 from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
-from segcore.learn.settings import TrainSettings
+from segcore.learn.pixel_weights import WeighedMasks, weigh_masks
+from segcore.learn.settings import TrainSettings, Weighing
 from segcore.picture.preprocess import InputSpec, prepare, resize_mask, training_window, window_named
 
 _WINDOW_CASES = 64
@@ -103,6 +104,7 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
         self.images = np.zeros((len(cases), height, width, spec.channels), np.uint8)
         self.masks = np.zeros((len(cases), height, width), np.uint8)
         self._shown = np.zeros((len(cases), classes), bool)
+        self._weighed: WeighedMasks | None = None
 
         def read(i: int) -> None:
             case = self.cases[i]
@@ -126,6 +128,15 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
         """For each foreground class, whether a mask holds it at the network's size."""
         return [bool(masks.any()) for masks in self._shown.T]
 
+    def weigh(self, classes: Sequence[str], weighing: Weighing) -> None:
+        """Gives every item a `weight` H×W float32, too: what its pixels weigh in the cross-entropy.
+
+        Args:
+            classes: names of the foreground classes.
+            weighing: the flags.
+        """
+        self._weighed = weigh_masks(self.masks, [case.labelled for case in self.cases], classes, weighing)
+
     def __len__(self) -> int:
         return len(self.cases)
 
@@ -133,7 +144,7 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
         epoch, i = item
         sample: Sample = {
             "image": torch.from_numpy(self.images[i]).permute(2, 0, 1).float() / 255,
-            "mask": torch.from_numpy(self.masks[i]),
+            "mask": torch.from_numpy(self.masks[i] if self._weighed is None else self._weighed.codes[i]),
             "labelled": torch.tensor(self.cases[i].labelled),
         }
         if self.soft is not None:
@@ -141,7 +152,12 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
             if soft.shape[1:] != self.spec.size_px:
                 soft = F.interpolate(soft[None], self.spec.size_px, mode="bilinear", align_corners=False)[0]
             sample["soft"] = soft
-        return self.augment(sample, sample_seed(self.seed, epoch, i)) if self.augment else sample
+        if self.augment:
+            sample = self.augment(sample, sample_seed(self.seed, epoch, i))
+        if self._weighed is not None:
+            # After the augmentation, which moved the codes as it moves masks.
+            sample["mask"], sample["weight"] = self._weighed.decode(sample["mask"])
+        return sample
 
 
 def check_classes(shown: Sequence[bool], classes: Sequence[str], masks: int, settings: TrainSettings) -> None:

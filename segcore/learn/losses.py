@@ -42,25 +42,29 @@ def dice_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
     return _labelled_mean((1 - (2 * both + 1) / (total + 1)).mean(1), labelled)
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-    """The teacher's: BCE + IoU for one class, CE + Dice for several. Source: Li et al. 2024 for the binary case."""
+def segmentation_loss(
+    logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """The teacher's: BCE + IoU for one class, CE + Dice for several; `weights` N×H×W are the cross-entropy's.
+
+    Source: Li et al. 2024 for the binary case.
+    """
     overlap = iou_loss if logits.shape[1] == 1 else dice_loss
-    return cross_entropy(logits, target, labelled) + overlap(logits, target, labelled)
+    return cross_entropy(logits, target, labelled, weights) + overlap(logits, target, labelled)
 
 
-def boundary_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+def boundary_loss(logits: Tensor, target: Tensor, labelled: Tensor, weights: Tensor | None = None) -> Tensor:
     """SAM2-UNet's: cross-entropy + IoU, in which pixels near a boundary weigh up to six times as much.
 
     Of several classes, each one's IoU has the weights of its own mask, and the cross-entropy of a pixel the largest
-    of them.
+    of them, times its `weights` N×H×W.
 
     Source: Wei et al., F3Net, AAAI 2020; Xiong et al., SAM2-UNet, 2024, both for one class. Their code lets PyTorch
     average the BCE before it is weighted (`reduce="none"` counts as true), which takes the weights out again.
     """
-    weights = boundary_weights(_class_masks(target, logits.shape[1]))
-    return cross_entropy(logits, target, labelled, weights.amax(1)) + iou_loss(
-        logits, target, labelled, weights
-    )
+    near = boundary_weights(_class_masks(target, logits.shape[1]))
+    of_pixel = near.amax(1) if weights is None else near.amax(1) * weights
+    return cross_entropy(logits, target, labelled, of_pixel) + iou_loss(logits, target, labelled, near)
 
 
 def boundary_weights(masks: Tensor) -> Tensor:
@@ -99,6 +103,7 @@ def taught_loss(
     alpha: float,
     temperature: float,
     dice_weight: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """A student's loss with a teacher: each image has one target, mixed of its mask and the teacher's answer.
 
@@ -114,12 +119,13 @@ def taught_loss(
         alpha: the mask's share of a labelled image's target.
         temperature: softens both sides of the KL term.
         dice_weight: of the Dice term.
+        weights: N×H×W, of the pixels in the masks' cross-entropy.
 
     Source: Hinton et al. 2015 and Li et al. 2024 for the first two terms, there with one α for all images, which are
     all labelled.
     """
     share = alpha * labelled.to(torch.float32)  # N
-    ce = _image_entropy(student, target)  # N
+    ce = _image_entropy(student, target, weights)  # N
     kl = _divergence(student, teacher, temperature)  # N
     p, truth = _foreground_probabilities(student, target)
     taught = torch.sigmoid(teacher.float()) if teacher.shape[1] == 1 else teacher.float().softmax(1)[:, 1:]

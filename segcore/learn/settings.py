@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,11 +12,28 @@ from pydantic import Field, field_validator
 
 from segcore.command import Settings
 from segcore.dataset.split import parse_fold
+from segcore.errors import InputError
 from segcore.learn.transforms import AUTO, Transform, as_entries, read_augment, transforms_of
 from segcore.picture.preprocess import window_named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+AUTO_WEIGHTS, BACKGROUND = "auto", "background"
+"""Words of `--class-weight`."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What `--class-weight` and `--small-lesion-weight` ask for.
+
+    Attributes:
+        of_classes: of background and each class, or `AUTO_WEIGHTS`; None where all weigh 1.
+        small_parts: the most that a pixel of a small part may weigh, in times of its class's weight; 1 is off.
+    """
+
+    of_classes: tuple[float, ...] | str | None
+    small_parts: float
 
 
 class TrainSettings(Settings):
@@ -62,6 +82,12 @@ class TrainSettings(Settings):
     for images in colour and film for grey ones. python -m segcore.dataset --augment shows what it does."""
     flip: bool = True
     """Mirror images at random, where --augment does; --no-flip for classes that have a side."""
+    class_weight: tuple[str, ...] = ()
+    """What pixels of a class weigh in the cross-entropy, CLASS=WEIGHT, once for each (background is one, too; 1 where
+    none is given), or auto: 1/√(share of the training masks' pixels), in mean 1. For several classes."""
+    small_lesion_weight: float = Field(1.0, ge=1, allow_inf_nan=False)
+    """Pixels of separate parts that are smaller than the mean part of their class weigh as many times as much as they
+    are smaller, in the cross-entropy, but at most so many times; 1 is off."""
     workers: int = Field(0, ge=0)
     """Loader processes; 0 reads in the training process."""
     limit: int | None = Field(None, ge=1)
@@ -115,6 +141,17 @@ class TrainSettings(Settings):
         chosen = as_entries(transforms_of(self.augment, channels=channels, flip=True))
         return self.model_copy(update={"augment": chosen})
 
+    def weighing(self, classes: Sequence[str]) -> Weighing | None:
+        """What pixels of training masks of these foreground classes weigh; None where all weigh the same.
+
+        Raises:
+            InputError: --class-weight does not fit the classes.
+        """
+        of_classes = parse_class_weights(self.class_weight, classes)
+        if of_classes is None and self.small_lesion_weight == 1:
+            return None
+        return Weighing(of_classes, self.small_lesion_weight)
+
     @property
     def label_note(self) -> str:
         """For the bundle's name: ", 10 % labelled", or nothing."""
@@ -132,3 +169,41 @@ class TrainSettings(Settings):
             # What the name means today, so that a preset that has changed since is another recipe.
             recipe["augment_means"] = [self.for_channels(channels).augment for channels in (1, 3)]
         return recipe
+
+
+def parse_class_weights(words: Sequence[str], classes: Sequence[str]) -> tuple[float, ...] | str | None:
+    """The weights of background and each class, 1 where none is named; `AUTO_WEIGHTS`; or None for no words.
+
+    Args:
+        words: "auto", or "CLASS=WEIGHT" each; `background` is a class, too.
+        classes: foreground classes of the data.
+
+    Raises:
+        InputError: a class that is none, twice the same, a weight that is none, or data of one class.
+    """
+    if not words:
+        return None
+    if len(classes) == 1:
+        raise InputError(
+            f"--class-weight: must be for data of several classes, got one ({classes[0]}), for which --calibrate "
+            "chooses how readily a pixel is marked; use --small-lesion-weight where small ones are missed"
+        )
+    if list(words) == [AUTO_WEIGHTS]:
+        return AUTO_WEIGHTS
+    names, found = (BACKGROUND, *classes), dict[str, float]()
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise InputError(
+                f"--class-weight {word}: must be auto, or CLASS=WEIGHT with a weight above 0; write "
+                f"--class-weight {names[-1]}=2"
+            )
+        if name not in names or name in found:
+            what = "named twice" if name in found else f"no class of the data ({', '.join(names)})"
+            raise InputError(f"--class-weight {word}: must name each class once, {name} is {what}")
+        found[name] = weight
+    return tuple(found.get(name, 1.0) for name in names)

@@ -168,7 +168,8 @@ def class_mask_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tenso
     """
     target, labelled = sample["mask"], sample["labelled"]
     full = F.interpolate(network(images).float(), target.shape[1:], mode="bilinear", align_corners=False)
-    return 0.3 * cross_entropy(full, target, labelled) + 0.7 * dice_loss(full, target, labelled)
+    weighted = cross_entropy(full, target, labelled, sample.get("weight"))
+    return 0.3 * weighted + 0.7 * dice_loss(full, target, labelled)
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

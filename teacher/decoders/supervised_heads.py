@@ -19,8 +19,9 @@ from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
 from teacher.tuning.tune import adapted_encoder, tune_encoder, tuning_of, with_plain_encoder
 
-HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits N×K×H×W, target N×H×W, labelled N) → scalar, as those of `segcore.learn.losses`."""
+HeadLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(logits N×K×H×W, target N×H×W, labelled N, pixels' weights N×H×W or None) → scalar, as those of
+`segcore.learn.losses`."""
 
 
 class NetworkBuilder(Protocol):
@@ -88,7 +89,7 @@ def deep_supervision(head_loss: HeadLoss) -> Loss:
         for logits in network(images):
             # In 32 bits: with --amp bf16 the network's logits have 8 bits of precision.
             full = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
-            total = total + head_loss(full, target, sample["labelled"])
+            total = total + head_loss(full, target, sample["labelled"], sample.get("weight"))
         return total
 
     return loss

@@ -87,7 +87,8 @@ def control_loss(network: nn.Module, images: Tensor, sample: Sample) -> Tensor:
     logits, target, labelled = network(images).float(), sample["mask"], sample["labelled"]
     if logits.shape[2:] != target.shape[1:]:
         logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
-    return cross_entropy(logits, target, labelled) + dice_loss(logits, target, labelled)
+    weighted = cross_entropy(logits, target, labelled, sample.get("weight"))
+    return weighted + dice_loss(logits, target, labelled)
 
 
 def _build_on_encoder(settings: TeacherSettings, task: Task) -> System:
