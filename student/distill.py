@@ -117,6 +117,7 @@ class TeacherSource:
 def main(settings: DistillSettings) -> None:
     """Runs the stage; see the module."""
     settings = with_steps(settings)
+    settings.check_tracking()
     design = find_design(settings.design)
     check_size(design, settings.size)
     if settings.soft and settings.teacher:
@@ -198,7 +199,14 @@ def _train_without(
     labelled = sum(case.labelled for case in dataset.split("train"))
     a_pass = max(1, labelled // settings.batch_size) * settings.passes
     steps = max(1, (settings.steps or settings.epochs * a_pass) // 10)
-    short = {"steps": steps, "epochs": min(4, steps), "soft": None, "teacher": None}
+    short = {
+        "steps": steps,
+        "epochs": min(4, steps),
+        "soft": None,
+        "teacher": None,
+        "early_stop": 0,
+        "log_with": (),
+    }
     scratch = folder.with_name(f"{folder.name}-check")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -313,6 +321,7 @@ def fit_student(
         folder=folder,
         accelerator=accelerator,
         labelled_part=settings.batch_labelled if teacher else None,
+        draw=validator.outlines,
     )
     return TrainedStudent(network, title, parameters, validator, history, accelerator)
 
@@ -321,6 +330,7 @@ def _train_student(
     settings: DistillSettings, design: Design, dataset: Dataset, teacher: TeacherSource | None, folder: Path
 ) -> tuple[float, int]:
     from segcore.learn.seal import Origin, seal_trained
+    from segcore.learn.tracking import end_tracking
     from student.network import ARCHITECTURE, sealed_form
 
     if design.openvino_only:
@@ -351,6 +361,7 @@ def _train_student(
             validator=trained.validator,
             settings=settings,
         )
+        end_tracking(trained.accelerator, manifest)
         dice = manifest.metric("dice_mean", "val") or 0.0
     trained.accelerator.wait_for_everyone()
     return dice, trained.parameters

@@ -36,6 +36,7 @@ class _TrainingResult:
 def main(settings: TeacherSettings) -> None:
     """Runs the stage; see the module."""
     check_settings(settings)
+    settings.check_tracking()
     # The bundle says what was trained.
     settings = settings.model_copy(
         update={"tune": settings.tuned, "encoder": settings.encoder_name if settings.has_encoder else None}
@@ -61,6 +62,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
+    from segcore.learn.tracking import end_tracking
     from teacher.system import Task, mean_std_of, system_module
     from teacher.tuning.tune import recompute_blocks
 
@@ -106,6 +108,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             settings=settings,
             folder=folder,
             accelerator=accelerator,
+            draw=lambda network: validator.outlines(system.view(network)),
         )
     dice = 0.0
     if accelerator.is_main_process:
@@ -130,6 +133,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             settings=settings,
             thresholds=system.thresholds,
         )
+        end_tracking(accelerator, manifest)
         dice = manifest.metric("dice_mean", "val") or 0.0
     accelerator.wait_for_everyone()
     return _TrainingResult(dice, trained, _count_parameters(network))

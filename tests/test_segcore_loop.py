@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from segcore.errors import InputError
 from segcore.learn.loop import (
     Epoch,
     add_gradient,
@@ -94,12 +95,16 @@ def test_stopping_counts_the_epochs_since_the_first_best():
 
 
 class Images(torch.utils.data.Dataset):
-    """Six small images; an item follows from its number and the epoch."""
+    """Small images; an item follows from its number and the epoch, and is counted when it is read."""
+
+    def __init__(self, count=6):
+        self.count, self.read = count, 0
 
     def __len__(self):
-        return 6
+        return self.count
 
     def __getitem__(self, item):
+        self.read += 1
         epoch, i = item
         generator = torch.Generator().manual_seed(100 * epoch + i)
         return {"image": torch.randn(2, 8, 8, generator=generator)}
@@ -143,3 +148,82 @@ def test_a_training_stops_when_its_dice_no_longer_rises_and_keeps_the_best_epoch
     whole = trained(tmp_path / "b", dice)[1]
     assert [(e.loss, e.lr) for e in whole[:4]] == [(e.loss, e.lr) for e in history]
     assert len(whole) == 6
+
+
+class Killed(Exception):
+    """In the place of a kill: nothing is tidied up after it."""
+
+
+def trained_until(folder, step, minutes, **more):
+    """A training in which much is random, killed before this step; the network, the history and the images read."""
+    folder.mkdir(exist_ok=True)
+    settings = SETTINGS.model_copy(
+        update={"epochs": 3, "batch_size": 2, "accumulate": 2, "checkpoint_minutes": minutes, **more}
+    )
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 1, 3))
+    images, calls = Images(14), []  # 7 batches, 4 steps an epoch
+
+    def loss_of(network, batch):
+        calls.append(1)
+        if len(calls) == step:
+            raise Killed
+        return (network(batch["image"]) - torch.rand(2, 1, 4, 4)).square().mean()
+
+    def fit_once():
+        return fit(
+            network,
+            images,
+            loss_of=loss_of,
+            validate=lambda network: network[0].weight.detach().abs().mean().item(),
+            settings=settings,
+            folder=folder,
+            accelerator=open_accelerator(settings),
+        )
+
+    history = None
+    if step:
+        with pytest.raises(Killed):
+            fit_once()
+    else:
+        history = fit_once()
+    return network, history, images.read
+
+
+@pytest.mark.parametrize("step", [2, 4, 12, 14, 16])
+def test_a_training_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(step, tmp_path, capsys):
+    whole, history, _ = trained_until(tmp_path / "whole", 0, 0)
+    steps = (tmp_path / "whole" / "steps.csv").read_text()
+    trained_until(tmp_path / "killed", step, 1e-9)
+    capsys.readouterr()
+    again, resumed, read = trained_until(tmp_path / "killed", 0, 1e-9)
+    after = again.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in whole.state_dict().items())
+    assert [(e.loss, e.dice_val, e.lr) for e in resumed] == [(e.loss, e.dice_val, e.lr) for e in history]
+    assert (tmp_path / "killed" / "steps.csv").read_text() == steps
+    # A step has two batches; of the epoch that was begun, only whole steps count, and what they read is not read again.
+    epoch, batches = divmod(step - 1, 7)
+    done = 2 * (batches // 2)
+    assert read == 2 * (3 * 7 - (7 * epoch + done))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resuming")]
+    middle = f"resuming in epoch {epoch + 1}, after {done} batches"
+    assert [line.partition(", best")[0] for line in lines] == (
+        [middle] if done else [f"resuming after epoch {epoch}"] if epoch else []
+    )
+
+
+def test_without_minutes_a_checkpoint_is_made_after_epochs_only(tmp_path):
+    trained_until(tmp_path / "killed", 6, 0)
+    assert list((tmp_path / "killed").iterdir()) == []
+
+
+def test_the_middle_of_an_epoch_belongs_to_its_processes(tmp_path):
+    trained_until(tmp_path / "killed", 6, 1e-9)
+    path = tmp_path / "killed" / "last.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "processes": 4}, path)
+    with pytest.raises(InputError) as error:
+        trained_until(tmp_path / "killed", 0, 1e-9)
+    assert "must be resumed in the middle of an epoch by as many processes as began it, 4, got 1" in str(
+        error.value
+    )

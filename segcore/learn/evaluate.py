@@ -19,7 +19,7 @@ from segcore.command import log
 from segcore.dataset.case import Case
 from segcore.learn.network import DeployGraph
 from segcore.measure.metrics import dice_per_class
-from segcore.picture.overlay import error_map, overlay, sheet
+from segcore.picture.overlay import error_map, outlines, overlay, sheet
 from segcore.picture.preprocess import (
     InputSpec,
     OutputSpec,
@@ -45,6 +45,7 @@ ScoredCase = tuple[float, Case, np.ndarray, np.ndarray]
 """Mean Dice over classes, case, predicted and true mask."""
 _PIXELS_A_CASE = 2000  # of each case, for the temperature and the expected calibration error
 _EXAMPLE_CASES = 6
+_OUTLINED_CASES = 4
 
 
 class Validator:
@@ -84,6 +85,19 @@ class Validator:
             with torch.inference_mode():
                 logits = graph(pictures).float().cpu().numpy()
             yield from zip(self.cases[start : start + self.batch], logits, strict=True)
+
+    def outlines(self, network: nn.Module) -> np.ndarray:
+        """Some cases side by side, spread over all, H×W×3 uint8: true borders in orange, predicted ones in blue."""
+        some = copy.copy(self)
+        picks = np.unique(
+            np.linspace(0, len(self.cases) - 1, min(_OUTLINED_CASES, len(self.cases))).astype(int)
+        )
+        some.cases, some.pictures = tuple(self.cases[i] for i in picks), [self.pictures[i] for i in picks]
+        row = [
+            outlines(through_window(case.image(), self.spec), prediction, truth)
+            for case, prediction, truth in some.predictions(network)
+        ]
+        return np.asarray(sheet([row], ["truth orange, prediction blue"]))
 
     def dice(self, network: nn.Module) -> float:
         """Mean Dice over classes, then cases."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -187,6 +188,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
     """Yields (pass, index) in an order that depends on seed and pass only; each process takes its share.
 
     An epoch is one pass over the images, or several, or a number of batches; passes are counted over the epochs. With
+    `skip`, that many of its first images are left out, though `len` still counts them: an epoch that was begun. With
     `labelled`, every batch holds as many labelled images as `batch` says, first, and unlabelled ones behind them: two
     streams, each passed over at its own pace.
     """
@@ -203,7 +205,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
         batch: BatchShares | None = None,
     ) -> None:
         self.length, self.seed, self.rank, self.processes = length, seed, rank, processes
-        self.passes, self.epoch = passes, 0
+        self.passes, self.epoch, self.skip = passes, 0, 0
         self._batch = batch or BatchShares((range(length), 1))
         self._batches = (
             batches if batches is not None or batch is None else max(1, passes * self._share // batch.size)
@@ -213,6 +215,9 @@ class EpochOrder(Sampler[tuple[int, int]]):
         return self.passes * self._share if self._batches is None else self._batches * self._batch.size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        return islice(self._whole_epoch(), self.skip, None)
+
+    def _whole_epoch(self) -> Iterator[tuple[int, int]]:
         if self._batches is not None:
             yield from self._stream(self._batches)
             return

@@ -1,7 +1,8 @@
 """The one training loop: AdamW, cosine, clipping, mixed precision, EMA, best epoch by validation Dice, exact resume.
 
 It runs under Hugging Face Accelerate (`accelerate launch -m teacher.train …`) and in one process alike. All that is
-random in an epoch follows from (seed, epoch), so a run that was killed ends with the weights of one that was not.
+random in an epoch follows from (seed, epoch), and a checkpoint in the middle of one holds what torch would draw next,
+so a run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -30,10 +34,12 @@ from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.network import save_checkpoint, save_weights
 from segcore.learn.settings import TrainSettings
+from segcore.learn.tracking import log_figures, log_picture, start_tracking
 from segcore.words import plural
 
 HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"
+_PICTURES = 10  # times that validation pictures are noted for a tracker
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
 """For `keep_freed_memory`. Source: mallopt(3) and glibc's malloc.h."""
@@ -68,6 +74,25 @@ class Step:
     lr: float
 
 
+@dataclass(frozen=True)
+class EpochPart:
+    """What was done of an epoch that is not over; nothing by default.
+
+    Attributes:
+        batches: done, in whole steps.
+        losses: of each step.
+        lrs: of each step.
+        seconds: it took.
+        random: states of torch's generators, by device.
+    """
+
+    batches: int = 0
+    losses: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    seconds: float = 0.0
+    random: dict[str, Tensor] | None = None
+
+
 def open_accelerator(settings: TrainSettings) -> Accelerator:
     """Device and precision as asked for.
 
@@ -96,6 +121,7 @@ def fit(
     folder: Path,
     accelerator: Accelerator,
     labelled_part: float | None = None,
+    draw: Callable[[nn.Module], np.ndarray] | None = None,
 ) -> list[Epoch]:
     """Trains `network` in place and leaves the weights of its best epoch in it.
 
@@ -108,6 +134,7 @@ def fit(
         folder: the stage's OUT.partial; holds the checkpoint while it runs, `history.csv` and `steps.csv`.
         accelerator: from `open_accelerator`.
         labelled_part: share of each batch that has masks, where some images have none; None leaves it to chance.
+        draw: network in eval mode → a picture H×W×3 uint8 of some validation cases, for `--log-with`.
 
     Returns:
         The epochs, fewer than were asked for where `--early-stop` ended it.
@@ -124,14 +151,18 @@ def fit(
         batches=settings.batches_an_epoch,
         labelled_part=labelled_part,
     )
-    history = _resume_run(folder, run)
+    history, part = _resume_run(folder, run)
     # The checkpoint says how far the run came: what was noted of an epoch after it is done again.
     steps = [s for s in _read_steps(folder) if s.epoch <= len(history)]
+    a_epoch = math.ceil(len(loader) / settings.accumulate)
+    start_tracking(accelerator, settings, first_step=len(history) * a_epoch + _noted_steps(run, part) + 1)
     for epoch in range(len(history), settings.epochs):
         if should_stop(history, settings.early_stop):
             break
-        started, order.epoch = time.perf_counter(), epoch
-        made = _train_epoch(run, loader, epoch, settings)
+        started = time.perf_counter() - part.seconds
+        order.epoch, order.skip = epoch, part.batches * settings.batch_size
+        save = partial(_save_run, folder, run, history)
+        made = _train_epoch(run, loader, epoch, settings, begun=part, save=save)
         loss, rate = sum(s.loss for s in made) / len(made), made[-1].lr
         steps += made
         # With EMA the average is validated and kept; the network itself is only where the next step starts.
@@ -144,6 +175,8 @@ def fit(
         seconds = time.perf_counter() - started
         speed = len(loader) * settings.batch_size * accelerator.num_processes / seconds
         history.append(Epoch(epoch + 1, loss, dice, rate, seconds, speed))
+        part = EpochPart()
+        stops = should_stop(history, settings.early_stop)
         if accelerator.is_main_process:
             # Of epochs that are equally good the first stays.
             best = all(dice > e.dice_val for e in history[:-1])
@@ -151,9 +184,15 @@ def fit(
             log(
                 f"epoch {epoch + 1:3d}/{settings.epochs}  loss {loss:.4f}  val Dice {dice:.4f} {star} {seconds:.1f} s"
             )
+            # Noted first: what a kill leaves behind the checkpoint is noted anew, and readers keep the later.
+            figures = {"epoch/dice_val": dice, "epoch/loss": loss, "epoch/images_per_second": speed}
+            number = len(history) * a_epoch  # of the epoch's last step
+            log_figures(accelerator, [(number, figures)])
+            if draw and (stops or (epoch + 1) % max(1, settings.epochs // _PICTURES) == 0):
+                _note_picture(run, draw, kept, settings, number)
             _save_epoch(folder, run, history, best=kept if best else None)
             _write_rows(folder / STEPS, steps)
-            if len(history) < settings.epochs and should_stop(history, settings.early_stop):
+            if stops and len(history) < settings.epochs:
                 log(
                     f"stopped after epoch {len(history)} of {settings.epochs}: the val Dice has not risen for "
                     f"{plural(settings.early_stop, 'epoch')} (--early-stop)"
@@ -262,34 +301,103 @@ def keep_freed_memory() -> bool:
     return bool(set_option(_M_MMAP_MAX, 0)) and bool(set_option(_M_TRIM_THRESHOLD, _LARGEST_INT))
 
 
-def _train_epoch(run: Run, loader: DataLoader[Sample], epoch: int, settings: TrainSettings) -> list[Step]:
-    """One pass over the data."""
+def _train_epoch(
+    run: Run,
+    loader: DataLoader[Sample],
+    epoch: int,
+    settings: TrainSettings,
+    *,
+    begun: EpochPart,
+    save: Callable[[EpochPart], None],
+) -> list[Step]:
+    """One pass over the data, or what `begun` left of it, which the loader's order skips; `save` makes a checkpoint."""
     steps = math.ceil(len(loader) / settings.accumulate)
     warmup = round(settings.warmup_epochs * steps)
+    accelerator, first = run.accelerator, 1 + epoch * steps
+    batches = iter(loader)  # before the seed, because making it draws a number, but for workers that live on
     # What the network and the loss draw (prompts, for one) follows from seed and epoch, as the data's order does.
     torch.manual_seed(settings.seed * 100_003 + epoch)
+    if begun.random:
+        _set_random_states(begun.random)
     run.wrapped.train()
-    losses, rates, parts = list[Tensor](), list[float](), list[Tensor]()
-    bar = Progress(loader, f"epoch {epoch + 1}/{settings.epochs}", unit="batch", leave=False)
-    for i, batch in enumerate(bar):
+    losses = [torch.tensor(loss, device=accelerator.device) for loss in begun.losses]
+    rates, parts = list(begun.lrs), list[Tensor]()
+    noted = _noted_steps(run, begun)
+    began = saved = time.perf_counter()
+    bar = Progress(
+        batches,
+        f"epoch {epoch + 1}/{settings.epochs}",
+        unit="batch",
+        total=len(loader),
+        done=begun.batches,
+        leave=False,
+    )
+    for i, batch in enumerate(bar, start=begun.batches):
         last = (i + 1) % settings.accumulate == 0 or i + 1 == len(loader)
         parts.append(add_gradient(run, batch, accumulate=settings.accumulate, last=last))
-        if last:
-            step = epoch * steps + i // settings.accumulate
-            rate = learning_rate(step, steps=steps * settings.epochs, warmup=warmup, highest=settings.lr)
-            update_weights(run, rate, settings.clip_norm)
-            # A tensor until the epoch's end: reading the number now would wait for the device in every step.
-            losses.append(torch.stack(parts).mean())
-            rates.append(rate)
-            parts.clear()
-    mean = run.accelerator.reduce(torch.stack(losses), "mean").tolist()  # over the processes
+        if not last:
+            continue
+        rate = learning_rate(
+            epoch * steps + i // settings.accumulate,
+            steps=steps * settings.epochs,
+            warmup=warmup,
+            highest=settings.lr,
+        )
+        update_weights(run, rate, settings.clip_norm)
+        # A tensor until it is needed: reading the number now would wait for the device in every step.
+        losses.append(torch.stack(parts).mean())
+        rates.append(rate)
+        parts.clear()
+        now = time.perf_counter()
+        due = settings.checkpoint_minutes and now - saved >= 60 * settings.checkpoint_minutes
+        if due and accelerator.is_main_process and i + 1 < len(loader):
+            saved = now
+            so_far = torch.stack(losses).tolist()
+            seconds = begun.seconds + now - began
+            done = EpochPart(i + 1, tuple(so_far), tuple(rates), seconds, _random_states())
+            _note_steps(run, first, so_far[: _noted_steps(run, done)], rates, noted)
+            noted = _noted_steps(run, done)
+            save(done)
+    mean = accelerator.reduce(torch.stack(losses), "mean").tolist()  # over the processes
     if not all(map(math.isfinite, mean)):
         wrong = next(loss for loss in mean if not math.isfinite(loss))
         raise InputError(
             f"--lr {settings.lr:g}: must keep the loss finite, got {wrong} in epoch {epoch + 1}; use a lower --lr"
         )
-    first = 1 + epoch * steps
+    _note_steps(run, first, mean, rates, noted)
     return [Step(epoch + 1, first + i, mean[i], rates[i]) for i in range(len(mean))]
+
+
+def _noted_steps(run: Run, part: EpochPart) -> int:
+    """How many of a part's steps trackers know: of several processes none, for their mean comes after the epoch."""
+    return len(part.losses) if run.accelerator.num_processes == 1 else 0
+
+
+def _note_steps(run: Run, first: int, losses: Sequence[float], rates: Sequence[float], noted: int) -> None:
+    """Notes those of an epoch's steps that are not noted yet; `first` is the number of its first."""
+    figures = [(first + i, {"loss": losses[i], "lr": rates[i]}) for i in range(noted, len(losses))]
+    log_figures(run.accelerator, figures)
+
+
+def _note_picture(
+    run: Run, draw: Callable[[nn.Module], np.ndarray], kept: nn.Module, settings: TrainSettings, step: int
+) -> None:
+    if run.accelerator.trackers:
+        log_picture(run.accelerator, settings, "validation", draw(kept), step=step)
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Of this process; others of one training draw alike, as they are seeded alike."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -302,14 +410,21 @@ def _save_epoch(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module
     """The best weights first: a kill in between repeats this epoch, which makes them again."""
     if best is not None:
         save_weights(folder / _BEST, best)
-    checkpoint = {
+    _save_run(folder, run, history, EpochPart())
+    _write_rows(folder / HISTORY, history)
+
+
+def _save_run(folder: Path, run: Run, history: Sequence[Epoch], part: EpochPart) -> None:
+    """Writes the checkpoint, the old one or the new one at any time."""
+    checkpoint: dict[str, Any] = {
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
         "history": json.dumps([asdict(e) for e in history]),
+        "part": vars(part) if part.batches else None,
+        "processes": run.accelerator.num_processes,
     }
     save_checkpoint(folder / _LAST, checkpoint)
-    _write_rows(folder / HISTORY, history)
 
 
 def _write_rows(path: Path, rows: Sequence[Epoch] | Sequence[Step]) -> None:
@@ -327,14 +442,29 @@ def _read_steps(folder: Path) -> list[Step]:
     return [Step(int(r["epoch"]), int(r["step"]), float(r["loss"]), float(r["lr"])) for r in rows]
 
 
-def _resume_run(folder: Path, run: Run) -> list[Epoch]:
+def _resume_run(folder: Path, run: Run) -> tuple[list[Epoch], EpochPart]:
+    """The epochs that are over, and what was done of the next one.
+
+    Raises:
+        InputError: there are more or fewer processes than in the epoch that was begun.
+    """
     if not (folder / _LAST).is_file():
-        return []
+        return [], EpochPart()
     checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
+    history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
+    part = EpochPart(**checkpoint["part"]) if checkpoint.get("part") else EpochPart()
+    if part.batches and checkpoint["processes"] != run.accelerator.num_processes:
+        raise InputError(
+            f"--out {folder}: must be resumed in the middle of an epoch by as many processes as began it, "
+            f"{checkpoint['processes']}, got {run.accelerator.num_processes}; use as many, or remove the folder"
+        )
     run.network.load_state_dict(checkpoint["network"])
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     if run.average is not None:
         run.average.load_state_dict(checkpoint["average"])
-    history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
-    log(f"resuming after epoch {len(history)}, best val Dice so far {max(e.dice_val for e in history):.4f}")
-    return history
+    where = f"after epoch {len(history)}"
+    if part.batches:
+        where = f"in epoch {len(history) + 1}, after {plural(part.batches, 'batch')}"
+    best = f", best val Dice so far {max(e.dice_val for e in history):.4f}" if history else ""
+    log(f"resuming {where}{best}")
+    return history, part

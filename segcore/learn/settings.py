@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,13 +13,16 @@ from pydantic import Field, field_validator
 
 from segcore.command import Settings
 from segcore.dataset.split import parse_fold
-from segcore.errors import InputError
+from segcore.errors import InputError, need
 from segcore.learn.transforms import AUTO, Transform, as_entries, read_augment, transforms_of
+from segcore.outfolder import check_apart
 from segcore.picture.preprocess import window_named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
+"""What each tracker needs; mlflow-skinny is mlflow without a database."""
 AUTO_WEIGHTS, BACKGROUND = "auto", "background"
 """Words of `--class-weight`."""
 
@@ -104,6 +108,14 @@ class TrainSettings(Settings):
     fold: str = ""
     """Split of a cross-validation in the place of 60/20/20, by patient: 2/5 tests the second of five folds, validates
     on the third and trains on the others."""
+    checkpoint_minutes: float = Field(10.0, ge=0)
+    """Save what a killed run goes on from every so many minutes, also in the middle of an epoch; 0 saves after epochs
+    only."""
+    log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Also note settings, curves and some validation pictures for this tracker, once for each. Nothing leaves the
+    machine unless the tracker's own variables say so: MLFLOW_TRACKING_URI, WANDB_MODE=online."""
+    log_dir: Path = Path("runs/logs")
+    """Where trackers write: in a folder named as --out is below runs/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is what Accelerate finds."""
     overwrite: bool = False
@@ -152,6 +164,24 @@ class TrainSettings(Settings):
             return None
         return Weighing(of_classes, self.small_lesion_weight)
 
+    def check_tracking(self) -> None:
+        """Checks what `--log-with` and `--log-dir` ask for.
+
+        Raises:
+            InputError: a tracker is not installed, or its files would lie in the bundle.
+        """
+        for name in self.log_with:
+            # A folder of that name, such as the one that wandb makes, is found too, but has no origin.
+            missing = [p for p in _PACKAGES[name] if (found := find_spec(p)) is None or found.origin is None]
+            if missing and name == "tensorboard":
+                raise need(name, "track")
+            if missing:
+                raise InputError(
+                    f"--log-with {name}: {missing[0]} must be installed, is not; run: pip install {name}"
+                )
+        if self.log_with:
+            check_apart(self.out, self.log_dir / run_name(self.out), "--log-dir")
+
     @property
     def label_note(self) -> str:
         """For the bundle's name: ", 10 % labelled", or nothing."""
@@ -164,11 +194,21 @@ class TrainSettings(Settings):
 
     def recipe(self) -> dict[str, object]:
         """What the weights depend on: everything but where they are written and how they are read."""
-        recipe = self.model_dump(mode="json", exclude={"out", "overwrite", "workers", "device"})
+        apart = {"out", "overwrite", "workers", "device", "checkpoint_minutes", "log_with", "log_dir"}
+        recipe = self.model_dump(mode="json", exclude=apart)
         if isinstance(self.augment, str):
             # What the name means today, so that a preset that has changed since is another recipe.
             recipe["augment_means"] = [self.for_channels(channels).augment for channels in (1, 3)]
         return recipe
+
+
+def run_name(out: Path) -> str:
+    """The name of a run: the folder of `--out`, with those between it and `runs/`, if it lies there."""
+    parts = out.parts
+    if "runs" in parts[:-1]:
+        start = len(parts) - 1 - parts[-2::-1].index("runs")
+        return "/".join(parts[start:])
+    return out.name
 
 
 def parse_class_weights(words: Sequence[str], classes: Sequence[str]) -> tuple[float, ...] | str | None:

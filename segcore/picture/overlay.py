@@ -49,6 +49,16 @@ def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> n
     return picture
 
 
+def outlines(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The picture with the borders of the true classes in orange and of the predicted ones in blue, H×W×3 uint8."""
+    picture = np.array(as_rgb(image))
+    for mask, colour in ((truth, MISSED), (prediction, EXTRA)):
+        for k in range(1, int(mask.max(initial=0)) + 1):
+            area = mask == k
+            picture[area & ~_erode_area(area)] = colour
+    return picture
+
+
 def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224) -> Image.Image:
     """Lays pictures out in rows under column titles, each fitted into a square tile."""
     columns, head, gap = max(len(r) for r in rows), 18 if titles else 0, 4
