@@ -75,7 +75,7 @@ def sam2_state(network: nn.Module, name: str) -> dict[str, Tensor]:
 
     found = dict[str, "Tensor"]()
     for module in network.modules():
-        if hasattr(module, "image_encoder") or hasattr(module, "memory_attention"):
+        if hasattr(module, "no_mem_embed") or hasattr(module, "memory_attention"):
             found |= {n: t for n, t in module.state_dict().items() if n.split(".")[0] in _PARTS}
         elif hasattr(module, "encoder") and type(module.encoder).__name__ == "Hiera":
             found |= {TRUNK + n: t for n, t in module.encoder.state_dict().items()}  # type: ignore[union-attr,operator]

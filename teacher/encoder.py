@@ -8,6 +8,12 @@ An encoder's module offers
                                                      fills it from a path, a hub name, "package" or "none"; returns
                                                      where the weights came from, with their hash
 
+A module whose encoder is part of a SAM offers all of that, too, for the systems that need its mask decoder:
+
+    build_image_model(name, image_px) -> ImageModel  the whole model with random weights
+    load_for_system(model, settings, frozen=) -> str
+                                                     fills it; refuses weights that lack one of the parts `frozen`
+
 What is built takes pictures N×3×H×W, normalised, H and W multiples of 32, and gives four maps, the finest first, at
 strides 4, 8, 16 and 32. `channel_list` has their channels, the deepest map's first.
 
@@ -16,19 +22,21 @@ Modules are imported when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 
 from torch import nn
 
-from teacher.settings import EncoderName
+from teacher.sam2_model import ImageModel
+from teacher.settings import EncoderName, TeacherSettings
 
 ENCODERS: dict[EncoderName, str] = {
     "tiny": "teacher.sam2_model",
     "small": "teacher.sam2_model",
     "base+": "teacher.sam2_model",
     "large": "teacher.sam2_model",
+    "litemedsam": "teacher.encoders.litemedsam",
     "efficientnet-lite0": "teacher.encoders.efficientnet_lite",
     "efficientnet-lite1": "teacher.encoders.efficientnet_lite",
     "efficientnet-lite2": "teacher.encoders.efficientnet_lite",
@@ -68,4 +76,29 @@ def load_encoder_weights(encoder: nn.Module, weights: str, name: EncoderName) ->
         InputError: no such weights, or those of another model.
     """
     origin: str = encoder_module(name).load_encoder_weights(encoder, weights, name)
+    return origin
+
+
+def build_image_model(name: EncoderName, image_px: int) -> ImageModel:
+    """The SAM that an encoder is part of, with random weights, for square pictures of `image_px`.
+
+    Raises:
+        InputError: a package that it is made from is not installed.
+    """
+    model: ImageModel = encoder_module(name).build_image_model(name, image_px)
+    return model
+
+
+def load_for_system(model: ImageModel, settings: TeacherSettings, *, frozen: Sequence[str]) -> str:
+    """Fills a model from `build_image_model`; returns where its weights came from, for the manifest.
+
+    Args:
+        model: of the encoder that the flags name.
+        settings: the flags.
+        frozen: parts that the system leaves as they are, so that the weights must hold them.
+
+    Raises:
+        InputError: no such weights, those of another model, or without a part that stays frozen.
+    """
+    origin: str = encoder_module(settings.encoder_name).load_for_system(model, settings, frozen=frozen)
     return origin

@@ -18,8 +18,9 @@ from segcore.learn.loader import check_classes
 from segcore.learn.network import normalise_pictures
 from segcore.picture.preprocess import output_spec
 from segcore.picture.prompts import PADDING, PromptSpec
+from teacher.encoder import build_image_model, load_for_system
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.sam2_model import MASKS, STRIDE, Answers, Embedding, Sam2ImageModel, load_for_system
+from teacher.sam2_model import MASKS, Answers, AnyEmbedding, ImageModel, PromptKind
 from teacher.settings import AutomaticPrompt, EncoderName, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
@@ -32,12 +33,12 @@ NECK = ("image_encoder.neck", "no_mem_embed")
 Candidates = Literal["single", "three", "all"]
 """What a system answers with. single: SAM 2's single-mask answer. three: the others, of which the best by estimated IoU
 counts. all: those four, of which a clear prompt takes the first and a single point the best of the others."""
-PromptKind = Literal["point", "box", "mask"]
 
 
 class PromptedSam2(nn.Module):
-    """SAM 2 with prompts of its own for each class: N×3×H×W normalised → logits N×K'×H/4×W/4.
+    """SAM 2 with prompts of its own for each class: N×3×H×W normalised → logits N×K'×H/s×W/s.
 
+    s is SAM's `stride`, 4 for SAM 2 and 1 for LiteMedSAM.
     K' is 1 for one class (its answer) and K+1 for several: the background's logit is 0, the others are the answers.
 
     Attributes:
@@ -49,19 +50,19 @@ class PromptedSam2(nn.Module):
     points: Tensor
     labels: Tensor
 
-    def __init__(self, sam: Sam2ImageModel, *, classes: int, slots: int, candidates: Candidates) -> None:
+    def __init__(self, sam: ImageModel, *, classes: int, slots: int, candidates: Candidates) -> None:
         super().__init__()
         self.sam, self.candidates = sam, candidates
         self.register_buffer("points", torch.zeros(classes, slots, 2))
         self.register_buffer("labels", torch.full((classes, slots), float(PADDING)))
 
-    def encode(self, x: Tensor) -> Embedding:
+    def encode(self, x: Tensor) -> AnyEmbedding:
         """N×3×H×W normalised → features."""
         return self.sam.encode(x)
 
     def decode(
         self,
-        embedding: Embedding,
+        embedding: AnyEmbedding,
         points: Tensor,
         labels: Tensor,
         mask: Tensor | None = None,
@@ -78,9 +79,9 @@ class PromptedSam2(nn.Module):
         return None if self.candidates == "all" else SLOTS
 
     def answer(
-        self, embedding: Embedding, points: Tensor, labels: Tensor, mask: Tensor | None = None
+        self, embedding: AnyEmbedding, points: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """As `decode`, the one candidate that counts: logits N×H/4×W/4."""
+        """As `decode`, the one candidate that counts: logits N×H/s×W/s."""
         found = self.decode(embedding, points, labels, mask)
         if self.candidates == "three":
             return best(found)
@@ -91,7 +92,7 @@ class PromptedSam2(nn.Module):
         clear = (labels != PADDING).sum(1) > 1  # N
         return torch.where(clear[:, None, None], single, best(Answers(found.logits[:, 1:], found.iou[:, 1:])))
 
-    def answers(self, embedding: Embedding, points: Tensor, labels: Tensor) -> Tensor:
+    def answers(self, embedding: AnyEmbedding, points: Tensor, labels: Tensor) -> Tensor:
         """Asks for every class.
 
         Args:
@@ -100,18 +101,18 @@ class PromptedSam2(nn.Module):
             labels: N×K×P.
 
         Returns:
-            Logits N×K×H/4×W/4.
+            Logits N×K×H/s×W/s.
         """
         pictures, classes = labels.shape[:2]
         if classes > 1:  # each picture's features, once a question
-            embedding = Embedding(
-                *(f[:, None].expand(-1, classes, -1, -1, -1).flatten(0, 1) for f in embedding)
+            embedding = embedding._make(
+                f[:, None].expand(-1, classes, -1, -1, -1).flatten(0, 1) for f in embedding
             )
         found = self.answer(embedding, points.flatten(0, 1), labels.flatten(0, 1))
         return found.unflatten(0, (pictures, classes))
 
     def ask(self, x: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """The automatic form with prompts of each picture's own: N×3×H×W, N×K×P×2 and N×K×P → N×K'×H/4×W/4."""
+        """The automatic form with prompts of each picture's own: N×3×H×W, N×K×P×2 and N×K×P → N×K'×H/s×W/s."""
         return compete(self.answers(self.encode(x), points, labels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,15 +168,14 @@ def prepare_promptable(
     """
     means = mean_masks(task.cases, len(task.classes), task.spec.size_px)
     check_classes(means.flatten(1).any(1).tolist(), task.classes, len(task.cases), settings)
-    sam = Sam2ImageModel(settings.encoder_name, task.spec.height_px)
+    sam = build_image_model(settings.encoder_name, task.spec.height_px)
     pretrained = load_for_system(sam, settings, frozen=frozen)
     network = PromptedSam2(sam, classes=len(task.classes), slots=SLOTS, candidates=candidates)
-    points, labels = automatic_prompts(means, settings.prompt, settings.points, network.slots)
+    points, labels = automatic_prompts(means, settings.automatic_prompt, settings.points, network.slots)
     network.points, network.labels = points, labels
     tuning = tuning_of(settings)
     network.requires_grad_(False)
-    sam.image_encoder.requires_grad_(tuning.kind == "all")
-    sam.no_mem_embed.requires_grad_(tuning.kind == "all")
+    sam.train_encoder(tuning.kind == "all")
     sam.image_encoder.trunk = tune_encoder(sam.image_encoder.trunk, tuning)
     kept = {"encoder": settings.encoder_name, "slots": labels.shape[1], **tuning.adapter_settings}
     return PromptableParts(network, tuning, means, pretrained, kept)
@@ -190,7 +190,8 @@ def train_decoder(network: PromptedSam2, *, candidates: bool) -> None:
     """
     decoder = network.sam.sam_mask_decoder
     decoder.requires_grad_(True)
-    decoder.pred_obj_score_head.requires_grad_(False)  # whether the object is in the picture: it always is
+    if decoder.pred_obj_scores:  # SAM 2's, whether the object is in the picture: it always is
+        decoder.pred_obj_score_head.requires_grad_(False)
     if not candidates:
         decoder.iou_prediction_head.requires_grad_(False)
         for head in decoder.output_hypernetworks_mlps[1:]:
@@ -234,7 +235,7 @@ def promptable_system(
     """
     return System(
         network=trained,
-        output=output_spec(task.classes, stride=STRIDE),
+        output=output_spec(task.classes, stride=parts.network.sam.stride),
         loss=loss,
         view=_automatic_form,
         plain=partial(_plain_form, tuning=parts.tuning),
@@ -247,18 +248,18 @@ def promptable_system(
     )
 
 
-def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates) -> PromptSpec:
+def prompt_spec(kinds: tuple[PromptKind, ...], candidates: Candidates, *, slots: int = SLOTS) -> PromptSpec:
     """What a bundle's manifest says of how it can be asked."""
     masks = {"single": 1, "three": MASKS - 1, "all": MASKS}[candidates]
     single = candidates != "three"
-    return PromptSpec(kinds=kinds, slots=SLOTS, masks=masks, single=single, mask_input="mask" in kinds)
+    return PromptSpec(kinds=kinds, slots=slots, masks=masks, single=single, mask_input="mask" in kinds)
 
 
 def open_promptable(manifest: Manifest, *, candidates: Candidates) -> PromptedSam2:
     """The plain form of a bundle, with random weights and prompts."""
     settings = manifest.architecture_settings
     size: EncoderName = settings["encoder"]
-    sam = Sam2ImageModel(size, manifest.input.height_px)
+    sam = build_image_model(size, manifest.input.height_px)
     sam.image_encoder.trunk = adapted_encoder(sam.image_encoder.trunk, settings)
     return PromptedSam2(sam, classes=len(manifest.classes), slots=settings["slots"], candidates=candidates)
 

@@ -1,6 +1,7 @@
 """SAM 2: how it is built, the model that answers prompts about single pictures, and its weights.
 
-The only file that imports sam2, Meta's package. `import sam2` initialises Hydra for the whole process, so it happens
+The only file that imports sam2, Meta's package, which also has the parts of SAM 1 that its relatives are made with
+(`build_sam_heads`). `import sam2` initialises Hydra for the whole process, so it happens
 inside the functions, and the model's settings are read from sam2's own YAML without Hydra. What is built has random
 weights until `load_for_system` or `load_sam2_weights` fills it, from Meta's files or the hub.
 
@@ -14,7 +15,7 @@ import re
 from collections.abc import Sequence
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,29 @@ def build_sam2(size: EncoderName, image_px: int) -> Any:
     sam2 = _instantiate(config)
     join_channel_norms(sam2)
     return sam2
+
+
+def build_sam_heads(image_px: int, features_px: int) -> tuple[Any, Any]:
+    """SAM 1's prompt encoder and mask decoder, for square pictures; what SAM 2 added to them is left out.
+
+    Args:
+        image_px: of the picture.
+        features_px: of its features, N×256×h×w.
+
+    Raises:
+        InputError: the sam2 package is not installed.
+    """
+    # Source of the numbers: Kirillov et al., Segment Anything, ICCV 2023, as its `build_sam` has them.
+    transformer = {"_target_": "sam2.modeling.sam.transformer.TwoWayTransformer",
+                   "depth": 2, "embedding_dim": 256, "mlp_dim": 2048, "num_heads": 8}  # fmt: skip
+    prompts = {"_target_": "sam2.modeling.sam.prompt_encoder.PromptEncoder",
+               "embed_dim": 256, "image_embedding_size": [features_px] * 2,
+               "input_image_size": [image_px] * 2, "mask_in_chans": 16}  # fmt: skip
+    masks = {"_target_": "sam2.modeling.sam.mask_decoder.MaskDecoder",
+             "transformer_dim": 256, "transformer": transformer, "num_multimask_outputs": MASKS - 1}  # fmt: skip
+    heads = nn.ModuleList([_instantiate(prompts), _instantiate(masks)])
+    join_channel_norms(heads)
+    return heads[0], heads[1]
 
 
 class ChannelNorm(nn.Module):
@@ -140,11 +164,21 @@ class Embedding(NamedTuple):
     fine: Tensor
 
 
+class SamEmbedding(NamedTuple):
+    """What the encoder of a model like SAM 1 saw of N pictures: N×256×h×w."""
+
+    image: Tensor
+
+
+AnyEmbedding = Embedding | SamEmbedding
+"""Either; the names of its fields are those of an exported decoder's inputs."""
+
+
 class Answers(NamedTuple):
     """Candidate masks for N prompts.
 
     Attributes:
-        logits: N×M×H/4×W/4.
+        logits: N×M×H/s×W/s, s the model's `stride`, 4 for SAM 2.
         iou: N×M, the decoder's own estimate, 0–1.
     """
 
@@ -152,24 +186,79 @@ class Answers(NamedTuple):
     iou: Tensor
 
 
-@runtime_checkable
-class Promptable(Protocol):
-    """What a promptable bundle's network offers beside being called with a picture."""
+PromptKind = Literal["point", "box", "mask"]
 
-    def encode(self, x: Tensor) -> Embedding:
+
+class ImageModel(Protocol):
+    """A SAM that answers prompts about single pictures: `Sam2ImageModel`, or a relative of SAM 1.
+
+    Attributes:
+        title: for tables.
+        stride: of its answers' logits.
+        prompts: kinds that it was trained with.
+        image_encoder: its `trunk` is the encoder of `teacher.encoder.build_encoder`.
+        sam_prompt_encoder: SAM's.
+        sam_mask_decoder: SAM's, or SAM 2's.
+    """
+
+    title: str
+    stride: int
+    prompts: tuple[PromptKind, ...]
+    image_encoder: Any
+    sam_prompt_encoder: Any
+    sam_mask_decoder: Any
+
+    @property
+    def without_mask(self) -> Tensor:
+        """D, what is added to the features where no mask is given."""
+        ...
+
+    def train_encoder(self, trained: bool) -> None:
+        """Unfreezes the encoder and what stands between it and the decoder, or freezes both."""
+        ...
+
+    def encode(self, x: Tensor) -> AnyEmbedding:
         """N×3×H×W normalised → features."""
         ...
 
     def decode(
-        self, embedding: Embedding, points: Tensor, labels: Tensor, mask: Tensor, has_mask: Tensor
+        self,
+        embedding: Any,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+    ) -> Answers:
+        """Candidates for one prompt a picture; see `Sam2ImageModel.decode`."""
+        ...
+
+
+@runtime_checkable
+class Promptable(Protocol):
+    """What a promptable bundle's network offers beside being called with a picture."""
+
+    def encode(self, x: Tensor) -> AnyEmbedding:
+        """N×3×H×W normalised → features."""
+        ...
+
+    def decode(
+        self, embedding: Any, points: Tensor, labels: Tensor, mask: Tensor, has_mask: Tensor
     ) -> Answers:
         """Candidates for one prompt a picture; see `Sam2ImageModel.decode`."""
         ...
 
 
 class Sam2ImageModel(nn.Module):
-    """SAM 2.1 without its memory, for square pictures of one size. Its parts have the names of Meta's files."""
+    """SAM 2.1 without its memory, for square pictures of one size. Its parts have the names of Meta's files.
 
+    Attributes:
+        title: for tables.
+        stride: of its answers' logits.
+        prompts: kinds that it was trained with.
+    """
+
+    stride = STRIDE
+    prompts: tuple[PromptKind, ...] = ("point", "box", "mask")
     image_encoder: Any
     sam_prompt_encoder: Any
     sam_mask_decoder: Any
@@ -178,11 +267,23 @@ class Sam2ImageModel(nn.Module):
     def __init__(self, size: EncoderName, image_px: int) -> None:
         super().__init__()
         sam2 = build_sam2(size, image_px)
+        self.title = f"SAM 2 {size}"
         self.image_px = image_px
         self.image_encoder = sam2.image_encoder
         self.sam_prompt_encoder = sam2.sam_prompt_encoder
         self.sam_mask_decoder = sam2.sam_mask_decoder
         self.no_mem_embed = sam2.no_mem_embed
+
+    @property
+    def without_mask(self) -> Tensor:
+        """D, what is added to the features where no mask is given: "no mask" and "no earlier frame"."""
+        found: Tensor = self.sam_prompt_encoder.no_mask_embed.weight[0] + self.no_mem_embed.flatten()
+        return found
+
+    def train_encoder(self, trained: bool) -> None:
+        """Unfreezes the encoder, its neck and "no earlier frame", or freezes them."""
+        self.image_encoder.requires_grad_(trained)
+        self.no_mem_embed.requires_grad_(trained)
 
     def encode(self, x: Tensor) -> Embedding:
         """N×3×H×W normalised → features, as SAM 2's image predictor has them."""
@@ -229,21 +330,56 @@ class Sam2ImageModel(nn.Module):
         has_mask: Tensor | None = None,
     ) -> tuple[Answers, Tensor]:
         """As `decode`, with the candidates' tokens, N×`MASKS`×256, which SAM 2's memory keeps."""
-        sparse = self.sam_prompt_encoder._embed_points(points, labels, pad=True)  # N P+1 256
-        none = self.sam_prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        dense = none.expand(len(points), -1, *embedding.image.shape[2:])  # N 256 H/16 W/16
-        if mask is not None:
-            given = self.sam_prompt_encoder._embed_masks(mask)  # N 256 H/16 W/16
-            dense = given if has_mask is None else torch.where(has_mask[..., None, None] > 0, given, dense)
-        logits, iou, tokens, _ = self.sam_mask_decoder.predict_masks(
-            image_embeddings=embedding.image,
-            image_pe=self.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=[embedding.fine, embedding.middle],
-        )
-        return Answers(logits, iou), tokens
+        return ask_decoder(
+            self.sam_prompt_encoder, self.sam_mask_decoder, embedding.image, points, labels, mask, has_mask,
+            skips=[embedding.fine, embedding.middle],
+        )  # fmt: skip
+
+
+build_image_model = Sam2ImageModel
+
+
+def ask_decoder(
+    prompts: Any,
+    decoder: Any,
+    image: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    has_mask: Tensor | None,
+    *,
+    skips: list[Tensor] | None = None,
+) -> tuple[Answers, Tensor]:
+    """What a prompt encoder and a mask decoder make of features and one prompt a picture.
+
+    Args:
+        prompts: SAM's prompt encoder, SAM 2's or from `build_sam_heads`.
+        decoder: the mask decoder of the same.
+        image: features N×256×h×w.
+        points: N×P×2; see `Sam2ImageModel.decode`, as for what follows.
+        labels: N×P.
+        mask: N×1×4h×4w.
+        has_mask: N×1.
+        skips: finer features that SAM 2's decoder takes.
+
+    Returns:
+        The candidates, and their tokens.
+    """
+    sparse = prompts._embed_points(points, labels, pad=True)  # N P+1 256
+    none = prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    dense = none.expand(len(points), -1, *image.shape[2:])  # N 256 h w
+    if mask is not None:
+        given = prompts._embed_masks(mask)  # N 256 h w
+        dense = given if has_mask is None else torch.where(has_mask[..., None, None] > 0, given, dense)
+    logits, iou, tokens, _ = decoder.predict_masks(
+        image_embeddings=image,
+        image_pe=prompts.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=skips,
+    )
+    return Answers(logits, iou), tokens
 
 
 # The weights: Meta's files, or the hub's.

@@ -24,7 +24,7 @@ SystemName = Literal[
 EncoderSize = Literal["tiny", "small", "base+", "large"]
 """Sizes of SAM 2.1's Hiera."""
 ImageNetEncoder = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
-EncoderName = Literal[EncoderSize, ImageNetEncoder]
+EncoderName = Literal[EncoderSize, "litemedsam", ImageNetEncoder]
 Tune = Literal[
     "lora", "dora", "rslora", "ia3", "adapter", "adapter-parallel", "adapter-channel-space", "bitfit", "decoder", "all"
 ]  # fmt: skip
@@ -51,7 +51,7 @@ WITHOUT_ATTENTION: tuple[EncoderName, ...] = get_args(ImageNetEncoder)
 """Encoders of convolutions, in which there is nothing that LoRA or an adapter between blocks could stand on."""
 CONVOLUTION_TUNES: tuple[Tune, ...] = ("all", "decoder", "bitfit")
 """What those can be tuned by."""
-PACKAGED: tuple[EncoderName, ...] = get_args(ImageNetEncoder)
+PACKAGED: tuple[EncoderName, ...] = ("litemedsam", *get_args(ImageNetEncoder))
 """Encoders whose weights an installed package holds: `--weights package`."""
 
 REMEMBERS: SystemName = "sam2-memory"
@@ -70,8 +70,9 @@ class TeacherSettings(TrainSettings):
     encoders that have one), a hub name such as facebook/sam2.1-hiera-tiny for SAM 2.1, or none. Must be given for every
     system with an encoder."""
     encoder: EncoderName | None = None
-    """The pretrained encoder: tiny, small, base+ or large of SAM 2.1's Hiera, or efficientnet-lite0, -lite1, -lite2 of
-    ImageNet for unet, s2agscunet and sam2-unet. By default tiny, and none for unet, which is then the plain U-Net."""
+    """The pretrained encoder: tiny, small, base+ or large of SAM 2.1's Hiera; litemedsam, of medical pictures, for all
+    but sam2-memory; or efficientnet-lite0, -lite1, -lite2 of ImageNet for unet, s2agscunet and sam2-unet. By default
+    tiny, and none for unet, which is then the plain U-Net."""
     tune: Tune | None = None
     """What of the encoder is trained: updates that peft makes (lora, dora, rslora, ia3), adapters before each block,
     two of them in each block (adapter-parallel) or over channels and space, its biases (bitfit), nothing but the
@@ -87,9 +88,10 @@ class TeacherSettings(TrainSettings):
     unet_width: int | None = Field(None, ge=1)
     """Channels of a U-Net's first level; by default 64 for unet, 8 for lightunet."""
 
-    prompt: AutomaticPrompt = "points"
+    prompt: AutomaticPrompt | None = None
     """What a promptable teacher (sam2-med2d, sam2-points, sam2-zeroshot) asks itself with, where no human does: points
-    of each class's mean training mask, a box around it, or both. sam2-points is trained with these."""
+    of each class's mean training mask, a box around it, or both. sam2-points is trained with these. By default points;
+    box for sam2-zeroshot with litemedsam, which was trained with boxes alone."""
     points: int = Field(5, ge=1, le=8)
     """How many such points a class."""
     rounds: int = Field(3, ge=1, le=9)
@@ -111,6 +113,12 @@ class TeacherSettings(TrainSettings):
     def encoder_name(self) -> EncoderName:
         """The encoder: `encoder`, or the systems' own; where there is one."""
         return self.encoder or "tiny"
+
+    @property
+    def automatic_prompt(self) -> AutomaticPrompt:
+        """What a promptable teacher asks itself with: `prompt`, or what suits the model."""
+        boxes = self.system == "sam2-zeroshot" and self.encoder == "litemedsam"
+        return self.prompt or ("box" if boxes else "points")
 
     @property
     def able(self) -> tuple[Tune, ...]:
@@ -161,6 +169,11 @@ def check_settings(settings: TeacherSettings) -> None:
             f"--encoder {encoder}: must be of the SAM family for --system {settings.system}, which needs its mask "
             f"decoder; use --system {', '.join(ON_ANY_ENCODER)}, or another encoder"
         )
+    if encoder == "litemedsam" and settings.system == REMEMBERS:
+        raise InputError(
+            f"--encoder litemedsam: must be of SAM 2 for --system {REMEMBERS}, which needs its memory; use --encoder "
+            f"{', '.join(get_args(EncoderSize))}, or another system"
+        )
     if settings.tuned not in settings.able:
         able = " or ".join(dict.fromkeys(settings.able))
         where = f"--encoder {encoder}" if encoder in WITHOUT_ATTENTION else f"--system {settings.system}"
@@ -191,12 +204,12 @@ def check_settings(settings: TeacherSettings) -> None:
         raise InputError(
             f"--weights: must be given for --system {settings.system}; give SAM 2.1's weights, or none with --tune all"
         )
+    published = "package" if encoder in PACKAGED else "SAM 2.1's weights"
     if settings.weights == "none" and settings.system == "sam2-zeroshot":
         raise InputError(
-            "--weights none: must have weights for --system sam2-zeroshot, which trains nothing; give SAM 2.1's weights"
+            f"--weights none: must have weights for --system sam2-zeroshot, which trains nothing; give {published}"
         )
     if settings.weights == "none" and settings.tuned != "all":
-        published = "package" if encoder in PACKAGED else "SAM 2.1's weights"
         raise InputError(
             f"--weights none: must have weights for --tune {settings.tuned}, which leaves the encoder as it is; "
             f"give {published}, or add --tune all to train everything from random weights"

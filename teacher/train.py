@@ -39,7 +39,11 @@ def main(settings: TeacherSettings) -> None:
     settings.check_tracking()
     # The bundle says what was trained.
     settings = settings.model_copy(
-        update={"tune": settings.tuned, "encoder": settings.encoder_name if settings.has_encoder else None}
+        update={
+            "tune": settings.tuned,
+            "encoder": settings.encoder_name if settings.has_encoder else None,
+            "prompt": settings.automatic_prompt,
+        }
     )
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256}

@@ -21,7 +21,7 @@ from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
 from teacher.promptable import PromptedSam2, compete
 from teacher.prompts.mean_mask import automatic_prompts, peaks
-from teacher.sam2_model import Embedding
+from teacher.sam2_model import AnyEmbedding
 from teacher.system import Predictions, Protocol
 
 GRID = 8
@@ -29,7 +29,7 @@ GRID = 8
 _ABSENT = -MASK_CLIP  # logit of what nobody asked for
 _QUESTIONS = 16  # of the grid, a pass
 
-SimulatedReader = Callable[[PromptedSam2, Embedding, Tensor], Tensor]
+SimulatedReader = Callable[[PromptedSam2, AnyEmbedding, Tensor], Tensor]
 """(network, features of one picture, true mask H×W bool) → logits h×w."""
 
 
@@ -39,24 +39,23 @@ def prompted(answer: SimulatedReader, network: nn.Module, validator: Validator) 
     network.eval()
     for case, embedding, truth in _encode_cases(network, validator):
         seen = torch.tensor(resize_mask(truth, validator.spec.size_px), device=network.points.device)
+        nothing = torch.full([side // network.sam.stride for side in seen.shape], _ABSENT, device=seen.device)
         with torch.inference_mode():
             logits = [
-                answer(network, embedding, seen == k)
-                if bool((seen == k).any())
-                else torch.full(embedding.fine.shape[2:], _ABSENT, device=seen.device)
+                answer(network, embedding, seen == k) if bool((seen == k).any()) else nothing
                 for k in range(1, validator.classes + 1)
             ]
             one = compete(torch.stack(logits)[None])[0].float().cpu().numpy()
         yield case, mask_of_logits(one, validator.output, truth.shape), truth
 
 
-def answer_to_box(network: PromptedSam2, embedding: Embedding, truth: Tensor) -> Tensor:
+def answer_to_box(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor) -> Tensor:
     """The answer to the truth's own box."""
     points, labels = automatic_prompts(truth[None].float().cpu(), "box", 0, network.slots)
     return network.answer(embedding, points.to(truth.device), labels.to(truth.device))[0]
 
 
-def answer_to_clicks(network: PromptedSam2, embedding: Embedding, truth: Tensor, *, clicks: int) -> Tensor:
+def answer_to_clicks(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor, *, clicks: int) -> Tensor:
     """The answer after some clicks: the first deep inside the truth, each next one deep inside what is still wrong.
 
     The last answer's logits are part of the next question where the network was trained so.
@@ -88,7 +87,7 @@ def upper_bound(network: nn.Module, validator: Validator) -> Predictions:
     return prompted(_best_by_truth, network, validator)
 
 
-def _best_by_truth(network: PromptedSam2, embedding: Embedding, truth: Tensor) -> Tensor:
+def _best_by_truth(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor) -> Tensor:
     height, width = truth.shape
     y, x = ((torch.arange(GRID, device=truth.device) + 0.5) * (side / GRID) - 0.5 for side in (height, width))
     points = torch.cartesian_prod(y, x).flip(1)[:, None]  # GRID² 1 2
@@ -96,7 +95,7 @@ def _best_by_truth(network: PromptedSam2, embedding: Embedding, truth: Tensor) -
     questions.append((network.points, network.labels))
     best, highest = torch.zeros(0), -1.0
     for places, labels in questions:
-        many = Embedding(*(f.expand(len(places), -1, -1, -1) for f in embedding))
+        many = embedding._make(f.expand(len(places), -1, -1, -1) for f in embedding)
         found = network.decode(many, places, labels).logits
         full = F.interpolate(found, (height, width), mode="bilinear", align_corners=False) > 0
         both, total = (full & truth).sum((2, 3)), full.sum((2, 3)) + truth.sum()
@@ -108,7 +107,7 @@ def _best_by_truth(network: PromptedSam2, embedding: Embedding, truth: Tensor) -
 
 def _encode_cases(
     network: PromptedSam2, validator: Validator
-) -> Iterator[tuple[Case, Embedding, np.ndarray]]:
+) -> Iterator[tuple[Case, AnyEmbedding, np.ndarray]]:
     """Each case with the features of its picture and its true mask."""
     for case, picture in zip(validator.cases, validator.pictures, strict=True):
         one = torch.tensor(picture, device=network.points.device)[None]  # 1 H W C

@@ -16,7 +16,6 @@ from teacher.promptable import (
     NECK,
     SLOTS,
     PromptedSam2,
-    PromptKind,
     open_promptable,
     prepare_promptable,
     prompt_spec,
@@ -27,6 +26,7 @@ from teacher.promptable import (
 from teacher.prompts.protocols import PROMPTED
 from teacher.prompts.training import dice_focal, drawn_prompts
 from teacher.sam2_model import MEAN_STD as MEAN_STD
+from teacher.sam2_model import PromptKind
 from teacher.settings import AutomaticPrompt, TeacherSettings
 from teacher.system import Protocol, System, Task
 
@@ -77,10 +77,10 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         parts,
         settings,
         task,
-        trained=DrawnPrompts(parts.network, parts.means, settings.prompt, settings.points),
+        trained=DrawnPrompts(parts.network, parts.means, settings.automatic_prompt, settings.points),
         loss=drawn_loss,
         name="SAM2-points",
-        prompt=prompt_spec(_KINDS[settings.prompt], "single"),
+        prompt=prompt_spec(_KINDS[settings.automatic_prompt], "single"),
         thresholds=THRESHOLDS,
     )
 

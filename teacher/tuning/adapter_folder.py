@@ -26,11 +26,11 @@ CONFIG, TENSORS, NOTE = "adapter_config.json", "adapter_model.safetensors", "REA
 _NOTE = """\
 # What was trained of the encoder
 
-`{kind}`, for the Hiera encoder that the bundle around this folder names, with the weights that its manifest names.
+`{kind}`, for the encoder that the bundle around this folder names, with the weights that its manifest names.
 
     from teacher.tuning.adapter_folder import load_adapters
 
-    encoder = load_adapters(encoder, Path("adapter"))  # an encoder of `teacher.sam2_model.build_encoder`
+    encoder = load_adapters(encoder, Path("adapter"))  # an encoder of `teacher.encoder.build_encoder`
 
 The bundle's own weights have it already.
 """
@@ -39,7 +39,7 @@ It is in peft's format: `peft.PeftModel.from_pretrained(encoder, "adapter")` ope
 """
 _NOTE_SPLIT = """
 Before that, `teacher.tuning.qkv_split.split_queries_keys_values(encoder)` has to give queries, keys and values layers
-of their own, because Hiera has one layer for the three.
+of their own, because the encoder has one layer for the three.
 """
 
 
@@ -71,7 +71,7 @@ def load_adapters(encoder: nn.Module, folder: Path) -> nn.Module:
     """An encoder as it was when `save_adapters` wrote the folder, merged where peft made the updates. In place.
 
     Args:
-        encoder: Hiera as it was before its tuning.
+        encoder: as it was before its tuning.
         folder: from `save_adapters`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Adapters: small modules put to the layers of a frozen network, and where they go in Hiera's blocks.
+"""Adapters: small modules put to the layers of a frozen network, and where they go in an encoder's blocks.
 
 They stand before a block, after a layer, or beside a layer. Each starts as nothing: what it is put to computes at first
 bit for bit what it did.
@@ -112,16 +112,19 @@ class ChannelSpaceAdapter(nn.Module):
 
 
 def add_adapters(encoder: nn.Module, kind: Tune, width: int) -> nn.Module:
-    """Freezes the encoder and puts trainable adapters into every block; in place.
+    """Freezes the encoder and puts trainable adapters into every block with attention; in place.
 
     Args:
-        encoder: Hiera.
+        encoder: Hiera, which has one list of blocks, or TinyViT, which has one a stage.
         kind: one of `ADAPTERS`.
         width: of their bottleneck.
     """
     encoder.requires_grad_(False)
-    blocks: nn.ModuleList = encoder.blocks  # type: ignore[assignment]
-    encoder.blocks = nn.ModuleList(_with_adapter(block, kind, width) for block in blocks)
+    for module in list(encoder.modules()):
+        blocks = module._modules.get("blocks")
+        if isinstance(blocks, nn.ModuleList):
+            adapted = (_with_adapter(b, kind, width) if hasattr(b, "attn") else b for b in blocks)
+            module.blocks = nn.ModuleList(adapted)
     return encoder
 
 
@@ -142,6 +145,7 @@ def _with_adapter(block: Any, kind: Tune, width: int) -> nn.Module:
         block.attn = AdapterAfter(block.attn, Bottleneck(features, width))
         block.mlp = AdapterBeside(block.mlp, Bottleneck(features, width), PARALLEL_SCALE)
     else:
-        # The MLP, unlike the attention, gets the map of the whole picture, normalised.
+        # The MLP, unlike the attention, gets the map of the whole picture; Hiera's gets it normalised, TinyViT's after
+        # the batch norm of its convolution.
         block.mlp = AdapterBeside(block.mlp, ChannelSpaceAdapter(features, width))
     return block  # type: ignore[no-any-return]

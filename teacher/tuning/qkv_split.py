@@ -1,4 +1,4 @@
-"""Hiera's fused layer of queries, keys and values as three layers, so that each can be trained or left alone.
+"""A fused layer of queries, keys and values as three layers, so that each can be trained or left alone.
 
 Source: Hu et al., LoRA, ICLR 2022, section 4.2 adapts queries and values; Liu et al., IA³, NeurIPS 2022, keys and
 values.
@@ -11,18 +11,33 @@ from torch import Tensor, nn
 
 
 class QueriesKeysValues(nn.Module):
-    """Three layers that compute what one fused layer did: … ×D → … ×3E, queries first, then keys, then values."""
+    """Three layers that compute what one fused layer did: … ×D → … ×3E, in the fused layer's order.
 
-    def __init__(self, fused: nn.Linear) -> None:
+    Args:
+        fused: the layer.
+        groups: how its rows are ordered. 1: all queries, then all keys, then all values, as in Hiera, which reads its
+            output as 3 × heads × features. The number of heads: those three head by head, as in TinyViT.
+    """
+
+    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
         super().__init__()
-        # Hiera reads the fused output as 3 × heads × features, so its rows are queries, then keys, then values.
+        self.groups = groups
+        weights = fused.weight.detach().unflatten(0, (groups, 3, -1))  # G 3 E/G D
+        biases = fused.bias.detach().unflatten(0, (groups, 3, -1))
         self.query, self.key, self.value = (
-            _frozen_linear(weight, bias)
-            for weight, bias in zip(fused.weight.detach().chunk(3), fused.bias.detach().chunk(3), strict=True)
+            _frozen_linear(weights[:, i].flatten(0, 1), biases[:, i].flatten()) for i in range(3)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+        three = [layer(x).unflatten(-1, (self.groups, -1)) for layer in (self.query, self.key, self.value)]
+        return torch.cat(three, dim=-1).flatten(-2)  # … G 3E/G → … 3E
+
+    def fuse(self) -> nn.Linear:
+        """The one layer again."""
+        layers = (self.query, self.key, self.value)
+        weights = [layer.weight.detach().unflatten(0, (self.groups, -1)) for layer in layers]  # G E/G D each
+        biases = [layer.bias.detach().unflatten(0, (self.groups, -1)) for layer in layers]
+        return _frozen_linear(torch.cat(weights, 1).flatten(0, 1), torch.cat(biases, 1).flatten())
 
 
 def split_queries_keys_values(encoder: nn.Module) -> nn.Module:
@@ -32,19 +47,15 @@ def split_queries_keys_values(encoder: nn.Module) -> nn.Module:
     `PeftModel.from_pretrained` opens the folder onto it.
     """
     for attention in _attentions_of(encoder, nn.Linear):
-        attention.qkv = QueriesKeysValues(attention.qkv)  # type: ignore[arg-type]
+        groups: int = getattr(attention, "qkv_groups", 1)
+        attention.qkv = QueriesKeysValues(attention.qkv, groups)  # type: ignore[arg-type]
     return encoder
 
 
 def fuse_queries_keys_values(encoder: nn.Module) -> nn.Module:
     """Undoes `split_queries_keys_values`, bit for bit; in place."""
     for attention in _attentions_of(encoder, QueriesKeysValues):
-        three: QueriesKeysValues = attention.qkv  # type: ignore[assignment]
-        layers = (three.query, three.key, three.value)
-        attention.qkv = _frozen_linear(
-            torch.cat([layer.weight.detach() for layer in layers]),
-            torch.cat([layer.bias.detach() for layer in layers]),
-        )
+        attention.qkv = attention.qkv.fuse()  # type: ignore[operator,union-attr]
     return encoder
 
 

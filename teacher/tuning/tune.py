@@ -18,8 +18,11 @@ from teacher.tuning.adapters import ADAPTERS, add_adapters
 from teacher.tuning.peft_kinds import PEFT_KINDS, add_peft, merge_peft
 from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values
 
-MLP_OUT = r".*\.mlp\.layers\.1"
-"""The MLP's second layer; ia3 scales its inputs. Source: the paper, which scales keys, values and these."""
+MLP_OUT = r".*\.mlp\.(layers\.1|fc2)"
+"""The MLP's second layer, by its name in Hiera and SAM, or in TinyViT; ia3 scales its inputs.
+
+Source: the paper, which scales keys, values and these.
+"""
 _ATTENTION = r".*\.attn\.(qkv|proj)"
 _QUERIES_AND_VALUES = r".*\.attn\.qkv\.(query|value)"
 _KEYS_AND_VALUES = r".*\.attn\.qkv\.(key|value)"
@@ -139,7 +142,7 @@ def train_biases(encoder: nn.Module) -> nn.Module:
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Lets every block of every Hiera in a network be recomputed in the backward pass; in place.
+    """Lets every block of every encoder in a network be recomputed in the backward pass; in place.
 
     Less memory for about a third more time; the gradients are the same.
 
