@@ -20,7 +20,7 @@ from export.job import Job
 from export.rules.check import require_clean
 from export.typed_files import TYPED_8, TYPED_10
 from runtime.parity import PROMPT_LIMITS, check_prompt_parity
-from runtime.promptable import FEATURES, open_prompt_model
+from runtime.promptable import QUESTION, open_prompt_model
 from segcore.bundle.golden import Features, Questions, Replies, ask, golden_questions, save_golden_prompts
 from segcore.command import log
 from segcore.errors import GateError
@@ -28,7 +28,7 @@ from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec
 from segcore.picture.prompts import PromptSpec
 from segcore.words import fixed_percent
-from teacher.sam2_model import Embedding, Promptable
+from teacher.sam2_model import AnyEmbedding, Promptable
 
 _DEAF = 1e-6
 """Of the logits' spread over pixels: rounding noise of a network that takes no notice of its prompt."""
@@ -42,39 +42,37 @@ class EncoderModule(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """N×3×H×W → `FEATURES`."""
+        """N×3×H×W → the features, in order."""
         return tuple(self.network.encode(x))  # type: ignore[operator]
 
 
 class DecoderModule(nn.Module):
-    """A promptable network's decoder as a module of plain tensors."""
+    """A promptable network's decoder as a module of plain tensors.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: the network.
+        embedding: what its encoder gives, which is one tensor or several.
+    """
+
+    def __init__(self, network: nn.Module, embedding: type[AnyEmbedding]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.embedding = network, embedding
 
-    def forward(
-        self,
-        image: Tensor,
-        middle: Tensor,
-        fine: Tensor,
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor,
-        has_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """`FEATURES`, points 1×S×2, labels 1×S, mask 1×1×h×w, has_mask 1×1 → logits 1×M×h×w, iou 1×M."""
-        found = self.network.decode(Embedding(image, middle, fine), points, labels, mask, has_mask)  # type: ignore[operator]
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, points 1×S×2, labels 1×S, mask 1×1×h×w, has_mask 1×1 → logits 1×M×h×w, iou 1×M."""
+        features, question = tensors[: -len(QUESTION)], tensors[-len(QUESTION) :]
+        found = self.network.decode(self.embedding(*features), *question)  # type: ignore[operator]
         return found.logits, found.iou
 
 
 class PromptParts(NamedTuple):
-    """The two modules, in eval mode, with an example of each input by its name."""
+    """The two modules, in eval mode, with an example of each input by its name, and the features' names."""
 
     encoder: DeployGraph
     picture: dict[str, Tensor]
     decoder: DecoderModule
     question: dict[str, Tensor]
+    features: tuple[str, ...]
 
 
 def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, float]]:
@@ -95,12 +93,12 @@ def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, flo
     assert prompt is not None  # the caller asks
     assert isinstance(network, Promptable), type(network)
     log("writing encoder and decoder for prompts, in floating point")
-    parts = open_parts(network, parent.input, prompt)
+    parts = open_parts(network, parent.input, prompt, stride=parent.output.stride)
     questions = golden_questions(parent.input, prompt)
     reference = _torch_replies(parts, questions)  # first: a network that is deaf needs no graphs
     suffix = job.model_path.suffix
     files = (job.folder / f"encoder{suffix}", job.folder / f"decoder{suffix}")
-    _write_part(job, parts.encoder, parts.picture, FEATURES, files[0])
+    _write_part(job, parts.encoder, parts.picture, parts.features, files[0])
     _write_part(job, parts.decoder, parts.question, ("logits", "iou"), files[1])
     figures = _gate_prompts(job, files, questions, reference)
     save_golden_prompts(job.folder, questions, reference)
@@ -109,20 +107,26 @@ def write_parts(job: Job, network: nn.Module) -> tuple[PromptSpec, dict[str, flo
     return prompt.model_copy(update={"encoder_file": files[0].name, "decoder_file": files[1].name}), figures
 
 
-def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec) -> PromptParts:
-    """The two modules of a promptable network at an input size."""
-    encoder, decoder = DeployGraph(EncoderModule(network), spec).eval(), DecoderModule(network).eval()
-    picture = torch.zeros(1, *spec.size_px, spec.channels, dtype=torch.uint8)
+def open_parts(network: nn.Module, spec: InputSpec, prompt: PromptSpec, *, stride: int) -> PromptParts:
+    """The two modules of a promptable network at an input size; `stride` is that of its answers."""
+    height, width = spec.size_px
     with torch.inference_mode():
-        seen = tuple(one.clone() for one in encoder(picture))
+        seen = network.encode(torch.zeros(1, len(spec.mean), height, width))  # type: ignore[operator]
     question = {
-        **dict(zip(FEATURES, seen, strict=True)),
+        **{name: one.clone() for name, one in seen._asdict().items()},
         "points": torch.zeros(1, prompt.slots, 2),
         "labels": torch.ones(1, prompt.slots),
-        "mask": torch.zeros(1, 1, *seen[-1].shape[2:]),  # the features at stride 4 are the mask's size
+        "mask": torch.zeros(1, 1, height // stride, width // stride),
         "has_mask": torch.zeros(1, 1),
     }
-    return PromptParts(encoder, {INPUT: picture}, decoder, question)
+    assert tuple(question)[-len(QUESTION) :] == QUESTION
+    return PromptParts(
+        encoder=DeployGraph(EncoderModule(network), spec).eval(),
+        picture={INPUT: torch.zeros(1, height, width, spec.channels, dtype=torch.uint8)},
+        decoder=DecoderModule(network, type(seen)).eval(),
+        question=question,
+        features=seen._fields,
+    )
 
 
 def _write_part(
@@ -159,14 +163,14 @@ def _torch_replies(parts: PromptParts, questions: Questions) -> Replies:
 
     def encode(picture: np.ndarray) -> Features:
         seen = parts.encoder(torch.from_numpy(picture[None]))
-        return {name: one.numpy() for name, one in zip(FEATURES, seen, strict=True)}
+        return {name: one.numpy() for name, one in zip(parts.features, seen, strict=True)}
 
     def decode(
         features: Features, points: np.ndarray, labels: np.ndarray, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         shape = parts.question["mask"].shape
         logits, iou = parts.decoder(
-            *(torch.from_numpy(features[name]) for name in FEATURES),
+            *(torch.from_numpy(features[name]) for name in parts.features),
             torch.from_numpy(points),
             torch.from_numpy(labels),
             torch.zeros(shape) if mask is None else torch.from_numpy(mask).view(shape),

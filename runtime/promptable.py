@@ -33,8 +33,8 @@ from segcore.picture.prompts import (
     prompt_arrays,
 )
 
-FEATURES = ("image", "middle", "fine")
-"""What the encoder gives and the decoder takes, at strides 16, 8 and 4."""
+QUESTION = ("points", "labels", "mask", "has_mask")
+"""What the decoder takes beside the encoder's features."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EncodedImage:
 
     Attributes:
         image_px: height and width of the image.
-        features: `FEATURES`, by name.
+        features: what the encoder gives and the decoder takes, by name.
         timings: of looking.
     """
 
@@ -78,7 +78,7 @@ class PromptAnswer:
         probability: 1×H×W float32.
         estimated_iou: what the model expects of this mask, 0–1.
         candidate: which of the model's candidates this is, 0 its answer to clear prompts.
-        logits: h×w float32, a quarter of the network's input; part of the next question.
+        logits: h×w float32, as the network gives them; part of the next question.
         timings: of looking, and of this answer.
     """
 
@@ -258,9 +258,10 @@ class PromptModel:
         self.version = decoder.version
         self._encoder = encoder
         self._decoder = decoder
+        self._taken = decoder.inputs.keys() - set(QUESTION)  # SAM 2 has three maps, SAM one
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """H×W×C uint8 of the network's input size → `FEATURES`, 1×C×h×w float32."""
+        """H×W×C uint8 of the network's input size → features by name, 1×C×h×w float32."""
         return self._encoder.run({"picture": image[None]})
 
     def decode(
@@ -285,7 +286,7 @@ class PromptModel:
         earlier = np.zeros(shape, np.float32) if mask is None else mask.reshape(shape)
         found = self._decoder.run(
             {
-                **{name: features[name] for name in FEATURES},
+                **{name: features[name] for name in self._taken if name in features},
                 "points": points,
                 "labels": labels,
                 "mask": earlier,
