@@ -33,13 +33,21 @@ class DeployGraph(nn.Module):
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(1, -1, 1, 1))
-        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(spec.std).view(1, -1, 1, 1)))
+        self.channels = len(spec.mean)  # of the network's input
+        mean, std = spec.mean, spec.std
+        if spec.channels == 1 and len(set(mean)) == len(set(std)) == 1:
+            # The grey channel is repeated after the arithmetic, not before: OpenVINO 2026.4.1 takes a subtraction of
+            # zeros out of a graph, and with it the repetition, so that the first layer is given one channel.
+            mean, std = mean[:1], std[:1]
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(std).view(1, -1, 1, 1)))
 
     def forward(self, picture: Tensor) -> Tensor:
         """N×H×W×C uint8 → N×K×h×w float32 logits at the head's stride."""
-        x = picture.to(torch.float32).permute(0, 3, 1, 2)  # N C H W
-        return self.network(normalise(x, self.mean, self.scale))  # type: ignore[no-any-return]
+        x = normalise(picture.to(torch.float32).permute(0, 3, 1, 2), self.mean, self.scale)  # N C H W
+        if x.shape[1] != self.channels:
+            x = x.expand(-1, self.channels, -1, -1)
+        return self.network(x)  # type: ignore[no-any-return]
 
 
 def normaliser(spec: InputSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
