@@ -18,10 +18,11 @@ from segcore.bundle.manifest import Manifest  # noqa: E402
 from segcore.dataset.case import Case  # noqa: E402
 from segcore.errors import InputError  # noqa: E402
 from segcore.learn.loader import TrainingSet, build_loader, training_input  # noqa: E402
-from segcore.learn.network import normaliser  # noqa: E402
+from segcore.learn.network import DeployGraph, normaliser  # noqa: E402
+from segcore.picture.preprocess import InputSpec  # noqa: E402
 from teacher.checkpoint import sam2_state  # noqa: E402
 from teacher.encoder import build_encoder, load_encoder_weights  # noqa: E402
-from teacher.encoders.litemedsam import LiteMedSamModel, TinyViT, TinyViTBlock, WindowAttention  # noqa: E402
+from teacher.encoders.litemedsam import MEAN_STD, LiteMedSamModel, TinyViT, TinyViTBlock, WindowAttention  # noqa: E402
 from teacher.sam2_model import Promptable  # noqa: E402
 from teacher.settings import TeacherSettings, check_settings  # noqa: E402
 from teacher.system import Task, mean_std_of, open_plain, system_module  # noqa: E402
@@ -205,6 +206,24 @@ def test_each_tuning_starts_as_nothing_trains_and_merges(tiny, tuning):
         plain = plain_encoder(tuned, tuning).eval()(x)[0]
     assert not torch.allclose(moved, before, atol=1e-3)
     assert torch.allclose(moved, plain, atol=1e-4)
+
+
+def test_a_grey_picture_reaches_an_engine_as_three_channels(tmp_path):
+    """Nothing is subtracted from it, and OpenVINO takes such a subtraction out of a graph, with what stands before."""
+    pytest.importorskip("onnx")
+    openvino = pytest.importorskip("openvino")
+    from export.graph.onnx_export import traced_model
+
+    torch.manual_seed(0)
+    mean, std = MEAN_STD[1]
+    spec = InputSpec(height_px=8, width_px=8, channels=1, mean=mean, std=std)
+    graph = DeployGraph(torch.nn.Conv2d(3, 4, 1), spec).eval()
+    picture = torch.randint(0, 256, (1, 8, 8, 1), dtype=torch.uint8)
+    model = traced_model(graph, {"picture": picture}, ("logits",), tmp_path / "m.onnx")
+    compiled = openvino.Core().compile_model(model.SerializeToString(), "CPU")
+    with torch.inference_mode():
+        expected = graph.network(picture.permute(0, 3, 1, 2).repeat(1, 3, 1, 1) / 255)
+    assert np.allclose(compiled(picture.numpy())[0], expected, atol=1e-5)
 
 
 class HalfAndDisc:
