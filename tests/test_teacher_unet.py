@@ -154,8 +154,11 @@ def test_the_graph_keeps_the_contract(tmp_path):
 def test_the_controls_alone_of_the_teachers_have_no_attention(bundle):
     manifest = bundle.manifest
     assert not has_attention(manifest)
-    assert has_attention(manifest.model_copy(update={"architecture": "sam2-unet"}))
-    assert has_attention(manifest.model_copy(update={"architecture": "s2agscunet"}))
+    for encoder, expected in {"tiny": True, "efficientnet-lite0": False}.items():
+        assert (
+            has_attention(manifest.model_copy(update={"architecture_settings": {"encoder": encoder}}))
+            == expected
+        )
     assert not has_attention(manifest.model_copy(update={"kind": "student", "architecture": "student"}))
 
 

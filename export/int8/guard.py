@@ -23,7 +23,7 @@ from segcore.command import Progress
 from segcore.dataset.case import Case
 from segcore.measure.metrics import dice_per_class
 from segcore.picture.preprocess import InputSpec, mask_of_logits, prepare
-from teacher.settings import CONTROLS
+from teacher.settings import WITHOUT_ATTENTION
 
 POINT = 0.01
 """Of Dice, which is 0–1."""
@@ -290,5 +290,6 @@ def case_dice(
 
 
 def has_attention(manifest: Manifest) -> bool:
-    """Every teacher has SAM 2's, but the controls, which are U-Nets; no student has any."""
-    return manifest.kind == "teacher" and manifest.architecture not in CONTROLS
+    """Whether there is an encoder of the SAM family in it: a teacher on another one has none, and no student has."""
+    encoder = manifest.architecture_settings.get("encoder")
+    return manifest.kind == "teacher" and encoder not in (None, *WITHOUT_ATTENTION)
