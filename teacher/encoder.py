@@ -17,16 +17,21 @@ A module whose encoder is part of a SAM offers all of that, too, for the systems
 What is built takes pictures N×3×H×W, normalised, H and W multiples of 32, and gives four maps, the finest first, at
 strides 4, 8, 16 and 32. `channel_list` has their channels, the deepest map's first.
 
+An encoder whose coarser maps follow from the finest one at hardly any cost has the methods of `OneMapEncoder`, too:
+that one map is then what is kept of a picture where the encoder is frozen (`teacher.features`).
+
 Modules are imported when they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from teacher.sam2_model import ImageModel
 from teacher.settings import EncoderName, TeacherSettings
@@ -102,3 +107,37 @@ def load_for_system(model: ImageModel, settings: TeacherSettings, *, frozen: Seq
     """
     origin: str = encoder_module(settings.encoder_name).load_for_system(model, settings, frozen=frozen)
     return origin
+
+
+@runtime_checkable
+class OneMapEncoder(Protocol):
+    """An encoder that computes one map, of which it makes the others."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """N×3×H×W normalised → the finest map, N×C×H/4×W/4."""
+        ...
+
+    @staticmethod
+    def pyramid(finest: Tensor) -> list[Tensor]:
+        """That map → all of them, the finest first."""
+        ...
+
+
+def costly_maps(encoder: nn.Module, x: Tensor) -> list[Tensor]:
+    """The maps of which `pyramid_of` makes all that the encoder gives: N×3×H×W normalised → N×C×h×w each."""
+    return [encoder.embed(x)] if isinstance(encoder, OneMapEncoder) else list(encoder(x))
+
+
+def pyramid_of(encoder: nn.Module) -> Callable[[list[Tensor]], list[Tensor]]:
+    """`costly_maps` → what the encoder gives. Holds nothing of the encoder."""
+    if not isinstance(encoder, OneMapEncoder):
+        return _all_maps
+    return partial(_of_one_map, type(encoder).pyramid)
+
+
+def _all_maps(maps: list[Tensor]) -> list[Tensor]:
+    return maps
+
+
+def _of_one_map(pyramid: Callable[[Tensor], list[Tensor]], maps: list[Tensor]) -> list[Tensor]:
+    return pyramid(maps[0])

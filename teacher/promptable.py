@@ -242,6 +242,7 @@ def promptable_system(
         settings=parts.settings,
         title=f"{name} {settings.encoder_name}",
         pretrained=parts.pretrained,
+        encoder=parts.network.sam.image_encoder.trunk,
         prompt=prompt,
         thresholds=thresholds,
         save_adapters=partial(save_adapters, parts.network.sam.image_encoder.trunk, parts.tuning),

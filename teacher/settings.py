@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -101,6 +102,16 @@ class TeacherSettings(TrainSettings):
     clip_slices: int = Field(5, ge=2)
     """Consecutive slices of a volume that sam2-memory learns from at a time; --batch-size then counts such clips."""
 
+    cached_views: int | None = Field(None, ge=0)
+    """Where nothing of the encoder is tuned (--tune decoder): how many views of each training picture go through it,
+    once, the picture as it is and augmented ones; training reads their features from the cache. 0 runs the encoder in
+    every step, with new views. By default 8, fewer in short trainings or where they do not fit in --cache-gib."""
+    cache: Path | None = None
+    """Folder of what can be computed again; by default sam2edge in the user's folder of caches, such as
+    ~/.cache/sam2edge. Delete it when you like."""
+    cache_gib: float = Field(10.0, gt=0)
+    """Most that the cache may hold, in GiB; what was not used for longest goes first."""
+
     checkpointing: bool = False
     """Recompute a SAM 2 encoder's blocks in the backward pass: less memory, a third more time, the same weights."""
 
@@ -131,6 +142,16 @@ class TeacherSettings(TrainSettings):
     def tuned(self) -> Tune:
         """What is trained of the encoder: `tune`, or the system's own."""
         return self.tune or self.able[0]
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features may be computed once: there is an encoder, it is frozen, and pictures come one by one."""
+        alone = self.system not in ("sam2-zeroshot", REMEMBERS)  # one trains nothing, the other on volumes
+        return self.has_encoder and self.tuned == "decoder" and alone
+
+    def recipe(self) -> dict[str, object]:
+        """See `TrainSettings`; where features are kept changes nothing."""
+        return {name: value for name, value in super().recipe().items() if name != "cache"}
 
 
 def check_weighing(settings: TeacherSettings) -> None:
@@ -182,6 +203,12 @@ def check_settings(settings: TeacherSettings) -> None:
         got = f"--encoder {encoder}" if settings.system in CONTROLS else f"--system {settings.system}"
         raise InputError(
             f"--unet-width {settings.unet_width}: must be for {' or '.join(CONTROLS)}, got {got}; leave it away"
+        )
+    if settings.cached_views and not settings.keeps_features:
+        got = f"--system {settings.system}" + (f" --tune {settings.tuned}" if settings.has_encoder else "")
+        raise InputError(
+            f"--cached-views {settings.cached_views}: must be for an encoder that is frozen while a decoder learns "
+            f"from single pictures (--tune decoder), got {got}; omit --cached-views"
         )
     if not settings.has_encoder:
         if settings.weights not in (None, "none"):

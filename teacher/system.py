@@ -87,6 +87,8 @@ class System:
         settings: enough for `open_network` to build it again.
         title: for tables: "SAM2-UNet tiny".
         pretrained: where the starting weights came from.
+        encoder: the part of `network` that turns pictures N×3×H×W into maps, and all that the pictures go into; None
+            where there is none. Where nothing of it is trained, its maps may be computed once (`teacher.features`).
         training_set: in the place of `TrainingSet`, for a system that learns from more than single pictures.
         validate: in the place of the automatic masks' mean Dice; higher is better.
         prompt: what a promptable bundle may be asked with; None for others.
@@ -103,6 +105,7 @@ class System:
     settings: dict[str, Any]
     title: str
     pretrained: str
+    encoder: nn.Module | None = None
     training_set: Callable[[int], TrainingSet] | None = None
     validate: Callable[[nn.Module, Validator], float] | None = None
     prompt: PromptSpec | None = None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from segcore.command import log, print_result, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from segcore.learn.augment import Sample
     from segcore.picture.preprocess import InputSpec
+    from teacher.features import FrozenTraining
     from teacher.system import System
 
 
@@ -67,6 +69,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     from segcore.learn.loop import fit, open_accelerator
     from segcore.learn.seal import Origin, seal_trained
     from segcore.learn.tracking import end_tracking
+    from teacher.features import ViewSet, data_rows, frozen_encoder, open_features
     from teacher.system import Task, mean_std_of, system_module
     from teacher.tuning.tune import recompute_blocks
 
@@ -95,25 +98,52 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             return system.validate(network, validator)
         return validator.dice(system.view(network))
 
+    features: FrozenTraining | None = None
     if trained:
         if system.training_set:
             data = system.training_set(settings.seed)
         else:
             augment = Augmentation(settings.transforms(spec.channels), with_soft=False)
-            data = TrainingSet(cases, spec, classes=len(dataset.classes), seed=settings.seed, augment=augment)
+            frozen, views = frozen_encoder(
+                system,
+                spec,
+                settings,
+                accelerator.device,
+                training=len(cases),
+                validation=len(held),
+                processes=accelerator.num_processes,
+            )
+            settings = settings.model_copy(update={"cached_views": views})
+            data = TrainingSet(
+                cases,
+                spec,
+                classes=len(dataset.classes),
+                seed=settings.seed,
+                augment=None if frozen else augment,
+            )
             check_classes(data.classes_shown, dataset.classes, len(cases), settings)
             if weighing:
                 data.weigh(dataset.classes, weighing)
-        fit(
-            network,
-            data,
-            loss_of=_loss_on_batch(system, spec, accelerator.device),
-            validate=validate,
-            settings=settings,
-            folder=folder,
-            accelerator=accelerator,
-            draw=lambda network: validator.outlines(system.view(network)),
-        )
+            if frozen:
+                view_set = ViewSet(data, data_rows(dataset, cases), augment)
+                with accelerator.local_main_process_first():  # the others find what it has computed
+                    features = open_features(system, frozen, dataset, view_set, validator, settings)
+        train = partial(fit, network, settings=settings, folder=folder, accelerator=accelerator)
+        if features:
+            with features.without_encoder():
+                train(
+                    cast(TrainingSet, features.data),
+                    loss_of=features.loss,
+                    validate=features.validate,
+                    draw=features.draw,
+                )
+        else:
+            train(
+                data,
+                loss_of=_loss_on_batch(system, spec, accelerator.device),
+                validate=validate,
+                draw=lambda network: validator.outlines(system.view(network)),
+            )
     dice = 0.0
     if accelerator.is_main_process:
         if system.save_adapters:
@@ -134,7 +164,7 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             ),
             dataset=dataset,
             validator=validator,
-            settings=settings,
+            settings=settings.model_copy(update={"cache": None}),  # where this machine has it
             thresholds=system.thresholds,
         )
         end_tracking(accelerator, manifest)

@@ -88,20 +88,31 @@ class Validator:
 
     def outlines(self, network: nn.Module) -> np.ndarray:
         """Some cases side by side, spread over all, H×W×3 uint8: true borders in orange, predicted ones in blue."""
-        some = copy.copy(self)
-        picks = np.unique(
-            np.linspace(0, len(self.cases) - 1, min(_OUTLINED_CASES, len(self.cases))).astype(int)
-        )
+        some, picks = copy.copy(self), self.outlined()
         some.cases, some.pictures = tuple(self.cases[i] for i in picks), [self.pictures[i] for i in picks]
+        return self.outlines_of(some.logits(network))
+
+    def outlined(self) -> list[int]:
+        """Places of the cases that `outlines` shows."""
+        count = min(_OUTLINED_CASES, len(self.cases))
+        picks: list[int] = np.unique(np.linspace(0, len(self.cases) - 1, count).astype(int)).tolist()
+        return picks
+
+    def outlines_of(self, answers: Iterable[tuple[Case, np.ndarray]]) -> np.ndarray:
+        """`outlines` from what `logits` gave of the cases that are `outlined`."""
         row = [
             outlines(through_window(case.image(), self.spec), prediction, truth)
-            for case, prediction, truth in some.predictions(network)
+            for case, prediction, truth in self.masks_of(answers)
         ]
         return np.asarray(sheet([row], ["truth orange, prediction blue"]))
 
     def dice(self, network: nn.Module) -> float:
         """Mean Dice over classes, then cases."""
-        scores = [dice_per_class(p, t, self.classes).mean() for _, p, t in self.predictions(network)]
+        return self.dice_of(self.logits(network))
+
+    def dice_of(self, answers: Iterable[tuple[Case, np.ndarray]]) -> float:
+        """`dice` from what `logits` gave."""
+        scores = [dice_per_class(p, t, self.classes).mean() for _, p, t in self.masks_of(answers)]
         return float(np.mean(scores))
 
 

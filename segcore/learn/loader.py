@@ -143,6 +143,11 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, i = item
+        augment, seed = self.augment, sample_seed(self.seed, epoch, i)
+        return self.varied(i, None if augment is None else lambda sample: augment(sample, seed))
+
+    def varied(self, i: int, vary: Callable[[Sample], Sample] | None) -> Sample:
+        """The item of image `i`, varied by something else than `augment`."""
         sample: Sample = {
             "image": torch.from_numpy(self.images[i]).permute(2, 0, 1).float() / 255,
             "mask": torch.from_numpy(self.masks[i] if self._weighed is None else self._weighed.codes[i]),
@@ -153,8 +158,8 @@ class TrainingSet(torch.utils.data.Dataset[Sample]):
             if soft.shape[1:] != self.spec.size_px:
                 soft = F.interpolate(soft[None], self.spec.size_px, mode="bilinear", align_corners=False)[0]
             sample["soft"] = soft
-        if self.augment:
-            sample = self.augment(sample, sample_seed(self.seed, epoch, i))
+        if vary:
+            sample = vary(sample)
         if self._weighed is not None:
             # After the augmentation, which moved the codes as it moves masks.
             sample["mask"], sample["weight"] = self._weighed.decode(sample["mask"])

@@ -112,6 +112,7 @@ def supervised_system(
         settings={"encoder": settings.encoder_name, **tuning.adapter_settings},
         title=f"{name} {settings.encoder_name}",
         pretrained=pretrained,
+        encoder=encoder,
         save_adapters=partial(save_adapters, encoder, tuning),
     )
 

@@ -220,8 +220,7 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        finest = self.embed(x)
-        return [finest, *(F.avg_pool2d(finest, stride // self.stride) for stride in _STRIDES[1:])]
+        return self.pyramid(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """The finest map alone: N×3×H×W → N×`CHANNELS`×H/4×W/4."""
@@ -229,6 +228,11 @@ class TinyViT(nn.Module):
         for stage in self.layers:
             x = stage(x)  # N 128 H/2 W/2, then N 160, N 320, N 320 at H/4 W/4
         return self.neck(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def pyramid(finest: Tensor) -> list[Tensor]:
+        """The finest map → all of them: means of it."""
+        return [finest, *(F.avg_pool2d(finest, stride // _STRIDES[0]) for stride in _STRIDES[1:])]
 
 
 def build_encoder(name: EncoderName) -> TinyViT:

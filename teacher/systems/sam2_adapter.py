@@ -43,6 +43,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         },
         title=f"SAM2-Adapter {settings.encoder_name}",
         pretrained=pretrained,
+        encoder=network.encoder,
         save_adapters=partial(save_adapters, network.encoder, tuning),
     )
 

@@ -47,6 +47,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         settings={"encoder": settings.encoder_name, **tuning.adapter_settings},
         title=f"SAM2-LoRA {settings.encoder_name}",
         pretrained=pretrained,
+        encoder=network.encoder,
         save_adapters=partial(_save_updates, network.encoder, network.decoder.transformer, tuning),
     )
 

@@ -110,6 +110,7 @@ def _build_on_encoder(settings: TeacherSettings, task: Task) -> System:
         settings={"encoder": name, **tuning.adapter_settings},
         title=f"U-Net on {name}",
         pretrained=pretrained,
+        encoder=encoder,
         save_adapters=partial(save_adapters, encoder, tuning),
     )
 
