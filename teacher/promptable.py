@@ -20,7 +20,7 @@ from segcore.picture.preprocess import output_spec
 from segcore.picture.prompts import PADDING, PromptSpec
 from teacher.encoder import build_image_model, load_for_system
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.sam2_model import MASKS, Answers, AnyEmbedding, ImageModel, PromptKind
+from teacher.sam2_model import MASKS, Answers, AnyEmbedding, ImageModel, PromptKind, map_features
 from teacher.settings import AutomaticPrompt, EncoderName, TeacherSettings
 from teacher.system import Loss, System, Task
 from teacher.tuning.adapter_folder import save_adapters
@@ -105,8 +105,8 @@ class PromptedSam2(nn.Module):
         """
         pictures, classes = labels.shape[:2]
         if classes > 1:  # each picture's features, once a question
-            embedding = embedding._make(
-                f[:, None].expand(-1, classes, -1, -1, -1).flatten(0, 1) for f in embedding
+            embedding = map_features(
+                embedding, lambda f: f[:, None].expand(-1, classes, -1, -1, -1).flatten(0, 1)
             )
         found = self.answer(embedding, points.flatten(0, 1), labels.flatten(0, 1))
         return found.unflatten(0, (pictures, classes))

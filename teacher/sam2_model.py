@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -172,6 +172,13 @@ class SamEmbedding(NamedTuple):
 
 AnyEmbedding = Embedding | SamEmbedding
 """Either; the names of its fields are those of an exported decoder's inputs."""
+
+
+def map_features(embedding: AnyEmbedding, change: Callable[[Tensor], Tensor]) -> AnyEmbedding:
+    """The same of every map of features."""
+    kind: type[Any] = type(embedding)
+    changed: AnyEmbedding = kind(*(change(features) for features in embedding))
+    return changed
 
 
 class Answers(NamedTuple):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from segcore.picture.prompts import PADDING
 from teacher.promptable import PromptedSam2
-from teacher.sam2_model import Answers, Embedding, build_sam2
+from teacher.sam2_model import Answers, Embedding, Sam2ImageModel, build_sam2
 
 CAPACITY = 16
 """Memories of a volume. Source: the default of the paper's code."""
@@ -233,17 +233,24 @@ class VolumeSam2(nn.Module):
 
     def encode(self, x: Tensor) -> Embedding:
         """N×3×H×W normalised → features."""
-        return self.pictures.encode(x)
+        found = self.pictures.encode(x)
+        assert isinstance(found, Embedding)
+        return found
 
     def decode(self, embedding: Embedding, *prompt: Tensor) -> Answers:
         """One prompt a picture, without memory: points, labels, mask and so on as for `Sam2ImageModel.decode`."""
         return self.pictures.decode(embedding, *prompt)
 
+    @property
+    def _sam2(self) -> Sam2ImageModel:
+        """SAM 2 it must be: no other model has a memory."""
+        return cast(Sam2ImageModel, self.pictures.sam)
+
     def look(self, x: Tensor) -> Slices:
         """S×3×H×W normalised → what `track` needs of each slice."""
-        found = self.pictures.sam.image_encoder(x)
+        found = self._sam2.image_encoder(x)
         # The encoding of places is the same for every slice: one of them is enough.
-        return Slices(self.pictures.sam.embed(*found["backbone_fpn"]), found["vision_pos_enc"][-1][:1])
+        return Slices(self._sam2.embed(*found["backbone_fpn"]), found["vision_pos_enc"][-1][:1])
 
     def track(
         self, slices: Slices, points: Tensor, labels: Tensor, *, start: int, remembering: bool = True
@@ -260,7 +267,7 @@ class VolumeSam2(nn.Module):
         Returns:
             Logits S×H/4×W/4 and estimated IoU S.
         """
-        sam, bank = self.pictures.sam, Bank()
+        sam, bank = self._sam2, Bank()
         nothing = torch.full_like(labels, PADDING)
         answers: dict[int, Answers] = {}
         for place in outwards(start, len(slices.seen.image)):

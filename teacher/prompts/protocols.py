@@ -21,7 +21,7 @@ from segcore.picture.preprocess import mask_of_logits, resize_mask
 from segcore.picture.prompts import BACKGROUND, FOREGROUND, MASK_CLIP, PADDING
 from teacher.promptable import PromptedSam2, compete
 from teacher.prompts.mean_mask import automatic_prompts, peaks
-from teacher.sam2_model import AnyEmbedding
+from teacher.sam2_model import AnyEmbedding, map_features
 from teacher.system import Predictions, Protocol
 
 GRID = 8
@@ -87,6 +87,10 @@ def upper_bound(network: nn.Module, validator: Validator) -> Predictions:
     return prompted(_best_by_truth, network, validator)
 
 
+def _repeated(features: Tensor, times: int) -> Tensor:
+    return features.expand(times, -1, -1, -1)
+
+
 def _best_by_truth(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor) -> Tensor:
     height, width = truth.shape
     y, x = ((torch.arange(GRID, device=truth.device) + 0.5) * (side / GRID) - 0.5 for side in (height, width))
@@ -95,7 +99,7 @@ def _best_by_truth(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor
     questions.append((network.points, network.labels))
     best, highest = torch.zeros(0), -1.0
     for places, labels in questions:
-        many = embedding._make(f.expand(len(places), -1, -1, -1) for f in embedding)
+        many = map_features(embedding, partial(_repeated, times=len(places)))
         found = network.decode(many, places, labels).logits
         full = F.interpolate(found, (height, width), mode="bilinear", align_corners=False) > 0
         both, total = (full & truth).sum((2, 3)), full.sum((2, 3)) + truth.sum()
