@@ -61,6 +61,8 @@ class DistillSettings(TrainSettings):
     """Steps of the optimiser in all, however many images there are, in the place of passes; rounded up to equally many
     an epoch. By default 5000 in 50 epochs where neither --epochs nor --passes is given: a student learns long from a
     teacher."""
+    lr: float = Field(3e-3, gt=0)
+    """Highest learning rate of AdamW; it warms up linearly and falls along a cosine to 1 % of it."""
     batch_labelled: float = Field(0.25, gt=0, lt=1)
     """With a teacher, share of each batch that has masks, where some images have none."""
     alpha: float = Field(0.5, ge=0, le=1)

@@ -36,7 +36,14 @@ class StudySettings(Settings):
     """SAM 2.1's weights, as for teacher.train: a file, a hub name, or none (then own-settings must be
     `{all: {tune: all}}`)."""
     encoder: Literal[
-        "tiny", "small", "base+", "large", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"
+        "tiny",
+        "small",
+        "base+",
+        "large",
+        "litemedsam",
+        "efficientnet-lite0",
+        "efficientnet-lite1",
+        "efficientnet-lite2",
     ] = "tiny"
     """The encoder of every system that has one; another for a single system, or one for unet, by own-settings:
     `{unet: {encoder: efficientnet-lite0, weights: package}}`."""
