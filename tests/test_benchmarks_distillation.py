@@ -1,15 +1,27 @@
 """Whether distillation pays: its numbers in closed form, its plan, its refusals, its words."""
 
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.children import Child, run_children
-from benchmarks.distillation.__main__ import LIST_FLAGS
+from benchmarks.children import Child, ChildFailure, run_children
+from benchmarks.distillation.__main__ import LIST_FLAGS, LOCK, drop_stale, main, note_refusals
+from benchmarks.distillation.job import Job, run_job
 from benchmarks.distillation.page import render_html, render_markdown
-from benchmarks.distillation.pictures import pick_cases
+from benchmarks.distillation.pictures import TRUTH, outline, pick_cases
 from benchmarks.distillation.plan import Arm, make_plan, passes_for
 from benchmarks.distillation.plots import draw_plots
-from benchmarks.distillation.record import CaseScore, Problem
+from benchmarks.distillation.record import CaseScore, DistillationRecord, Problem, ScoreFile
 from benchmarks.distillation.results import Outcome, choose_values, share_closed, summarise
 from benchmarks.distillation.settings import DistillationSettings
 from benchmarks.distillation.trainers import (
@@ -287,12 +299,12 @@ def test_a_bundle_of_other_settings_is_refused_with_what_differs(found, dataset)
     stages, write = found
     alone = stages["alone", DISTILL]
     write(alone)
-    words = (*(word for word in alone.words if not word.startswith("--size")), "--size=64", "--lr=0.5")
+    words = (*(word for word in alone.words if not word.startswith("--size")), "--size=64", "--ema=0.5")
     with pytest.raises(InputError) as caught:
         check_training(alone.folder, DISTILL, words, "another")
     assert str(caught.value) == (
         f"{alone.folder}: must be made with the settings of this command, was made with other ones (data; size 256, not "
-        "64; lr 0.001, not 0.5); give those, or move it away"
+        "64; ema 0.0, not 0.5); give those, or move it away"
     )
     words = (*(word for word in alone.words if not word.startswith("--augment")), "--augment=none")
     with pytest.raises(InputError, match=r"other ones \(augment "):
@@ -446,10 +458,17 @@ def test_rows_differences_and_the_gap_by_hand(dataset, manifest):
     assert closed[0.1, "fp32"].mean == pytest.approx(0.75)
     assert closed[0.1, "int8"].mean == pytest.approx(0.15 / 0.21)
     assert record.headline == (
-        "At 10 % of the labels the teacher is +20.0 points (+20.0 to +20.0) above the student alone; distilling closes "
-        "75 % (75 to 75 %) of that gap and gains the student +15.0 points (+15.0 to +15.0). With all labels the teacher is "
-        "+20.0 points (+20.0 to +20.0) above the student alone; distilling closes 75 % (75 to 75 %) of that gap and gains "
-        "the student +15.0 points (+15.0 to +15.0)."
+        "At 10 % of the labels the teacher is +20.0 points (95 % interval +20.0 to +20.0) above the student alone; distilling closes "
+        "75 % (75 to 75 %) of that gap and gains the student +15.0 points (+15.0 to +15.0)."
+    )
+    assert record.answers == (
+        "With those labels the distilled student is +5.0 points (+5.0 to +5.0) from the student alone that had all "
+        "labels.",
+        "In INT8 it is −6.0 points (−6.0 to −6.0) from its teacher, and +5.0 points (+5.0 to +5.0) from the INT8 "
+        "student alone that had all labels.",
+        "With all labels the teacher is +20.0 points (95 % interval +20.0 to +20.0) above the student alone; distilling closes "
+        "75 % (75 to 75 %) of that gap and gains the student +15.0 points (+15.0 to +15.0).",
+        "In INT8 it is −6.0 points (−6.0 to −6.0) from its teacher.",
     )
 
 
@@ -468,7 +487,7 @@ def test_where_the_teacher_does_not_lead_there_is_no_gap_to_close(dataset, manif
         dataset, manifest, {"teacher": 0.6, "alone": 0.6, "distilled": 0.6}, all_labels=False, int8=False
     )
     assert equal.headline == (
-        "At 10 % of the labels the teacher is not told apart from the student alone, 0.0 points (0.0 to 0.0), so there "
+        "At 10 % of the labels the teacher is not told apart from the student alone, 0.0 points (95 % interval 0.0 to 0.0), so there "
         "is no gap to close; distilling changes the student by 0.0 points (0.0 to 0.0), which is not told from nothing."
     )
     assert equal.gaps[0].closed is None
@@ -476,7 +495,7 @@ def test_where_the_teacher_does_not_lead_there_is_no_gap_to_close(dataset, manif
         dataset, manifest, {"teacher": 0.5, "alone": 0.6, "distilled": 0.55}, all_labels=False, int8=False
     )
     assert behind.headline == (
-        "At 10 % of the labels the teacher is −10.0 points (−10.0 to −10.0) behind the student alone; distilling costs "
+        "At 10 % of the labels the teacher is −10.0 points (95 % interval −10.0 to −10.0) behind the student alone; distilling costs "
         "the student −5.0 points (−5.0 to −5.0)."
     )
 
@@ -548,5 +567,188 @@ def test_pictures_are_of_the_worst_the_middle_and_the_best():
     assert [name for _, name in pick_cases(many[:4])] == ["0", "1", "2", "3"]
 
 
+def test_the_truths_line_lies_inside_its_edge_and_widens_with_the_picture():
+    picture, truth = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), int)
+    truth[2:7, 2:7] = 1
+    marked = (outline(picture, truth) == TRUTH).all(axis=2)
+    assert marked[2:7, 2:7].sum() == marked.sum() == 16
+    assert not picture.any()
+    wide = (outline(np.zeros((270, 270, 3), np.uint8), np.ones((270, 270), int)) == TRUTH).all(axis=2)
+    assert wide.sum() == 0  # its edge is the picture's
+    halves = np.repeat([[0, 1]], 270, axis=0).repeat(135, axis=1)
+    assert (outline(np.zeros((270, 270, 3), np.uint8), halves) == TRUTH).all(axis=2).sum() == 2 * 270
+
+
 def test_an_arm_is_called_by_what_it_is():
     assert Arm("distilled", 0.1, "unet:tiny", "runs/fast.yaml").label == "fast from unet:tiny, 10 % labelled"
+
+
+def test_a_refusal_of_the_guard_is_no_failure_and_is_kept(tmp_path):
+    stages = make_plan(settings(out=tmp_path, design=("nano",))).stages({})
+    alone, int8 = stages[1:3]
+    int8.refused.parent.mkdir(parents=True)
+    failures = [
+        ChildFailure(alone.name, "no memory", 3),
+        ChildFailure(int8.name, "int8 loses 1.2 points", 3),
+        ChildFailure(stages[5].name, "needs another, which failed", 3, follows=True),
+    ]
+    assert note_refusals(stages, failures) == [failures[0], failures[2]]
+    assert int8.refused.read_text() == "int8 loses 1.2 points"
+    # It holds for the student that was refused, and not for one that was trained since.
+    alone.folder.mkdir(parents=True)
+    (alone.folder / "manifest.json").touch()
+    os.utime(alone.folder / "manifest.json", (0, 0))
+    drop_stale(int8, "0", None)
+    assert int8.refused.exists()
+    later = int8.refused.stat().st_mtime + 1
+    os.utime(alone.folder / "manifest.json", (later, later))
+    drop_stale(int8, "0", None)
+    assert not int8.refused.exists()
+
+
+# One small comparison, in earnest.
+
+
+def job_for(folder, engine, tmp_path):
+    return Job(
+        module="none", words=(), folder=folder, usage=tmp_path / "u", scores=tmp_path / f"{engine}.json", masks=None,
+        engine=engine, data="phantom:cxr:24", test_limit=3,
+    )  # fmt: skip
+
+
+def test_a_student_is_tested_in_pytorch_and_its_int8_in_openvino(torch_bundle, exported, tmp_path):
+    found = []
+    for folder, engine in ((torch_bundle, "torch"), (exported("openvino", "int8"), "openvino")):
+        job = job_for(folder, engine, tmp_path)
+        run_job(job)
+        found.append(ScoreFile.model_validate_json(job.scores.read_text()))
+    plain, int8 = ({score.case: score for score in file.cases} for file in found)
+    assert list(plain) == list(int8)
+    assert len(plain) == 3
+    assert found[0].bundle_sha256 != found[1].bundle_sha256
+    for case, score in plain.items():
+        assert score.dice > 0.1
+        assert 2 * score.precision * score.recall / (score.precision + score.recall) == pytest.approx(
+            score.dice
+        )
+        assert int8[case].dice == pytest.approx(score.dice, abs=0.1)
+        assert int8[case].true_share == score.true_share > 0.01
+
+
+def write_data(folder):
+    """A dozen small films of their own patients."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for case in open_dataset("phantom:cxr:12").cases:
+        for kind, pixels in (("images", case.image()), ("masks", case.mask() * 255)):
+            Image.fromarray(pixels[::4, ::4]).save(folder / kind / f"{case.id}.png")
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A comparison with tiny networks, killed while the student alone was trained. Returns its words, and its children."""
+    root = tmp_path_factory.mktemp("distillation")
+    write_data(root / "D")
+    config = root / "own.yaml"
+    config.write_text(
+        "systems: [lightunet]\ndesign: [nano]\nlabelled-share: [0.5]\nall-labels: false\nint8: false\nseeds: 1\nsize: 64\n"
+        "epochs: 1\nsteps: 2\nbatch-size: 2\nteacher-epochs: 1\nlimit: 4\ndevice: cpu\n"
+        "own-settings: {teacher: {unet-width: 2, lr: 0.01, batch-size: 2}}\n"
+    )
+    words = ["--config", str(config), "--data", str(root / "D"), "--out", str(root / "O")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "benchmarks.distillation", *words]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    second = root / "O" / "logs" / "share0.5-seed0-alone-nano.log"
+    deadline = time.monotonic() + 240
+    while not second.exists():
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task")
+    running = [int(p) for c in children.glob("*/children") for p in c.read_text().split()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return words, running
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# Five processes that import PyTorch: less would not show that a killed comparison goes on where it was.
+def test_a_killed_comparison_takes_its_stage_along_and_goes_on(killed, capsys):
+    words, running = killed
+    made = parse_settings(DistillationSettings, "distillation", words)
+    deadline = time.monotonic() + 60
+    while any(map(is_running, running)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    folder = made.out / "share0.5" / "seed0"
+    first = [folder / "teacher-lightunet" / "manifest.json", folder / "tests" / "teacher-lightunet.json"]
+    before = [file.stat().st_mtime_ns for file in first]
+
+    # Other settings are refused before anything runs.
+    with pytest.raises(InputError) as caught:
+        main(made.model_copy(update={"size": 96}))
+    assert str(caught.value) == (
+        f"{folder / 'teacher-lightunet'}: must be made with the settings of this command, was made with other ones "
+        "(size 64, not 96); give those, or move it away"
+    )
+
+    # Nor may two of them write one folder.
+    with (made.out / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError) as caught:
+            main(made)
+    assert str(caught.value) == (
+        f"--out {made.out}: must not be in use, another run of this command writes there; wait for it"
+    )
+
+    # A stage that fails does not keep the report of the others back, and is tried again.
+    hindrance = folder / "distilled-nano-lightunet.partial"
+    hindrance.mkdir()
+    (hindrance / "settings.json").write_text("{}")
+    with pytest.raises(GateError) as gate:
+        main(made)
+    assert str(gate.value).startswith(
+        f"1 of 4 stages failed, first share0.5-seed0-distilled-nano-lightunet: --out {folder}/distilled-nano-lightunet: "
+        f"{hindrance} was made with other settings"
+    )
+    record = DistillationRecord.model_validate_json((made.out / "results.json").read_text())
+    assert [row.what for row in record.rows] == ["teacher lightunet", "nano alone"]
+    assert record.headline == "Teacher, student alone and distilled student are not all there yet: no answer."
+    shutil.rmtree(hindrance)
+
+    capsys.readouterr()
+    main(made)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [file.stat().st_mtime_ns for file in first] == before  # nothing twice
+    assert printed["runs"] == 3
+    record = DistillationRecord.model_validate_json((made.out / "results.json").read_text())
+    assert {row.what: row.dice.mean for row in record.rows} == {
+        label.removesuffix(", 50 % labelled"): dice for label, dice in printed["dice"].items()
+    }
+    assert (record.rows[0].cases, record.rows[0].seeds, record.failures) == (3, 1, ())
+    costs = {cost.stage: cost for cost in record.costs}
+    assert list(costs) == [
+        "teacher lightunet, 50 % labelled",
+        "nano alone, 50 % labelled",
+        "soft labels of lightunet, 50 % labelled",
+        "nano from lightunet, 50 % labelled",
+    ]
+    assert all(cost.seconds > 0 and cost.peak_memory_mib > 50 for cost in costs.values())
+    page = (made.out / "report.html").read_text()
+    assert page.count('class="case"') == 3
+    assert "http" not in page
+    assert {p.name for p in (made.out / "plots").iterdir()} == {"networks.png", "cases.png"}
+
+    # A bundle that was made anew is tested anew; all else stays.
+    stage = next(s for s in make_plan(made).stages({}) if s.folder.name == "alone-nano")
+    known = json.loads(stage.scores.read_text())
+    stage.scores.write_text(json.dumps(known | {"bundle_sha256": "of another"}))
+    drop_stale(stage, record.data_sha256, made.test_limit)
+    assert not stage.scores.exists()

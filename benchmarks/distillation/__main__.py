@@ -16,8 +16,10 @@ does not stop the others: the command then ends with status 3, and tries it agai
 
 from __future__ import annotations
 
+import fcntl
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.children import Child, ChildFailure, run_children, slots_of
@@ -38,6 +40,7 @@ from benchmarks.distillation.trainers import (
     read_manifest,
 )
 from benchmarks.measuring import check_libraries
+from segcore.bundle.folder import MANIFEST
 from segcore.command import EXIT_GATE, log, print_result, repeat_flags, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
@@ -46,6 +49,7 @@ from segcore.words import plural
 
 LIST_FLAGS = ("--systems", "--design", "--labelled-share", "--grid")
 """Flags that several values may follow."""
+LOCK = ".lock"
 
 
 def main(settings: DistillationSettings) -> None:
@@ -61,22 +65,23 @@ def main(settings: DistillationSettings) -> None:
     dataset = open_dataset(settings.data, seed=settings.split_seed)
     plan = make_plan(settings)
     grid = plan.grid_stages()
-    _check_found(plan, grid, dataset)
+    _check_found(plan, [*grid, *plan.stages({})], dataset)  # all but what the grid has yet to choose
     slots = slots_of(settings.parallel, settings.device)
     settings.out.mkdir(parents=True, exist_ok=True)
-    failures = _run_stages(plan, grid, dataset, slots)
-    cells, chosen = choose_values(_read(grid))
-    stages = plan.stages(chosen)
-    _check_found(plan, stages, dataset)
-    log(f"{plural(len(stages), 'stage')} of {plural(len(plan.seeds), 'seed')} in {settings.out}")
-    failures += _run_stages(plan, stages, dataset, slots)
-    refused = [_problem(stage, stage.refused.read_text()) for stage in stages if stage.refused.exists()]
-    # A stage of the grid is often one of the final ones, too, and then has failed twice.
-    problems = list({one.name: Problem(name=one.name, reason=one.reason) for one in failures}.values())
-    finished = _read(stages)
-    record = summarise(plan, dataset, stages, finished, cells, problems, refused)
-    drawn = draw_cases(record, finished, dataset.split("test", limit=settings.test_limit))
-    write_report(settings.out, record, drawn)
+    with _sole_user(settings.out):
+        failures = _run_stages(plan, grid, dataset, slots)
+        cells, chosen = choose_values(_read(grid))
+        stages = plan.stages(chosen)
+        _check_found(plan, stages, dataset)
+        log(f"{plural(len(stages), 'stage')} of {plural(len(plan.seeds), 'seed')} in {settings.out}")
+        failures += _run_stages(plan, stages, dataset, slots)
+        refused = [_problem(stage, stage.refused.read_text()) for stage in stages if stage.refused.exists()]
+        # A stage of the grid is often one of the final ones, too, and then has failed twice.
+        problems = list({one.name: Problem(name=one.name, reason=one.reason) for one in failures}.values())
+        finished = _read(stages)
+        record = summarise(plan, dataset, stages, finished, cells, problems, refused)
+        drawn = draw_cases(record, finished, dataset.split("test", limit=settings.test_limit))
+        write_report(settings.out, record, drawn)
     if problems:
         raise GateError(
             f"{len(problems)} of {len({s.name for s in (*grid, *stages)})} stages failed, first {problems[0].name}: "
@@ -97,13 +102,30 @@ def main(settings: DistillationSettings) -> None:
     )
 
 
+@contextmanager
+def _sole_user(out: Path) -> Iterator[None]:
+    """Holds a lock on --out, which ends with this process however it ends.
+
+    Raises:
+        InputError: another run of this command holds it: both would write the same folders.
+    """
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--out {out}: must not be in use, another run of this command writes there; wait for it"
+            ) from None
+        yield
+
+
 def _run_stages(
     plan: Plan, stages: Sequence[Stage], dataset: Dataset, slots: Sequence[dict[str, str]]
 ) -> list[ChildFailure]:
     """Runs the stages that are not complete; a refusal of the INT8 guard is noted, and is no failure."""
     children = []
     for stage in stages:
-        _drop_stale(stage, dataset, plan.settings.test_limit)
+        drop_stale(stage, dataset.sha256, plan.settings.test_limit)
         for file in (stage.scores, stage.usage):
             file.parent.mkdir(parents=True, exist_ok=True)
         done = stage.folder if stage.arm is None else stage.scores
@@ -111,15 +133,20 @@ def _run_stages(
             done = stage.refused
         words = ("benchmarks.distillation.job", _job_of(plan, stage).model_dump_json())
         children.append(Child(stage.name, stage.label, words, done, stage.after))
+    return note_refusals(stages, run_children(children, slots, plan.settings.out / "logs"))
+
+
+def note_refusals(stages: Sequence[Stage], failures: Sequence[ChildFailure]) -> list[ChildFailure]:
+    """Keeps beside its stage why the INT8 guard refused it, so that it is not asked again; returns the others."""
     by_name = {stage.name: stage for stage in stages}
-    failures = []
-    for failure in run_children(children, slots, plan.settings.out / "logs"):
+    others = []
+    for failure in failures:
         stage = by_name[failure.name]
         if stage.module == EXPORT and failure.status == EXIT_GATE and not failure.follows:
             write_text(stage.refused, failure.reason)
         else:
-            failures.append(failure)
-    return failures
+            others.append(failure)
+    return others
 
 
 def _job_of(plan: Plan, stage: Stage) -> Job:
@@ -136,8 +163,11 @@ def _job_of(plan: Plan, stage: Stage) -> Job:
     )
 
 
-def _drop_stale(stage: Stage, dataset: Dataset, test_limit: int | None) -> None:
-    """Removes scores of a bundle that was made anew, or of other test images."""
+def drop_stale(stage: Stage, data_sha256: str, test_limit: int | None) -> None:
+    """Removes scores of a bundle that was made anew, or of other test images, and a refusal of an earlier student."""
+    source = Path(stage.flags.get("bundle", "")) / MANIFEST
+    if stage.refused.exists() and source.is_file() and stage.refused.stat().st_mtime < source.stat().st_mtime:
+        stage.refused.unlink()
     if not stage.scores.exists():
         return
     try:
@@ -145,7 +175,7 @@ def _drop_stale(stage: Stage, dataset: Dataset, test_limit: int | None) -> None:
         same = stage.folder.exists() and known.bundle_sha256 == read_manifest(stage.folder)[1]
     except (ValueError, InputError):
         same = False
-    if not same or (known.data_sha256, known.test_limit) != (dataset.sha256, test_limit):
+    if not same or (known.data_sha256, known.test_limit) != (data_sha256, test_limit):
         stage.scores.unlink()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.distillation.pictures import CasePictures, as_examples, save_sheet, shown_words
+from benchmarks.distillation.pictures import TRUTH, CasePictures, as_examples, save_sheet, shown_words
 from benchmarks.distillation.plots import CAPTIONS, draw_plots
 from benchmarks.distillation.record import DistillationRecord, Row
 from benchmarks.distillation.tables import all_tables
@@ -55,6 +55,7 @@ def render_html(
         tables=others,
         drawn=drawn,
         charts=[{**chart, "svg": Markup(chart["svg"])} for chart in charts],
+        truth=css_colour(TRUTH),
         class_colours=[(n, css_colour(COLOURS[k % len(COLOURS)])) for k, n in enumerate(record.classes)],
     )
     return page
@@ -63,6 +64,7 @@ def render_html(
 def render_markdown(record: DistillationRecord) -> str:
     """The answer, the tables and the doubts, for a repository or a message."""
     lines = [f"# {record.headline}", ""]
+    lines += [*(f"* {answer}" for answer in record.answers), ""] if record.answers else []
     for table in all_tables(record):
         lines += [f"**{table.title}**", "", table.markdown(), ""] + [f"{table.note}\n"] * bool(table.note)
     lines += ["**Before believing a difference**", "", *(f"* {doubt}" for doubt in record.doubts), ""]

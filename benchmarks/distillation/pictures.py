@@ -1,4 +1,4 @@
-"""Ten test images as pictures: the truth, the teacher's mask, the student's alone and the distilled student's."""
+"""Ten test images as pictures: the teacher's mask, the student's alone and the distilled student's, over the truth."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from benchmarks.distillation.record import DistillationRecord
 from benchmarks.distillation.results import Outcome, precision_of
 from benchmarks.report.pictures import TILE_PX, Example, PictureTile
 from segcore.dataset.case import Case
-from segcore.picture.overlay import overlay, sheet
+from segcore.picture.overlay import as_rgb, overlay, sheet
 
 CASES = 10
 _TITLES = ("truth", "teacher", "student alone", "distilled student")
 _QUALITY = 88
+_LINE = 130
+"""Pixels of a picture's shorter side for each of the line's width."""
+TRUTH = (240, 228, 66)
+"""Colour of the line around the truth: none of the first classes'."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def draw_cases(
     for why, name in pick_cases(order):
         case = known[name]
         image, truth = case.image(), case.mask()
-        drawn = [overlay(image, truth, opacity=0.0), *(overlay(image, of[name]) for of in masks)]
+        shown = [as_rgb(image), *(overlay(image, of[name]) for of in masks)]
+        drawn = [outline(picture, truth) for picture in shown]
         dice = tuple(one.scores[name].dice for one in three)
         found.append(CasePictures(why, name, case.patient, tuple(drawn), dice))
     return found
@@ -80,6 +85,24 @@ def pick_cases(order: Sequence[str]) -> list[tuple[str, str]]:
         *(("one of the four around the median", name) for name in order[middle : middle + 4]),
         *(("one of the three best", name) for name in order[-3:]),
     ]
+
+
+def outline(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The picture with a line around what is marked in truth, wide enough to be seen when the picture is small.
+
+    Args:
+        picture: H×W×3 uint8.
+        truth: H×W class indices.
+    """
+    drawn = picture.copy()
+    for _ in range(max(1, min(truth.shape) // _LINE)):
+        # One pixel wider inwards: a pixel is on the line where a neighbour is of another class.
+        padded = np.pad(truth, 1, mode="edge")
+        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        line = (truth > 0) & np.logical_or.reduce([truth != other for other in neighbours])
+        drawn[line] = TRUTH
+        truth = np.where(line, 0, truth)
+    return drawn
 
 
 def as_examples(drawn: Sequence[CasePictures]) -> list[Example]:

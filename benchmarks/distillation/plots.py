@@ -113,7 +113,7 @@ def plot_curves(rows: Sequence[Row], runs: Sequence[RunRecord], arms: Sequence[s
     """Validation Dice along each training, a panel for each share of the labels."""
     shares = sorted({row.share for row in rows})
     what = {row.label: row.what for row in rows}
-    figure = new_figure("curves", max(5.2, 4.6 * len(shares)), 3.9)
+    figure = new_figure("curves", 3.4 + 4.2 * len(shares), 3.9)
     panels = figure.subplots(1, len(shares), squeeze=False, sharey=True)[0]
     named = set[str]()
     for axes, share in zip(panels, shares, strict=True):

@@ -194,7 +194,7 @@ class DistillationRecord(Part):
         settings: of the command.
         small_share: share of the picture up to which an object counts as small.
         small_cases: test images with such an object.
-        headline: the answer, in a sentence or two.
+        headline: the answer for the smallest share of the labels; answers the further ones.
         rows: share by share.
         comparisons: paired differences.
         gaps: share of the gap closed.
@@ -209,6 +209,7 @@ class DistillationRecord(Part):
     small_share: float | None
     small_cases: int
     headline: str
+    answers: tuple[str, ...]
     doubts: tuple[str, ...]
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]

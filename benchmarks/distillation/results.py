@@ -26,16 +26,16 @@ from benchmarks.distillation.record import (
     StageCost,
     Usage,
 )
-from benchmarks.distillation.trainers import DISTILL, EXPORT, LABEL, TEACHER, read_manifest
-from benchmarks.distillation.words import doubts, headline
+from benchmarks.distillation.trainers import EXPORT, read_manifest
+from benchmarks.distillation.words import INT8, answers, doubts
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.dataset import Dataset
 from segcore.errors import GateError
 from segcore.host import made_now
 from segcore.stats import Estimate, percentile_interval, resampled_over_runs
 
-COSTS = {TEACHER: "teacher", LABEL: "soft labels", DISTILL: "student", EXPORT: "INT8 export"}
-"""Module → what the table of times calls the stage."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+"""Of the students."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def summarise(
     if not rows:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in failures)
         raise GateError(f"no network is complete, there is nothing to report ({reasons})")
-    gaps = make_gaps(plan, outcomes)
+    gaps, comparisons = make_gaps(plan, outcomes), make_comparisons(plan, outcomes)
+    said = answers(rows, gaps, comparisons, settings.seeds)
     runs = [_run_record(one, outcomes) for one in finished if precision_of(one.stage) == "fp32"]
     return DistillationRecord(
         data=dataset.name,
@@ -180,7 +181,8 @@ def summarise(
         seeds=settings.seeds,
         small_share=outcomes.threshold,
         small_cases=len(outcomes.small),
-        headline=headline(rows, gaps, settings.seeds),
+        headline=said[0],
+        answers=tuple(said[1:]),
         doubts=tuple(
             doubts(
                 rows,
@@ -192,7 +194,7 @@ def summarise(
             )
         ),
         rows=tuple(rows),
-        comparisons=tuple(make_comparisons(plan, outcomes)),
+        comparisons=tuple(comparisons),
         gaps=tuple(gaps),
         grid=tuple(cells),
         costs=tuple(_costs(stages)),
@@ -273,16 +275,14 @@ def compare(
     of_second: Precision = "fp32",
 ) -> Comparison | None:
     """First minus second over the seeds that both have; None where there is none."""
-    pair = ((first, precision), (second, of_second))
+    pair: list[tuple[Arm, Precision]] = [(first, precision), (second, of_second)]
     table = outcomes.table(pair)
     if table is None:
         return None
     _, _, values = table
     by_seed = (values[0] - values[1]).mean(axis=1)
     small = outcomes.table(pair, among=outcomes.small)
-    names = [
-        arm.label + ", INT8" * (kind == "int8") for arm, kind in ((first, precision), (second, of_second))
-    ]
+    names = [arm.label + INT8 * (kind == "int8") for arm, kind in ((first, precision), (second, of_second))]
     return Comparison(
         question=question,
         first=names[0],
@@ -302,20 +302,24 @@ def make_gaps(plan: Plan, outcomes: Outcomes) -> list[GapShare]:
         taught = Arm("teacher", share, teacher.label)
         alone = Arm("alone", share, "", design)
         distilled = Arm("distilled", share, teacher.label, design)
-        for precision in ("fp32", "int8"):
-            three = ((taught, "fp32"), (alone, precision), (distilled, precision))
-            table = outcomes.table(three)  # type: ignore[arg-type]
-            gap = compare(outcomes, "teacher − alone", taught, alone, "fp32", precision)  # type: ignore[arg-type]
-            gain = compare(outcomes, "distilled − alone", distilled, alone, precision, precision)  # type: ignore[arg-type]
+        for precision in PRECISIONS:
+            three: list[tuple[Arm, Precision]] = [
+                (taught, "fp32"),
+                (alone, precision),
+                (distilled, precision),
+            ]
+            table = outcomes.table(three)
+            gap = compare(outcomes, "teacher − alone", taught, alone, "fp32", precision)
+            gain = compare(outcomes, "distilled − alone", distilled, alone, precision, precision)
             if table is None or gap is None or gain is None:
                 continue
-            small = outcomes.table(three, among=outcomes.small)  # type: ignore[arg-type]
+            small = outcomes.table(three, among=outcomes.small)
             found.append(
                 GapShare(
                     share=share,
                     teacher=teacher.label,
                     design=design,
-                    precision=precision,  # type: ignore[arg-type]
+                    precision=precision,
                     gap=gap,
                     gain=gain,
                     closed=share_closed(table[2], [outcomes.patients[c] for c in table[1]]),

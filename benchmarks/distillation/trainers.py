@@ -18,7 +18,7 @@ from student.design import check_size, find_design
 from student.distill import DistillSettings, with_steps
 from teacher.label import LabelSettings, teacher_hash
 from teacher.settings import CONTROLS as CONTROLS
-from teacher.settings import TeacherSettings, check_settings
+from teacher.settings import PACKAGED, TeacherSettings, check_settings
 
 TEACHER, LABEL, DISTILL, EXPORT = "teacher.train", "teacher.label", "student.distill", "export"
 _SETTINGS: Mapping[str, type[Settings]] = {
@@ -26,10 +26,10 @@ _SETTINGS: Mapping[str, type[Settings]] = {
     LABEL: LabelSettings,
     DISTILL: DistillSettings,
 }
-_SAM2_SIZES = ("tiny", "small", "base+", "large")
-"""Encoders whose weights no package brings."""
-_HELD_OTHERWISE = frozenset({"data", "soft", "teacher", "baseline", "teacher_check"})
+_HELD_OTHERWISE = frozenset({"data", "soft", "teacher", "baseline", "teacher_check", "cache_gib"})
 """Settings of a training that are held against the hashes in its manifest, or that change no weight."""
+_CHOSEN_LATE = frozenset({"prompt", "cached_views"})
+"""Settings that a training chooses itself where they are not given: whatever a bundle tells is its choice."""
 
 
 def flag_names(module: str) -> frozenset[str]:
@@ -38,8 +38,8 @@ def flag_names(module: str) -> frozenset[str]:
 
 
 def needs_package(encoder: str) -> bool:
-    """Whether an encoder's weights come from an installed package, as those of all but SAM 2.1's do."""
-    return encoder not in _SAM2_SIZES
+    """Whether an encoder's weights come from an installed package."""
+    return encoder in PACKAGED
 
 
 def check_command(module: str, words: Sequence[str]) -> None:
@@ -66,11 +66,14 @@ def check_training(folder: Path, module: str, words: Sequence[str], data_sha256:
     manifest, _ = read_manifest(folder)
     differing = [] if manifest.data.sha256 == data_sha256 else ["data"]
     settings = sealed_settings(module, words, manifest.input.channels)
+    # What an older bundle does not tell has its default, and an augmentation may be told by its name.
+    told = {name: value for name, value in manifest.settings.items() if name in type(settings).model_fields}
+    stored = type(settings).model_validate({**told, "data": settings.data, "out": settings.out})
+    found = stored.for_channels(manifest.input.channels).recipe()
     for name, wanted in settings.recipe().items():
-        default = type(settings).model_fields[name].default  # of what older bundles do not tell
-        default = list(default) if isinstance(default, tuple) else default  # as JSON holds it
-        if name not in _HELD_OTHERWISE and manifest.settings.get(name, default) != wanted:
-            differing.append(f"{name.replace('_', '-')} {manifest.settings.get(name, default)}, not {wanted}")
+        free = name in _HELD_OTHERWISE or (name in _CHOSEN_LATE and wanted is None)
+        if not free and found[name] != wanted:
+            differing.append(f"{name.replace('_', '-')} {found[name]}, not {wanted}")
     if differing:
         raise InputError(
             f"{folder}: must be made with the settings of this command, was made with other ones "

@@ -10,34 +10,42 @@ from segcore.words import plural, signed
 
 LEAST_SEEDS = 3
 LEAST_PATIENTS = 20
+INT8 = ", INT8"
+"""What a network's label has at its end where its INT8 export is meant."""
 
 
-def headline(rows: Sequence[Row], gaps: Sequence[GapShare], seeds: int) -> str:
-    """The answer for each share of the labels: how far the teacher leads, and how much of that the student takes over.
+def answers(
+    rows: Sequence[Row], gaps: Sequence[GapShare], comparisons: Sequence[Comparison], seeds: int
+) -> list[str]:
+    """For each share of the labels, how far the teacher leads and how much of that the student takes over.
 
     Args:
         rows: all of them.
         gaps: all of them; of each share the first design's under the teacher with the best validation Dice is told.
+        comparisons: all of them.
         seeds: planned trainings.
+
+    Returns:
+        Sentences, the smallest share's first; the first of them is the headline.
     """
     said = []
     for share in sorted({gap.share for gap in gaps}):
         told = [gap for gap in gaps if gap.share == share and gap.precision == "fp32"]
         if told:
-            said.append(_answer(_chosen_gap(told, rows), several=len({g.teacher for g in told}) > 1))
+            gap = _chosen_gap(told, rows)
+            said.append(_answer(gap, several=len({one.teacher for one in told}) > 1))
+            said += _other_answers(gap, comparisons)
     if not said:
-        return "Teacher, student alone and distilled student are not all there yet: no answer"
-    few = (
-        f" Nothing is claimed: {plural(seeds, 'seed')} of at least {LEAST_SEEDS}."
-        if seeds < LEAST_SEEDS
-        else ""
-    )
-    return ". ".join(said) + "." + few
+        return ["Teacher, student alone and distilled student are not all there yet: no answer."]
+    if seeds < LEAST_SEEDS:
+        said[0] += f" Nothing is claimed: {plural(seeds, 'seed')} of at least {LEAST_SEEDS}."
+    return said
 
 
-def points(one: Estimate, decimals: int = 1) -> str:
-    """+15.2 points (+12.9 to +17.4)."""
-    return f"{signed(100 * one.mean, decimals)} points{interval_words(one, decimals)}"
+def points(one: Estimate, *, named: bool = False) -> str:
+    """+15.2 points (+12.9 to +17.4); `named` says that this is the 95 % interval."""
+    said = interval_words(one)
+    return f"{signed(100 * one.mean, 1)} points" + (said.replace("(", "(95 % interval ") if named else said)
 
 
 def interval_words(one: Estimate, decimals: int = 1) -> str:
@@ -132,17 +140,39 @@ def _chosen_gap(gaps: Sequence[GapShare], rows: Sequence[Row]) -> GapShare:
 def _answer(gap: GapShare, *, several: bool) -> str:
     where = "With all labels" if gap.share == 1 else f"At {100 * gap.share:g} % of the labels"
     teacher = f"the teacher {gap.teacher}" if several else "the teacher"
+    led, gain = points(gap.gap, named=True), _gain_words(gap.gain)
     if not is_told_apart(gap.gap):
         return (
-            f"{where} {teacher} is not told apart from the student alone, {points(gap.gap)}, so there is no gap to "
-            f"close; distilling {_gain_words(gap.gain)}"
+            f"{where} {teacher} is not told apart from the student alone, {led}, so there is no gap to "
+            f"close; distilling {gain}."
         )
     if gap.gap.mean < 0:
-        return f"{where} {teacher} is {points(gap.gap)} behind the student alone; distilling {_gain_words(gap.gain)}"
+        return f"{where} {teacher} is {led} behind the student alone; distilling {gain}."
     return (
-        f"{where} {teacher} is {points(gap.gap)} above the student alone; distilling closes {closed_words(gap.closed)} "
-        f"of that gap and {_gain_words(gap.gain)}"
+        f"{where} {teacher} is {led} above the student alone; distilling closes {closed_words(gap.closed)} "
+        f"of that gap and {gain}."
     )
+
+
+def _other_answers(gap: GapShare, comparisons: Sequence[Comparison]) -> list[str]:
+    """What else one wants to know of the distilled student: in INT8, and against one that had all labels."""
+    of_student = {
+        one.question: one
+        for one in comparisons
+        if one.first.removesuffix(INT8) == gap.gain.first and one.share == gap.share
+    }
+    said = []
+    if "distilled − alone with all labels" in of_student:
+        said.append(
+            f"With those labels the distilled student is {points(of_student['distilled − alone with all labels'])} "
+            "from the student alone that had all labels."
+        )
+    if "INT8: distilled − teacher" in of_student:
+        text = f"In INT8 it is {points(of_student['INT8: distilled − teacher'])} from its teacher"
+        if most := of_student.get("INT8: distilled − alone with all labels"):
+            text += f", and {points(most)} from the INT8 student alone that had all labels"
+        said.append(f"{text}.")
+    return said
 
 
 def _gain_words(gain: Comparison) -> str:
