@@ -42,7 +42,7 @@ from segcore.picture.preprocess import InputSpec, output_spec  # noqa: E402
 from segcore.picture.prompts import Prompt, PromptSpec, prompt_arrays  # noqa: E402
 from teacher import sam2_model  # noqa: E402
 from teacher.promptable import SLOTS, PromptedSam2, prompt_spec  # noqa: E402
-from teacher.sam2_model import Answers, Embedding, Sam2ImageModel  # noqa: E402
+from teacher.sam2_model import Answers, Embedding, Sam2ImageModel, SamEmbedding  # noqa: E402
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)
 PROMPT = PromptSpec(kinds=("point", "box", "mask"), slots=3, masks=2, mask_input=True)
@@ -73,6 +73,17 @@ class Near(torch.nn.Module):
         earlier = torch.where(has_mask[..., None, None] > 0, mask, torch.zeros_like(mask))
         logits = self.say(embedding.fine) + near + 0.25 * earlier
         return Answers(logits, torch.sigmoid(logits.mean((2, 3))))
+
+
+class NearOnOneMap(Near):
+    """The same with one feature map, and answers that are finer than it, as of a model like SAM 1."""
+
+    def encode(self, x):
+        return SamEmbedding(torch.nn.functional.avg_pool2d(self.see(x), 4))
+
+    def decode(self, embedding, points, labels, mask, has_mask):
+        fine = torch.nn.functional.interpolate(embedding.image, scale_factor=4.0)
+        return super().decode(Embedding(fine, fine, fine), points, labels, mask, has_mask)
 
 
 def parts_job(folder, to, precision, *, manifest=MANIFEST):
@@ -178,6 +189,22 @@ def answers(folder, spec, engine, prompt, before=None):
         features = model.encode(golden_questions(SPEC, PROMPT).pictures[0])
         points, labels = prompt_arrays([prompt], (64, 64), (64, 64), PROMPT.slots)
         return model.decode(features, points, labels, before)[0]
+
+
+def test_a_model_of_one_feature_map_is_written_and_answers(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    network = NearOnOneMap().eval()
+    spec, _ = write_parts(parts_job(tmp_path, "onnx", "fp32"), network)
+    assert ends(tmp_path / "encoder.onnx") == {"picture": [1, 64, 64, 1], "image": [1, 8, 4, 4]}
+    assert ends(tmp_path / "decoder.onnx") == {
+        "image": [1, 8, 4, 4], "points": [1, 3, 2], "labels": [1, 3], "mask": [1, 1, 16, 16], "has_mask": [1, 1],
+        "logits": [1, 2, 16, 16], "iou": [1, 2],
+    }  # fmt: skip
+    at_left, at_right = (
+        answers(tmp_path, spec, "openvino", Prompt(points=((x, 32, True),))) for x in (8, 56)
+    )
+    assert at_left[0, 8, 2] > at_left[0, 8, 13]
+    assert at_right[0, 8, 2] < at_right[0, 8, 13]
 
 
 @pytest.mark.parametrize(("to", "engine"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

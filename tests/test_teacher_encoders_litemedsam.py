@@ -208,9 +208,23 @@ def test_each_tuning_starts_as_nothing_trains_and_merges(tiny, tuning):
     assert torch.allclose(moved, plain, atol=1e-4)
 
 
+def test_the_graph_computes_what_the_encoder_does(tiny, tmp_path):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from export.graph.onnx_export import traced_model
+
+    x = torch.rand(1, 3, 64, 64)
+    model = traced_model(tiny, {"x": x}, ("a", "b", "c", "d"), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = tiny(x)
+    for found, one in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
+        assert np.allclose(found, one, atol=1e-4)
+
+
 def test_a_grey_picture_reaches_an_engine_as_three_channels(tmp_path):
     """Nothing is subtracted from it, and OpenVINO takes such a subtraction out of a graph, with what stands before."""
-    pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     from export.graph.onnx_export import traced_model
 
@@ -220,7 +234,8 @@ def test_a_grey_picture_reaches_an_engine_as_three_channels(tmp_path):
     graph = DeployGraph(torch.nn.Conv2d(3, 4, 1), spec).eval()
     picture = torch.randint(0, 256, (1, 8, 8, 1), dtype=torch.uint8)
     model = traced_model(graph, {"picture": picture}, ("logits",), tmp_path / "m.onnx")
-    compiled = openvino.Core().compile_model(model.SerializeToString(), "CPU")
+    onnx.save(model, tmp_path / "m.onnx")
+    compiled = openvino.Core().compile_model(str(tmp_path / "m.onnx"), "CPU")
     with torch.inference_mode():
         expected = graph.network(picture.permute(0, 3, 1, 2).repeat(1, 3, 1, 1) / 255)
     assert np.allclose(compiled(picture.numpy())[0], expected, atol=1e-5)
