@@ -18,6 +18,7 @@ EXPORTERS = {"onnx", "onnxscript", "nncf", "modelopt"}
 MEDICAL = {"pydicom", "highdicom", "nibabel", "ray"}
 MAX_BYTES = 1_000_000
 BY_NAME = {
+    "segcore/dataset/__main__.py": "import_module",  # the augmentation, which needs torch
     "runtime/engines/seam.py": "import_module",  # the engine that was chosen
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/encoder.py": "import_module",  # the encoder that was chosen

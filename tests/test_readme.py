@@ -20,6 +20,7 @@ def commands() -> list[str]:
         "docs/jetson.md",
         "docs/demo.md",
         "docs/teachers.md",
+        "docs/augmentation.md",
     ):
         for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,13 @@ class CheckSettings(Settings):
     """replace OUT if it is there"""
     split_seed: int = 0
     """seed of the split by patient, where the index has no split column"""
+    augment: str | None = None
+    """a second sheet, of training cases as an augmentation changes them: auto, film, colour, scan, none or a YAML
+    file, as for student.distill and teacher.train (needs torch)"""
+    flip: bool = True
+    """of that sheet: --no-flip mirrors nothing"""
+    window: str | None = None
+    """of that sheet: values from black to white, as for student.distill"""
 
 
 def check(settings: CheckSettings) -> None:
@@ -47,6 +55,7 @@ def check(settings: CheckSettings) -> None:
     Raises:
         InputError: cases must be mended; every one has its own line on stderr.
     """
+    augment = _read_augment(settings.augment) if settings.augment else None
     if not settings.data.startswith("phantom:"):
         _raise_all_problems(settings.data)
     dataset = open_dataset(settings.data, seed=settings.split_seed, need_masks=False)
@@ -56,8 +65,13 @@ def check(settings: CheckSettings) -> None:
     copies, hints = copies_across_splits(dataset.cases, facts), patient_hints(dataset.cases)
     for line in report(dataset, facts, copies, hints):
         print(line)
-    path = _save_sheet(contact_sheet(dataset), settings)
+    sheets = {"": contact_sheet(dataset)}
+    if settings.augment:
+        sheets[f"-augment-{Path(settings.augment).stem}"] = _draw_augment(dataset, augment, settings)
+    path, *augmented = _save_sheets(sheets, settings)
     print(f"contact sheet   {path}")
+    for other in augmented:
+        print(f"augmentation    {other}")
     shares = class_shares(facts.values(), len(dataset.classes))
     print_result(
         data=dataset.name,
@@ -73,6 +87,7 @@ def check(settings: CheckSettings) -> None:
         data_sha256=dataset.sha256,
         split_sha256=dataset.split_sha256,
         sheet=path,
+        **({"augment_sheet": augmented[0]} if augmented else {}),
     )
 
 
@@ -285,18 +300,38 @@ def _case_picture(case: Case) -> np.ndarray:
     return case.source.display() if isinstance(case.source, ScanSource) else case.image()
 
 
-def _save_sheet(picture: Image.Image, settings: CheckSettings) -> Path:
+def _save_sheets(sheets: dict[str, Image.Image], settings: CheckSettings) -> list[Path]:
+    """Writes each picture as NAME, the data's, with its own suffix behind it."""
     source = Path(settings.data)
     name = source.resolve().parent.name if source.name == "index.csv" else source.stem
-    file = re.sub(r"[^\w.-]+", "-", name or source.resolve().name) + ".png"
+    name = re.sub(r"[^\w.-]+", "-", name or source.resolve().name)
+    files = {f"{name}{suffix}.png": picture for suffix, picture in sheets.items()}
     if settings.out is None:
-        path = Path("runs/dataset") / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-        return path
+        folder = Path("runs/dataset")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, picture in files.items():
+            picture.save(folder / file)
+        return [folder / file for file in files]
     with out_folder(settings.out, settings.model_dump(mode="json"), overwrite=settings.overwrite) as folder:
-        picture.save(folder / file)
-    return settings.out / file
+        for file, picture in files.items():
+            picture.save(folder / file)
+    return [settings.out / file for file in files]
+
+
+# The augmentation is by name, because it needs torch, which nothing else here does.
+
+
+def _read_augment(name: str) -> object:
+    return import_module("segcore.learn.transforms").read_augment(name)
+
+
+def _draw_augment(dataset: Dataset, augment: object, settings: CheckSettings) -> Image.Image:
+    label = settings.augment and Path(settings.augment).name
+    module = import_module("segcore.learn.augment_sheet")
+    drawn: Image.Image = module.augment_sheet(
+        dataset, augment, label=label, flip=settings.flip, window=settings.window
+    )
+    return drawn
 
 
 def _map_cases(function: Callable[[Case], T], cases: Sequence[Case], label: str) -> list[T]:
