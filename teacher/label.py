@@ -29,6 +29,7 @@ from segcore.dataset.soft_labels import (
 )
 from segcore.errors import InputError
 from segcore.host import Made, made_now
+from segcore.learn.transforms import was_mirrored
 from segcore.outfolder import out_folder
 from teacher.ensemble import label_size, open_ensemble
 from teacher.settings import PROMPTED_SYSTEMS, REMEMBERS
@@ -273,7 +274,7 @@ def _resolve_tta(
         )
     if tta != "auto":
         return tta
-    mirrored = all(bundle.manifest.settings.get("flip", False) for bundle in bundles)
+    mirrored = all(was_mirrored(bundle.manifest.settings) for bundle in bundles)
     return "flips" if mirrored and not sided else "none"
 
 

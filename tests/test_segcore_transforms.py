@@ -18,6 +18,7 @@ from segcore.learn.transforms import (
     parse_transforms,
     read_augment,
     transforms_of,
+    was_mirrored,
 )
 
 NAMES = "affine, rotate, scale, shift, shear, flip, elastic, brightness, contrast, saturation, hue, gamma, noise, blur"
@@ -132,6 +133,15 @@ def test_what_a_bundle_holds_is_the_list_in_full(tmp_path):
         as_entries(PRESETS["film"]),
         as_entries(PRESETS["colour"]),
     ]
+
+
+def test_who_was_mirrored():
+    assert was_mirrored(settings().for_channels(1).model_dump())
+    assert was_mirrored({"flip": True})  # of a bundle from before there was a choice
+    assert not was_mirrored({})
+    assert not was_mirrored(settings("--no-flip").for_channels(3).model_dump())
+    assert not was_mirrored(settings("--augment", "none").for_channels(1).model_dump())
+    assert not was_mirrored({"flip": True, "augment": as_entries([Flip(axes=("up-down",))])})
 
 
 def test_help_names_the_presets(capsys):

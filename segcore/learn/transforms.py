@@ -5,7 +5,7 @@ A preset and a user's YAML file are the same list of the same transforms; `segco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -247,6 +247,13 @@ def transforms_of(augment: str | Sequence[Any], *, channels: int, flip: bool) ->
                     "got grey ones; take it out"
                 )
     return tuple(t for t in chosen if flip or not isinstance(t, Flip))
+
+
+def was_mirrored(settings: Mapping[str, Any]) -> bool:
+    """Whether a training with these settings, a bundle's, saw left-right mirror images of its pictures."""
+    # Bundles from before there was a choice are of film. (Whether a list fits grey pictures is not asked here.)
+    chosen = transforms_of(settings.get("augment", "film"), channels=3, flip=settings.get("flip", False))
+    return any(isinstance(transform, Flip) and "left-right" in transform.axes for transform in chosen)
 
 
 def name_of(transform: Transform) -> str:
