@@ -148,7 +148,7 @@ class RowFile:
 
 def _row_hash(row: int, numbers: np.ndarray) -> bytes:
     digest = hashlib.sha256(str(row).encode())
-    digest.update(np.ascontiguousarray(numbers).view(np.uint8))
+    digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
     return digest.digest()
 
 
