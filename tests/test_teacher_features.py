@@ -271,17 +271,23 @@ class OneMap(nn.Module):
         return self.pyramid(self.embed(x))
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "one map"])
+@pytest.mark.parametrize("kind", ["pyramid", "one map", "litemedsam"])
 def test_packed_maps_are_what_the_encoder_gives(views, kind):
     torch.manual_seed(0)
-    encoder = build_encoder("efficientnet-lite0").eval() if kind == "pyramid" else OneMap()
+    if kind == "litemedsam":
+        pytest.importorskip("sam2")
+        from teacher.encoders.litemedsam import TinyViT
+
+        encoder = TinyViT((8, 16, 16, 32), (1, 1, 1, 1), (1, 1, 1, 1), (4, 4, 4, 4), channels=5).eval()
+    else:
+        encoder = build_encoder("efficientnet-lite0").eval() if kind == "pyramid" else OneMap()
     spec = views.pictures.spec
     frozen = FrozenEncoder(encoder, spec, CPU)
     images = torch.rand(3, spec.channels, PX, PX)
     packed, stand_in = frozen.pack(images), copy.deepcopy(frozen.stand_in())
     assert packed.dtype == torch.float16
     assert packed.shape == (3, frozen.width, 1, 1)
-    assert kind == "pyramid" or frozen.width == 5 * 16 * 16  # the coarser map is not kept
+    assert kind == "pyramid" or frozen.width == 5 * 16 * 16  # the coarser maps are not kept
     assert not list(stand_in.parameters())
     with torch.no_grad():
         expected = encoder(normaliser(spec, CPU)(images))
