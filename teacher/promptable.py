@@ -78,6 +78,11 @@ class PromptedSam2(nn.Module):
         """Points a question, padded, as the network is trained; None for SAM 2 as it is, which was trained without."""
         return None if self.candidates == "all" else SLOTS
 
+    @property
+    def mends(self) -> bool:
+        """Whether the last answer is part of the next question, as it was while the network was trained."""
+        return self.candidates == "three" or (self.candidates == "all" and "mask" in self.sam.prompts)
+
     def answer(
         self, embedding: AnyEmbedding, points: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:

@@ -13,7 +13,7 @@ from segcore.picture.preprocess import InputSpec, output_spec
 from segcore.picture.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
 from teacher.promptable import SLOTS, PromptedSam2, best, compete
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.prompts.protocols import prompted
+from teacher.prompts.protocols import PROMPTED, kept_features, prompted
 from teacher.prompts.training import dice_focal, points_inside
 from teacher.sam2_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.settings import TeacherSettings, check_settings
@@ -195,6 +195,22 @@ def test_a_reader_asks_for_what_is_there_alone(weights, cases):
     ((_, prediction, truth),) = prompted(sure, built.view(built.network), validator)
     assert asked == [(truth == 1).sum(), (truth == 2).sum()]
     assert set(np.unique(prediction)) <= {1, 2}
+
+
+def test_every_protocol_reads_the_features_that_the_first_computed(weights, cases):
+    built = build(weights, cases, "sam2-points")
+    network, seen = built.view(built.network), []
+    network.sam.image_encoder.register_forward_pre_hook(lambda *_: seen.append(1))
+    validator = Validator(cases[:1], SPEC, built.output, 2, batch=1)
+    asked = [PROMPTED[name] for name in ("box", "1 point")]
+    alone = [[mask for _, mask, _ in ask(network, validator)] for ask in asked]
+    assert len(seen) == 2
+    with kept_features(network):
+        again = [[mask for _, mask, _ in ask(network, validator)] for ask in asked]
+        assert len(seen) == 3
+    assert np.array_equal(alone, again)
+    list(asked[0](network, validator))
+    assert len(seen) == 4
 
 
 def test_weights_without_the_parts_that_stay_frozen(weights, cases, tmp_path):

@@ -28,6 +28,8 @@ UNTRAINED = frozenset({"sam2-zeroshot"})
 """Systems of which nothing is trained: neither seed nor grid changes them, so they run once a split."""
 AUTOMATIC = "automatic"
 """The protocol without help; `teacher.system.AUTOMATIC`, without torch."""
+_KEPT_CASES = 32
+"""Test cases whose features are kept while every protocol looks at them."""
 _LOW_RANK = ("lora", "dora", "rslora")
 
 
@@ -146,31 +148,37 @@ def _score_cases(
     import torch
 
     from segcore.learn.evaluate import Validator
+    from teacher.prompts.protocols import kept_features
     from teacher.system import load_teacher, protocols
 
     manifest = bundle.manifest
     network = load_teacher(bundle).to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    validator = Validator(
-        cases, manifest.input, manifest.output, len(manifest.classes), batch=manifest.settings["batch_size"]
-    )
     unit, scores, kept = distance_unit(cases), list[CaseScore](), dict[str, np.ndarray]()
-    for protocol, predict in protocols(manifest.architecture).items():
-        for case, mask, _ in predict(network, validator):
-            one = score_case(mask, case, manifest.classes, name=run, engine="torch", unit=unit)
-            scores.append(
-                CaseScore(
-                    run=run,
-                    protocol=protocol,
-                    data=data,
-                    case=case.id,
-                    patient=case.patient,
-                    dice=one.dice_mean,
-                    iou=one.iou_mean,
-                    hd95=one.hd95_mean,
-                    hd95_unit=unit,
-                    dice_by_class=one.dice_by_class,
-                )
-            )
-            if protocol == AUTOMATIC:
-                kept[case.id] = mask.astype(np.uint8)
+    # A memory reads a scan's slices in a row; what looks at single pictures gets a few at a time.
+    step = _KEPT_CASES if manifest.architecture in AUTOMATIC_SYSTEMS else max(1, len(cases))
+    for start in range(0, len(cases), step):
+        validator = Validator(
+            cases[start : start + step], manifest.input, manifest.output, len(manifest.classes),
+            batch=manifest.settings["batch_size"],
+        )  # fmt: skip
+        with kept_features(network):
+            for protocol, predict in protocols(manifest.architecture).items():
+                for case, mask, _ in predict(network, validator):
+                    one = score_case(mask, case, manifest.classes, name=run, engine="torch", unit=unit)
+                    scores.append(
+                        CaseScore(
+                            run=run,
+                            protocol=protocol,
+                            data=data,
+                            case=case.id,
+                            patient=case.patient,
+                            dice=one.dice_mean,
+                            iou=one.iou_mean,
+                            hd95=one.hd95_mean,
+                            hd95_unit=unit,
+                            dice_by_class=one.dice_by_class,
+                        )
+                    )
+                    if protocol == AUTOMATIC:
+                        kept[case.id] = mask.astype(np.uint8)
     return scores, kept

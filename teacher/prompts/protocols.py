@@ -6,7 +6,9 @@ answer comes. Several classes' answers compete as in the automatic form: the hig
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -49,6 +51,33 @@ def prompted(answer: SimulatedReader, network: nn.Module, validator: Validator) 
         yield case, mask_of_logits(one, validator.output, truth.shape), truth
 
 
+@contextmanager
+def kept_features(network: nn.Module) -> Iterator[None]:
+    """While it lasts, a promptable network computes the features of a single picture once, whoever asks for them.
+
+    Every protocol looks at the same pictures, and the encoder is most of the work. They are kept in memory, 4 MB a
+    picture: open it anew for every few pictures.
+    """
+    if not isinstance(network, PromptedSam2):
+        yield
+        return
+    compute, kept = network.encode, dict[bytes, AnyEmbedding]()
+
+    def encode(x: Tensor) -> AnyEmbedding:
+        if len(x) != 1:
+            return compute(x)
+        key = hashlib.sha256(x.cpu().numpy().tobytes()).digest()
+        if key not in kept:
+            kept[key] = compute(x)
+        return kept[key]
+
+    network.encode = encode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.encode  # the class's again
+
+
 def answer_to_box(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor) -> Tensor:
     """The answer to the truth's own box."""
     points, labels = automatic_prompts(truth[None].float().cpu(), "box", 0, network.slots)
@@ -70,7 +99,7 @@ def answer_to_clicks(network: PromptedSam2, embedding: AnyEmbedding, truth: Tens
         labels[0, i] = FOREGROUND if truth[int(y), int(x)] else BACKGROUND
         used = slots if network.slots else i + 1
         logits = network.answer(embedding, points[:, :used], labels[:, :used], mask)[0]
-        if network.candidates != "single":
+        if network.mends:
             mask = logits.clamp(-MASK_CLIP, MASK_CLIP)[None, None]
         full = F.interpolate(logits[None, None], truth.shape, mode="bilinear", align_corners=False)[0, 0]
         wrong = (full > 0) != truth
