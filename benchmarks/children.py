@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from typing import NoReturn
 from benchmarks.measuring import Part
 from runtime.engines.seam import available_threads
 from runtime.timing.latency import peak_memory_mib
-from segcore.command import EXIT_INTERRUPTED, log
-from segcore.errors import InputError
+from segcore.command import EXIT_GATE, EXIT_INPUT, EXIT_INTERRUPTED, log
+from segcore.errors import GateError, InputError
 
 _ROOT = Path(__file__).parents[1]
 _QUIT_S = 10.0
@@ -298,3 +298,21 @@ def end_with(parent: int, *, every_s: float = 0.5) -> None:
         os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def run_as_child(run: Callable[[str], None]) -> None:
+    """What a child's module does: `run` with its first word, which is the job; its last is its parent's number.
+
+    It ends when the parent is gone, and otherwise with the status of a command.
+    """
+    end_with(int(sys.argv[2]))
+    try:
+        run(sys.argv[1])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except GateError as error:
+        print(f"gate failed: {error}", file=sys.stderr)
+        sys.exit(EXIT_GATE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -10,7 +10,6 @@ Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, 2024; Ryali e
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module, resources
@@ -20,12 +19,12 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segcore.bundle.story import NO_WEIGHTS
 from segcore.command import log
 from segcore.errors import InputError, need
+from teacher.encoders.package_weights import read_tensors
 from teacher.settings import EncoderName, EncoderSize, TeacherSettings
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -485,7 +484,7 @@ def _load_parts(model: nn.Module, weights: str, size: EncoderName) -> _WeightsOr
         raise InputError(
             f"--weights {weights}: must be a .pt or .safetensors file, one of {names}, or none; no such file"
         )
-    found, wanted = _read_tensors(path), model.state_dict()
+    found, wanted = read_tensors(path), model.state_dict()
     _check_kind(found, weights)
     parts = {_part_of(name) for name in wanted}
     absent = sorted(part for part in parts if not any(_part_of(name) == part for name in found))
@@ -537,29 +536,6 @@ def _download_checkpoint(name: str, size: EncoderName) -> Path:
             f"--weights {name}: must be downloaded once, the hub cannot be reached ({type(error).__name__}); "
             f"fetch {published.file} on another machine and pass its path"
         ) from None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise InputError(
-                f"--weights {path}: must be a safetensors file, cannot be read ({error})"
-            ) from None
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(
-            f"--weights {path}: must be a checkpoint that holds tensors only, cannot be read ({reason})"
-        ) from None
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(
-            f"--weights {path}: must hold a dictionary of tensors as Meta's SAM 2 files do, got something else"
-        )
-    return state
 
 
 def _check_kind(found: dict[str, Tensor], weights: str) -> None:

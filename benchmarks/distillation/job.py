@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.children import end_with, peak_memory
+from benchmarks.children import peak_memory, run_as_child
 from benchmarks.distillation.record import CaseScore, ScoreFile, Usage
 from benchmarks.measuring import Part
 from benchmarks.report.subject import open_fair_cases, open_subject
 from segcore.bundle.folder import open_bundle
-from segcore.command import EXIT_GATE, EXIT_INPUT, EXIT_INTERRUPTED, log
+from segcore.command import log
 from segcore.dataset.case import Case
-from segcore.errors import GateError, InputError
 from segcore.measure.metrics import dice_per_class, iou_per_class, precision_recall_per_class
 from segcore.outfolder import write_text
 
@@ -120,14 +119,4 @@ def score_mask(mask: np.ndarray, case: Case, classes: int) -> CaseScore:
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[2]))
-    try:
-        run_job(Job.model_validate_json(sys.argv[1]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
-    except GateError as error:
-        print(f"gate failed: {error}", file=sys.stderr)
-        sys.exit(EXIT_GATE)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    run_as_child(lambda job: run_job(Job.model_validate_json(job)))

@@ -11,10 +11,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from benchmarks.children import end_with, peak_memory
+from benchmarks.children import peak_memory, run_as_child
 from benchmarks.measuring import Part, write_lines
-from segcore.command import EXIT_INPUT, EXIT_INTERRUPTED, log
-from segcore.errors import InputError
+from segcore.command import log
 
 WEIGHTS = "model.safetensors"
 
@@ -89,11 +88,4 @@ def train(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[2]))
-    try:
-        run_job(Job.model_validate_json(sys.argv[1]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    run_as_child(lambda job: run_job(Job.model_validate_json(job)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,22 +82,40 @@ def read_state(weights: str, package: WeightsPackage) -> tuple[dict[str, Tensor]
         raise InputError(
             f"--weights {weights}: must be a .pth or .safetensors file, {PACKAGE}, or none; no such file"
         )
+    state = read_tensors(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    where = f"{package.distribution} {package.version}, " if weights == PACKAGE else ""
+    return state, f"{where}{path.name}, sha256 {digest[:12]}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle of torch's that holds tensors only, by name.
+
+    Raises:
+        InputError: it is neither.
+    """
     try:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(
-            f"--weights {weights}: must be a file that holds tensors only, cannot be read ({reason})"
+            f"--weights {path}: must be a checkpoint that holds tensors only, cannot be read ({reason})"
         ) from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"--weights {weights}: must hold a dictionary of tensors, got something else")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    where = f"{package.distribution} {package.version}, " if weights == PACKAGE else ""
-    return state, f"{where}{path.name}, sha256 {digest[:12]}"
+        raise InputError(f"--weights {path}: must hold a dictionary of tensors, got something else")
+    return state
 
 
 def check_state(state: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, title: str) -> None:
