@@ -110,8 +110,9 @@ def answer_to_clicks(network: PromptedSam2, embedding: AnyEmbedding, truth: Tens
 def upper_bound(network: nn.Module, validator: Validator) -> Predictions:
     """A protocol, and no segmentation: for each class, of all candidates the one with the best Dice against the truth.
 
-    Candidates are all answers to `GRID`×`GRID` single points, and to the prompts of the automatic form. What the truth
-    chose says what SAM 2 could do if somebody knew the answer; the grid stands in for SAM's automatic mask generator.
+    Candidates are all answers to the prompts of the automatic form and, of a model that was trained with points, to
+    `GRID`×`GRID` single points. What the truth chose says what the model could do if somebody knew the answer; the grid
+    stands in for SAM's automatic mask generator.
     """
     return prompted(_best_by_truth, network, validator)
 
@@ -124,8 +125,9 @@ def _best_by_truth(network: PromptedSam2, embedding: AnyEmbedding, truth: Tensor
     height, width = truth.shape
     y, x = ((torch.arange(GRID, device=truth.device) + 0.5) * (side / GRID) - 0.5 for side in (height, width))
     points = torch.cartesian_prod(y, x).flip(1)[:, None]  # GRID² 1 2
-    questions = [(p, p.new_full(p.shape[:2], FOREGROUND)) for p in points.split(_QUESTIONS)]
-    questions.append((network.points, network.labels))
+    questions = [(network.points, network.labels)]
+    if "point" in network.sam.prompts:
+        questions += [(p, p.new_full(p.shape[:2], FOREGROUND)) for p in points.split(_QUESTIONS)]
     best, highest = torch.zeros(0), -1.0
     for places, labels in questions:
         many = map_features(embedding, partial(_repeated, times=len(places)))
