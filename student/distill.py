@@ -251,6 +251,7 @@ class TrainedStudent:
 
     Attributes:
         network: with the weights of its best epoch, as it was trained.
+        settings: with every value in full, as a bundle holds them.
         title: for tables.
         parameters: of its sealed form.
         validator: of the validation cases.
@@ -259,6 +260,7 @@ class TrainedStudent:
     """
 
     network: Student
+    settings: DistillSettings
     title: str
     parameters: int
     validator: Validator
@@ -325,7 +327,7 @@ def fit_student(
         labelled_part=settings.batch_labelled if teacher else None,
         draw=validator.outlines,
     )
-    return TrainedStudent(network, title, parameters, validator, history, accelerator)
+    return TrainedStudent(network, settings, title, parameters, validator, history, accelerator)
 
 
 def _train_student(
@@ -361,7 +363,7 @@ def _train_student(
             ),
             dataset=dataset,
             validator=trained.validator,
-            settings=settings,
+            settings=trained.settings,
         )
         end_tracking(trained.accelerator, manifest)
         dice = manifest.metric("dice_mean", "val") or 0.0

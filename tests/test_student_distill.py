@@ -10,6 +10,7 @@ from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
 from segcore.learn.losses import cross_entropy, dice_loss, distillation_loss, taught_loss
 from segcore.learn.network import normaliser
+from segcore.learn.transforms import PRESETS, as_entries
 from segcore.picture.preprocess import InputSpec
 from student.design import Design, unet
 from student.distill import CHECK, DistillSettings, loss_function, main, with_steps
@@ -170,3 +171,7 @@ def test_an_exported_bundle_cannot_be_a_live_teacher(exported, tmp_path):
         f"bundle {live}: must be a student in torch format, got a student in onnx format; "
         "name the folder that its training wrote"
     )
+
+
+def test_a_bundle_holds_its_augmentation_in_full(big):
+    assert open_bundle(big).manifest.settings["augment"] == as_entries(PRESETS["film"])
