@@ -187,7 +187,8 @@ def test_a_teacher_has_one_picture_a_call(torch_bundle, tmp_path):
     from segcore.bundle.folder import seal_bundle
 
     shutil.copytree(torch_bundle, tmp_path / "teacher")
-    manifest = dict(open_bundle(torch_bundle).manifest) | {"kind": "teacher"}
+    of_sam = {"kind": "teacher", "architecture_settings": {"encoder": "tiny"}}
+    manifest = dict(open_bundle(torch_bundle).manifest) | of_sam
     manifest.pop("files")
     seal_bundle(tmp_path / "teacher", **manifest)
     with pytest.raises(InputError) as error:
