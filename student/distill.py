@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from segcore.dataset.case import Case
     from segcore.learn.augment import Sample
     from segcore.learn.evaluate import Validator
     from segcore.learn.loop import Epoch
@@ -88,12 +89,12 @@ class TeacherSource:
     @property
     def sha256(self) -> str:
         """What the student's manifest names as its teacher."""
-        return self.soft.record.teacher if self.soft else self._opened.sha256
+        return self.soft.record.teacher if self.soft else self.opened.sha256
 
     @property
     def name(self) -> str:
         """For tables."""
-        return self.soft.record.teacher_name if self.soft else self._opened.manifest.name
+        return self.soft.record.teacher_name if self.soft else self.opened.manifest.name
 
     @property
     def dice_val(self) -> float | None:
@@ -108,10 +109,11 @@ class TeacherSource:
         """How the teacher came to be."""
         if self.soft:
             return (*self.soft.record.lineage, self.soft.record.made)
-        return (*self._opened.manifest.lineage, self._opened.manifest.made)
+        return (*self.opened.manifest.lineage, self.opened.manifest.made)
 
     @property
-    def _opened(self) -> Bundle:
+    def opened(self) -> Bundle:
+        """The bundle that is run in every step."""
         assert self.bundle
         return self.bundle
 
@@ -130,6 +132,8 @@ def main(settings: DistillSettings) -> None:
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher and teacher.sha256,
               "tta": teacher.soft.record.tta if teacher and teacher.soft else None}  # fmt: skip
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
+        if teacher and teacher.bundle:
+            _check_live_window(settings, dataset, teacher)
         if teacher and settings.teacher_check:
             check_teacher(settings, design, dataset, teacher, baseline, folder)
         dice, parameters = _train_student(settings, design, dataset, teacher, folder)
@@ -276,23 +280,16 @@ def fit_student(
 
     from segcore.learn.augment import Augmentation
     from segcore.learn.evaluate import Validator
-    from segcore.learn.loader import TrainingSet, check_classes, choose_cases, training_input
+    from segcore.learn.loader import TrainingSet, check_classes
     from segcore.learn.loop import fit, open_accelerator
     from segcore.picture.preprocess import output_spec
     from student.live_teacher import open_live_teacher
-    from student.network import GREY_MEAN_STD, RGB_MEAN_STD, build_student, sealed_form
+    from student.network import build_student, sealed_form
 
     soft, live = (teacher.soft, teacher.bundle) if teacher else (None, None)
-    cases, held = choose_cases(dataset, settings)
     weighing = settings.weighing(dataset.classes)
-    if teacher:
-        cases += tuple(c for c in dataset.unlabelled if live or (soft and c.id in soft))
-    else:
-        cases = tuple(c for c in cases if c.labelled)  # without a teacher, masks alone teach
-    size = (settings.size, settings.size)
-    spec = training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
-    if live:
-        _check_window(spec, live, settings.window)
+    cases, held = _choose_cases(settings, dataset, teacher)
+    spec = _student_input(settings, cases)
     output = output_spec(dataset.classes, stride=design.logits_stride)
     settings = settings.for_channels(spec.channels)
     augment = Augmentation(settings.transforms(spec.channels), with_soft=soft is not None)
@@ -328,6 +325,27 @@ def fit_student(
         draw=validator.outlines,
     )
     return TrainedStudent(network, settings, title, parameters, validator, history, accelerator)
+
+
+def _choose_cases(
+    settings: DistillSettings, dataset: Dataset, teacher: TeacherSource | None
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """What a student learns from, and the validation cases."""
+    from segcore.learn.loader import choose_cases
+
+    cases, held = choose_cases(dataset, settings)
+    if teacher is None:
+        return tuple(c for c in cases if c.labelled), held  # masks alone teach
+    soft = teacher.soft
+    return cases + tuple(c for c in dataset.unlabelled if soft is None or c.id in soft), held
+
+
+def _student_input(settings: DistillSettings, cases: Sequence[Case]) -> InputSpec:
+    from segcore.learn.loader import training_input
+    from student.network import GREY_MEAN_STD, RGB_MEAN_STD
+
+    size = (settings.size, settings.size)
+    return training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
 
 
 def _train_student(
@@ -432,14 +450,16 @@ def open_fitting_labels(folder: Path, dataset: Dataset) -> SoftLabels:
     return labels
 
 
-def _check_window(spec: InputSpec, teacher: Bundle, window: str | None) -> None:
+def _check_live_window(settings: DistillSettings, dataset: Dataset, teacher: TeacherSource) -> None:
     """A live teacher sees the student's pictures, so both must have been windowed alike.
 
     Two measured windows may differ a little: each comes from its own training's images.
     """
-    given, theirs = window is not None, teacher.manifest.settings.get("window") is not None
-    if (given or theirs) and spec.window != teacher.manifest.input.window:
-        low, high = teacher.manifest.input.window
+    spec = _student_input(settings, _choose_cases(settings, dataset, teacher)[0])
+    manifest = teacher.opened.manifest
+    given, theirs = settings.window is not None, manifest.settings.get("window") is not None
+    if (given or theirs) and spec.window != manifest.input.window:
+        low, high = manifest.input.window
         raise InputError(
             f"--window: must be the teacher's, {low:g},{high:g}, with --teacher, who sees the student's pictures, got "
             f"{spec.window[0]:g},{spec.window[1]:g}; give that window, or use --soft"

@@ -56,7 +56,7 @@ class LabelSettings(Settings):
     tta: Literal["auto", "none", "flips"] = "auto"
     """flips averages over the picture and its left-right mirror image: twice the time, better labels. Wrong for classes
     that have a side (left lung, tooth 36): the mirror image of one is the other's. auto flips where no class is named
-    after a side and every teacher was trained on mirrored pictures, too."""
+    after a side, every teacher was trained on mirrored pictures, too, and none asks itself with prompts."""
     prompt_from: str = "mean"
     """What promptable teachers (sam2-med2d, sam2-points, sam2-zeroshot, sam2-memory, in torch format) are asked with:
     mean is their own, from the mean training mask; or a bundle, such as an earlier student's export, whose mask of each
@@ -274,8 +274,10 @@ def _resolve_tta(
         )
     if tta != "auto":
         return tta
+    # A promptable teacher asks itself at places that are not mirrored with the picture.
+    asked = any(bundle.manifest.architecture in PROMPTED_SYSTEMS for bundle in bundles)
     mirrored = all(was_mirrored(bundle.manifest.settings) for bundle in bundles)
-    return "flips" if mirrored and not sided else "none"
+    return "flips" if mirrored and not sided and not asked else "none"
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ ADDED = {
     "variants": [],
     "prompt": None,
     "calibration": None,
+    "stopped_epoch": None,
 }
 ADDED_TO_DATA = {"test_images": [], "fold": ""}
 
