@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from segcore.bundle.story import NO_WEIGHTS
 from segcore.command import log
 from segcore.errors import InputError, need
-from teacher.encoders.package_weights import read_tensors
+from teacher.encoders.package_weights import check_state, read_tensors
 from teacher.settings import EncoderName, EncoderSize, TeacherSettings
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -490,7 +490,8 @@ def _load_parts(model: nn.Module, weights: str, size: EncoderName) -> _WeightsOr
     absent = sorted(part for part in parts if not any(_part_of(name) == part for name in found))
     found = {name: tensor for name, tensor in found.items() if _part_of(name) in parts}
     wanted = {name: tensor for name, tensor in wanted.items() if _part_of(name) not in absent}
-    _check_tensors(found, wanted, weights, size)
+    remedy = f"set --encoder to the weights' size ({', '.join(get_args(EncoderSize))})"
+    check_state(found, wanted, weights, f"SAM 2.1 Hiera {size}", remedy)
     model.load_state_dict(found, strict=False)
     origin = f"{weights} ({path.name})" if _is_hub_name(weights) else path.name
     return _WeightsOrigin(origin, absent)
@@ -547,17 +548,4 @@ def _check_kind(found: dict[str, Tensor], weights: str) -> None:
     if not any(name.startswith(TRUNK) for name in found):
         raise InputError(
             f"--weights {weights}: must hold tensors named {TRUNK}*, got none; is it a SAM 2 checkpoint?"
-        )
-
-
-def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, size: str) -> None:
-    missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys())
-    shapes = sorted(k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape)
-    if missing or extra or shapes:
-        example = (missing or extra or shapes)[0]
-        raise InputError(
-            f"--weights {weights}: must be of SAM 2.1 Hiera {size}, got another model "
-            f"({len(missing)} tensors missing, {len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); "
-            f"set --encoder to the weights' size ({', '.join(get_args(EncoderSize))})"
         )

@@ -56,7 +56,7 @@ def test_each_image_has_one_target_mixed_of_its_mask_and_the_teachers_answer(bat
     for n, share in enumerate((0.3, 0.3, 0.0, 0.3)):  # the third has no mask: the teacher alone
         one, soft, mask = logits[n : n + 1], batch["soft"][n : n + 1], batch["mask"][n : n + 1]
         entropy = cross_entropy(one, mask, torch.tensor([True])).item()
-        kl = distillation_loss(one, soft, 3.0).item()
+        kl = distillation_loss(one, soft, 3.0).mean().item()
         target, p = share * mask + (1 - share) * soft[:, 0].sigmoid(), one[:, 0].sigmoid()
         dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
         expected += (share * entropy + (1 - share) * kl + dice.item()) / 4

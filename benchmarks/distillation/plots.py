@@ -12,6 +12,7 @@ from benchmarks.distillation.record import DistillationRecord, Row, RunRecord
 from benchmarks.report.plots import (
     INK,
     colour,
+    label_shares,
     line_style,
     marker,
     new_axes,
@@ -68,13 +69,7 @@ def plot_shares(rows: Sequence[Row], arms: Sequence[str]) -> tuple[Any, str]:
             x, means, style, color=colour(k), markersize=7, linewidth=1.6, label=shortened(arm), zorder=3
         )
         said.append(f"{arm} " + ", ".join(f"{r.dice.mean:.3f} at {100 * r.share:g} %" for r in line))
-    axes.set_xscale("log")
-    shares = sorted({100 * row.share for row in rows})
-    axes.set_xticks(shares, [f"{share:g} %" for share in shares])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("training patients whose masks are used (log scale)")
-    axes.set_ylabel("Dice on test patients")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    label_shares(figure, axes, [row.share for row in rows])
     return figure, f"Dice against the share of labelled training patients: {'; '.join(said)}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,6 +77,17 @@ def new_figure(name: str, width_in: float, height_in: float) -> Any:
     figure = Figure(figsize=(width_in, height_in), dpi=72, layout="constrained")  # 72: as SVG is drawn
     figure.set_gid(name)
     return figure
+
+
+def label_shares(figure: Any, axes: Any, shares: Iterable[float]) -> None:
+    """Axes and legend of a plot of Dice against the share of the labelled patients, 0–1, on a log scale."""
+    percents = sorted({100 * share for share in shares})
+    axes.set_xscale("log")
+    axes.set_xticks(percents, [f"{percent:g} %" for percent in percents])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("training patients whose masks are used (log scale)")
+    axes.set_ylabel("Dice on test patients")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
 
 
 def new_axes(name: str, width_in: float, height_in: float) -> tuple[Any, Any]:

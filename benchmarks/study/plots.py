@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.report.plots import (
     INK,
     colour,
+    label_shares,
     line_style,
     mark_log_axis,
     marker,
@@ -162,13 +163,7 @@ def plot_shares(rows: Sequence[ArmRow], looks: Mapping[tuple[str, str], _ArmLook
             label=name,
             zorder=3,
         )
-    axes.set_xscale("log")
-    shares = sorted({100 * row.share for row in rows})
-    axes.set_xticks(shares, [f"{share:g} %" for share in shares])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("training patients whose masks are used (log scale)")
-    axes.set_ylabel("Dice on test patients")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    label_shares(figure, axes, [row.share for row in rows])
     return figure, f"Dice against the share of labelled training patients: {'; '.join(said)}"
 
 

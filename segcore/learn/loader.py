@@ -194,8 +194,8 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
     An epoch is one pass over the images, or several, or a number of batches; passes are counted over the epochs. With
     `skip`, that many of its first images are left out, though `len` still counts them: an epoch that was begun. With
-    `labelled`, every batch holds as many labelled images as `batch` says, first, and unlabelled ones behind them: two
-    streams, each passed over at its own pace.
+    `batch`, every batch holds so many images of each of its groups, in their order: streams that are each passed over
+    at their own pace.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Losses as functions of logits. One sigmoid channel (binary) or background and K softmax channels.
 
 Shapes: logits N×K×H×W, target N×H×W class indices, labelled N bool (images without a mask do not count).
-Every function returns a scalar; a mean over no labelled image is 0.
+Every function returns a scalar, but `distillation_loss` a number an image; a mean over no labelled image is 0.
 """
 
 from __future__ import annotations
@@ -85,13 +85,20 @@ def boundary_weights(masks: Tensor) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher/T ‖ student/T), mean over pixels and images; of Bernoullis for one channel.
+    """T² · KL(teacher/T ‖ student/T) of each image, mean over its pixels: N; of Bernoullis for one channel.
 
     The cross terms are taken from logits, so a confident teacher gives no logarithm of 0.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Li et al. 2024 apply it to pixels.
     """
-    return _divergence(student, teacher, temperature).mean()
+    s, t = student.float() / temperature, teacher.float() / temperature
+    if s.shape[1] == 1:
+        # p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)) with fewer passes over the pixels
+        kl = F.softplus(s) - F.softplus(t) + torch.sigmoid(t) * (t - s)
+    else:
+        log_t = F.log_softmax(t, dim=1)
+        kl = (log_t.exp() * (log_t - F.log_softmax(s, dim=1))).sum(1, keepdim=True)
+    return temperature**2 * kl.flatten(1).mean(1)
 
 
 def taught_loss(
@@ -126,7 +133,7 @@ def taught_loss(
     """
     share = alpha * labelled.to(torch.float32)  # N
     ce = _image_entropy(student, target, weights)  # N
-    kl = _divergence(student, teacher, temperature)  # N
+    kl = distillation_loss(student, teacher, temperature)  # N
     p, truth = _foreground_probabilities(student, target)
     taught = torch.sigmoid(teacher.float()) if teacher.shape[1] == 1 else teacher.float().softmax(1)[:, 1:]
     mixed = share.view(-1, 1, 1, 1) * truth + (1 - share).view(-1, 1, 1, 1) * taught  # N K H W
@@ -152,18 +159,6 @@ def _foreground_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
     if logits.shape[1] == 1:
         return torch.sigmoid(logits.float()), truth
     return logits.float().softmax(1)[:, 1:], truth
-
-
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher/T ‖ student/T) of each image, mean over its pixels: N."""
-    s, t = student.float() / temperature, teacher.float() / temperature
-    if s.shape[1] == 1:
-        # p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)) with fewer passes over the pixels
-        kl = F.softplus(s) - F.softplus(t) + torch.sigmoid(t) * (t - s)
-    else:
-        log_t = F.log_softmax(t, dim=1)
-        kl = (log_t.exp() * (log_t - F.log_softmax(s, dim=1))).sum(1, keepdim=True)
-    return temperature**2 * kl.flatten(1).mean(1)
 
 
 def _class_masks(target: Tensor, channels: int) -> Tensor:

@@ -83,9 +83,9 @@ def read_state(weights: str, package: WeightsPackage) -> tuple[dict[str, Tensor]
             f"--weights {weights}: must be a .pth or .safetensors file, {PACKAGE}, or none; no such file"
         )
     state = read_tensors(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    where = f"{package.distribution} {package.version}, " if weights == PACKAGE else ""
-    return state, f"{where}{path.name}, sha256 {digest[:12]}"
+    if weights == PACKAGE:  # whose hash `find_package_file` has checked
+        return state, f"{package.distribution} {package.version}, {path.name}, sha256 {package.sha256[:12]}"
+    return state, f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -118,8 +118,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_state(state: dict[str, Tensor], wanted: dict[str, Tensor], weights: str, title: str) -> None:
-    """Checks that tensors are exactly those of a model.
+def check_state(
+    state: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    weights: str,
+    title: str,
+    remedy: str = "set --encoder to the weights'",
+) -> None:
+    """Checks that tensors are exactly those of a model, whose name is `title`.
 
     Raises:
         InputError: some are missing, unknown, or of another shape.
@@ -130,5 +136,5 @@ def check_state(state: dict[str, Tensor], wanted: dict[str, Tensor], weights: st
         example = (missing or extra or shapes)[0]
         raise InputError(
             f"--weights {weights}: must be of {title}, got another model ({len(missing)} tensors missing, "
-            f"{len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); set --encoder to the weights'"
+            f"{len(extra)} unknown, {len(shapes)} of another shape, e.g. {example}); {remedy}"
         )
