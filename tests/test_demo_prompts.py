@@ -363,7 +363,7 @@ def test_programs_ask_too(models, tmp_path):
     assert record["prompt"]["class"] == "lung"
     assert models.describe(models.names[0])["prompt"] == {"kinds": ["point", "box"], "most_points": 5}
     assert models.describe(models.names[2])["prompt"] is None
-    told = "yes, it was trained with points and boxes; up to 5 points, a box is two"
+    told = "yes, it answers points and boxes; up to 5 points, a box is two"
     assert [told in model_section(models.manifest(name)) for name in models.names] == [True, True, False]
 
 

@@ -57,6 +57,20 @@ def test_refused_in_one_line(prompt, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("known", "asked", "message"),
+    [
+        ("box", Prompt(points=((5, 5, True),)), "must be a box, got a point"),
+        ("box", Prompt(), "must be a box, got none"),
+        ("point", Prompt(points=((5, 5, True),), box=(0, 0, 9, 9)), "must be a point, got a point and a box"),
+    ],
+)
+def test_a_kind_that_the_model_does_not_know(known, asked, message):
+    with pytest.raises(InputError) as refused:
+        check_prompt(asked, IMAGE_PX, SPEC.model_copy(update={"kinds": (known, "mask")}))
+    assert str(refused.value) == f"prompt: {message}; this model knows nothing else"
+
+
 def test_the_pictures_corners_are_in_it():
     check_prompt(Prompt(points=((0, 0, True), (199, 99, False))), IMAGE_PX, SPEC)
     check_prompt(Prompt(points=((1, 1, True),) * 2, box=(0, 0, 199, 99)), IMAGE_PX, SPEC)

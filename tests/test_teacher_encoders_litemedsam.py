@@ -309,6 +309,7 @@ def test_each_system_on_it(system, weights):
         assert (opened(x) - merged).abs().max() <= 1e-5 * max(1, merged.abs().max())
     if built.prompt:
         assert isinstance(plain, Promptable)
+        assert "box" in built.prompt.kinds  # known before training
     with pytest.raises(InputError) as caught:
         sam2_state(plain, "T")
     assert str(caught.value) == (

@@ -197,6 +197,10 @@ def test_a_reader_asks_for_what_is_there_alone(weights, cases):
     assert set(np.unique(prediction)) <= {1, 2}
 
 
+def test_what_it_was_pretrained_with_can_still_be_asked(weights, cases):
+    assert build(weights, cases, "sam2-points", prompt="box").prompt.kinds == ("point", "box")
+
+
 def test_every_protocol_reads_the_features_that_the_first_computed(weights, cases):
     built = build(weights, cases, "sam2-points")
     network, seen = built.view(built.network), []

@@ -301,7 +301,7 @@ def _prompts_taken(manifest: Manifest) -> str:
     learnt = " and ".join(
         {"point": "points", "box": "boxes"}[k] for k in manifest.prompt.kinds if k != "mask"
     )
-    return f"yes, it was trained with {learnt}; up to {manifest.prompt.slots} points, a box is two"
+    return f"yes, it answers {learnt}; up to {manifest.prompt.slots} points, a box is two"
 
 
 def _gate_results(manifest: Manifest) -> str:

@@ -25,7 +25,7 @@ class PromptSpec(BaseModel):
     """How a promptable model can be asked; travels in the manifest.
 
     Attributes:
-        kinds: of prompts that it was trained with; others work as well as they happen to.
+        kinds: of prompts that it answers, because it was trained with them.
         slots: points a question; a box takes two.
         masks: candidates that it answers with, the single-mask answer first.
         mask_input: whether the last answer can be part of the next question.
@@ -100,12 +100,17 @@ def check_prompt(prompt: Prompt, image_px: tuple[int, int], spec: PromptSpec) ->
         spec: the model's.
 
     Raises:
-        InputError: nothing is asked, something lies outside the picture, a box without area, or too many points.
+        InputError: nothing is asked, or with a kind of prompt that the model does not know; something lies outside the
+            picture, a box without area, or too many points.
     """
     height, width = image_px
-    if not prompt.points and prompt.box is None:
+    given = [kind for kind, place in (("point", prompt.points), ("box", prompt.box)) if place]
+    known = [kind for kind in ("point", "box") if kind in spec.kinds]
+    if not given or not set(given) <= set(known):
+        both = len(known) > 1
         raise InputError(
-            "prompt: must be a point or a box, got none; click on the thing or draw a box around it"
+            f"prompt: must be {_kinds_text(known, 'or')}, got {_kinds_text(given, 'and') or 'none'}; "
+            + ("click on the thing or draw a box around it" if both else "this model knows nothing else")
         )
     for x, y, _ in prompt.points:
         _check_inside("point", x, y, width, height)
@@ -123,6 +128,10 @@ def check_prompt(prompt: Prompt, image_px: tuple[int, int], spec: PromptSpec) ->
         raise InputError(
             f"prompt: must be at most {spec.slots} points (a box is two), got {used}; take some away"
         )
+
+
+def _kinds_text(kinds: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(f"a {kind}" for kind in kinds)
 
 
 def answer_spec(output: OutputSpec) -> OutputSpec:

@@ -33,7 +33,7 @@ from teacher.system import Protocol, System, Task
 PROTOCOLS: dict[str, Protocol] = PROMPTED
 THRESHOLDS = (0.5, 0.7)
 """Where the threshold may lie. Source: facts of SAM on chest X-rays, docs/teachers.md."""
-_KINDS: dict[AutomaticPrompt, tuple[PromptKind, ...]] = {
+_TRAINED: dict[AutomaticPrompt, tuple[PromptKind, ...]] = {
     "points": ("point",),
     "box": ("box",),
     "both": ("point", "box"),
@@ -80,7 +80,7 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
         trained=DrawnPrompts(parts.network, parts.means, settings.automatic_prompt, settings.points),
         loss=drawn_loss,
         name="SAM2-points",
-        prompt=prompt_spec(_KINDS[settings.automatic_prompt], "single"),
+        prompt=prompt_spec(_kinds(parts.network.sam.prompts, settings.automatic_prompt), "single"),
         thresholds=THRESHOLDS,
     )
 
@@ -88,3 +88,9 @@ def build_system(settings: TeacherSettings, task: Task) -> System:
 def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
     return open_promptable(manifest, candidates="single")
+
+
+def _kinds(pretrained: tuple[PromptKind, ...], prompt: AutomaticPrompt) -> tuple[PromptKind, ...]:
+    """What it answers: prompts that it was pretrained with, and those of this training; masks are left alone."""
+    known = {*pretrained, *_TRAINED[prompt]}
+    return tuple(kind for kind in _TRAINED["both"] if kind in known)
