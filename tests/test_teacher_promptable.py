@@ -13,11 +13,11 @@ from segcore.picture.preprocess import InputSpec, output_spec
 from segcore.picture.prompts import FOREGROUND, PADDING, Prompt, prompt_arrays
 from teacher.promptable import SLOTS, PromptedSam2, best, compete
 from teacher.prompts.mean_mask import automatic_prompts, mean_masks
-from teacher.prompts.protocols import PROMPTED, kept_features, prompted
+from teacher.prompts.protocols import kept_features, prompted
 from teacher.prompts.training import dice_focal, points_inside
 from teacher.sam2_model import Answers, Embedding, Promptable, Sam2ImageModel
 from teacher.settings import TeacherSettings, check_settings
-from teacher.system import Task, system_module
+from teacher.system import AUTOMATIC, Task, protocols, system_module
 
 SPEC = InputSpec(height_px=64, width_px=64, channels=1, mean=(0.45,) * 3, std=(0.23,) * 3)
 DATA = "phantom:cxr:12"
@@ -205,16 +205,16 @@ def test_every_protocol_reads_the_features_that_the_first_computed(weights, case
     built = build(weights, cases, "sam2-points")
     network, seen = built.view(built.network), []
     network.sam.image_encoder.register_forward_pre_hook(lambda *_: seen.append(1))
-    validator = Validator(cases[:1], SPEC, built.output, 2, batch=1)
-    asked = [PROMPTED[name] for name in ("box", "1 point")]
+    validator = Validator(cases[:2], SPEC, built.output, 2, batch=2)
+    asked = [protocols("sam2-points")[name] for name in (AUTOMATIC, "box", "1 point")]
     alone = [[mask for _, mask, _ in ask(network, validator)] for ask in asked]
-    assert len(seen) == 2
+    assert len(seen) == 1 + 2 + 2  # the automatic form takes both at once
     with kept_features(network):
         again = [[mask for _, mask, _ in ask(network, validator)] for ask in asked]
-        assert len(seen) == 3
+        assert len(seen) == 5 + 1
     assert np.array_equal(alone, again)
-    list(asked[0](network, validator))
-    assert len(seen) == 4
+    list(asked[1](network, validator))
+    assert len(seen) == 6 + 2
 
 
 def test_weights_without_the_parts_that_stay_frozen(weights, cases, tmp_path):

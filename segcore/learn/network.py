@@ -59,8 +59,8 @@ def normaliser(spec: InputSpec, device: torch.device) -> Callable[[Tensor], Tens
 
 def normalise_pictures(pictures: Tensor, spec: InputSpec) -> Tensor:
     """What a network inside a `DeployGraph` is given: N×H×W×C uint8 → N×C×H×W float32, on the same device."""
-    images = pictures.permute(0, 3, 1, 2).float() / 255  # N C H W, 0–1
-    return normaliser(spec, pictures.device)(images)
+    given: Tensor = DeployGraph(nn.Identity(), spec).to(pictures.device)(pictures)
+    return given
 
 
 def normalise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

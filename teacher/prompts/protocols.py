@@ -53,10 +53,10 @@ def prompted(answer: SimulatedReader, network: nn.Module, validator: Validator) 
 
 @contextmanager
 def kept_features(network: nn.Module) -> Iterator[None]:
-    """While it lasts, a promptable network computes the features of a single picture once, whoever asks for them.
+    """While it lasts, a promptable network computes the features of a picture once, whoever asks for them.
 
-    Every protocol looks at the same pictures, and the encoder is most of the work. They are kept in memory, 4 MB a
-    picture: open it anew for every few pictures.
+    Every protocol looks at the same pictures, alone or in batches, and the encoder is most of the work. They are kept
+    in memory, 4 MB a picture: open it anew for every few pictures.
     """
     if not isinstance(network, PromptedSam2):
         yield
@@ -64,12 +64,13 @@ def kept_features(network: nn.Module) -> Iterator[None]:
     compute, kept = network.encode, dict[bytes, AnyEmbedding]()
 
     def encode(x: Tensor) -> AnyEmbedding:
-        if len(x) != 1:
-            return compute(x)
-        key = hashlib.sha256(x.cpu().numpy().tobytes()).digest()
-        if key not in kept:
-            kept[key] = compute(x)
-        return kept[key]
+        keys = [hashlib.sha256(one.cpu().numpy().tobytes()).digest() for one in x]
+        if missing := [i for i, key in enumerate(keys) if key not in kept]:
+            found = compute(x[missing])
+            for place, i in enumerate(missing):
+                kept[keys[i]] = map_features(found, partial(torch.narrow, dim=0, start=place, length=1))
+        kind: type[AnyEmbedding] = type(kept[keys[0]])
+        return kind(*(torch.cat(maps) for maps in zip(*(kept[key] for key in keys), strict=True)))
 
     network.encode = encode  # type: ignore[method-assign]
     try:
