@@ -364,7 +364,7 @@ def _train_student(
     if trained.accelerator.is_main_process:
         sealed = sealed_form(trained.network)
         # For tables: what it is, whose pupil, and whether it saw only some of the images.
-        name = trained.title + (f" from {teacher.name}" if teacher else "")
+        name = trained.title + (f" from {teacher.name.removesuffix(settings.label_note)}" if teacher else "")
         name += (f", {settings.limit} images" if settings.limit else "") + settings.label_note
         manifest = seal_trained(
             folder,

@@ -161,6 +161,9 @@ def test_few_labels_train_on_fewer_masks_and_as_many_images(big, tmp_path, capsy
     assert alone.name.endswith(", 34 % labelled")
     assert taught.settings["labelled_share"] == 0.34
     assert taught.data == alone.data == teacher.data  # the same data and split, whatever the share
+    few = {"labelled_share": 0.34, "teacher_check": False}
+    main(DistillSettings(**SMALL, out=tmp_path / "pupil", teacher=tmp_path / "without", **few))
+    assert open_bundle(tmp_path / "pupil").manifest.name.count("34 % labelled") == 1  # of both
 
 
 def test_an_exported_bundle_cannot_be_a_live_teacher(exported, tmp_path):
