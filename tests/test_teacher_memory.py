@@ -19,7 +19,7 @@ from segcore.errors import InputError  # noqa: E402
 from segcore.learn.augment import sample_seed  # noqa: E402
 from segcore.learn.evaluate import Validator  # noqa: E402
 from segcore.learn.loader import build_loader, to_device, training_input  # noqa: E402
-from segcore.learn.network import normaliser  # noqa: E402
+from segcore.learn.network import normalise_pictures, normaliser  # noqa: E402
 from segcore.learn.transforms import PRESETS  # noqa: E402
 from segcore.picture.preprocess import output_spec  # noqa: E402
 from segcore.picture.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING  # noqa: E402
@@ -362,7 +362,7 @@ def test_a_guess_at_a_volume_becomes_one_prompt(network, task):
     guess[0, 3:6, 3:6], guess[1, 20:40, 30:50] = 1, 1
     manifest = SimpleNamespace(input=task.spec, classes=task.classes, settings={"prompt": "points"})
     found = label_volume(network, manifest, given, guess)
-    x = normaliser(task.spec, torch.device("cpu"))(given.permute(0, 3, 1, 2).float() / 255)
+    x = normalise_pictures(given, task.spec)
     assert torch.equal(found, volume_logits(network, x, [volume_prompt(guess.float(), "points")]))
     as_box = label_volume(
         network, SimpleNamespace(**{**vars(manifest), "settings": {"prompt": "box"}}), given, guess

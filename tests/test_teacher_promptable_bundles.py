@@ -57,7 +57,7 @@ def test_only_training_masks_reach_the_prompts(weights, tmp_path):
     changed = {k.split(".")[0] for k, v in network.sam.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"sam_mask_decoder"}
     assert manifest.prompt.model_dump() == {
-        "kinds": ("point",), "slots": 10, "masks": 1, "mask_input": False, "single": True,
+        "kinds": ("point", "box"), "slots": 10, "masks": 1, "mask_input": False, "single": True,
         "encoder_file": "", "decoder_file": "",
     }  # fmt: skip
     assert 0.5 <= manifest.output.threshold <= 0.7
