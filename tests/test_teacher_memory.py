@@ -363,6 +363,8 @@ def test_a_guess_at_a_volume_becomes_one_prompt(network, task):
     manifest = SimpleNamespace(input=task.spec, classes=task.classes, settings={"prompt": "points"})
     found = label_volume(network, manifest, given, guess)
     x = normalise_pictures(given, task.spec)
+    expected = normaliser(task.spec, torch.device("cpu"))(given.permute(0, 3, 1, 2).float() / 255)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
     assert torch.equal(found, volume_logits(network, x, [volume_prompt(guess.float(), "points")]))
     as_box = label_volume(
         network, SimpleNamespace(**{**vars(manifest), "settings": {"prompt": "box"}}), given, guess

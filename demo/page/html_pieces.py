@@ -298,10 +298,8 @@ def _technical_facts(manifest: Manifest) -> list[tuple[str, str]]:
 def _prompts_taken(manifest: Manifest) -> str:
     if not is_promptable(manifest) or manifest.prompt is None:
         return "no"
-    learnt = " and ".join(
-        {"point": "points", "box": "boxes"}[k] for k in manifest.prompt.kinds if k != "mask"
-    )
-    return f"yes, it answers {learnt}; up to {manifest.prompt.slots} points, a box is two"
+    known = " and ".join({"point": "points", "box": "boxes"}[k] for k in manifest.prompt.kinds if k != "mask")
+    return f"yes, it answers {known}; up to {manifest.prompt.slots} points, a box is two"
 
 
 def _gate_results(manifest: Manifest) -> str:
