@@ -85,6 +85,9 @@ class ExportSettings(Settings):
     """Soft labels of the teacher for --qat; without them the fp32 student teaches itself."""
     split_seed: int | None = None
     """Seed of the dataset's split; by default the one in the bundle."""
+    builder_check: bool = True
+    """NVIDIA's own compiler (TensorRT for RTX, extra tensorrt-rtx), where it is installed, must read and compile every
+    graph of --to tensorrt; --no-builder-check notes its refusal and writes the bundle all the same."""
     workspace_mib: int | None = Field(None, gt=0)
     """On the device: TensorRT's scratch memory while it builds; by default a share of what is free."""
     timing_cache: Path | None = None
@@ -205,6 +208,7 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
         scratch=scratch,
         threads=available_threads(),
         inputs=MoreInputs(settings.size, settings.batch, drop_points=settings.max_size_drop_points),
+        must_compile=settings.builder_check,
     )
 
 

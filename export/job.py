@@ -131,6 +131,7 @@ class Job:
         scratch: folder for what is thrown away.
         threads: of the engines that try the result.
         inputs: more input sizes and batches.
+        must_compile: NVIDIA's compiler, where it is installed, must take TensorRT's graphs.
     """
 
     source: Bundle
@@ -143,6 +144,7 @@ class Job:
     scratch: Path
     threads: int
     inputs: MoreInputs = MoreInputs()
+    must_compile: bool = True
 
     @property
     def parent(self) -> Manifest:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from export.compiler import judge_graphs
 from export.gate import gate_engines, golden_reference, keep_golden, real_reference
 from export.int8.guarded import write_guarded
 from export.job import Job
@@ -42,6 +43,7 @@ def write_bundle(job: Job) -> Manifest:
         from export.promptable import write_parts
 
         prompt, prompt_gate = write_parts(job, graph.network)
+    compiled = judge_graphs(job.folder, must_compile=job.must_compile) if job.target == "tensorrt" else None
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
     if job.data.validation:
         references["real"] = real_reference(graph, job.data.validation, parent.input)
@@ -65,6 +67,7 @@ def write_bundle(job: Job) -> Manifest:
             "model_file": job.model_path.name,
             "variants": variants,
             "prompt": prompt,
+            "compiled": compiled,
         },
     )
     _check_sealed(job.folder)

@@ -11,7 +11,7 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -246,13 +246,16 @@ def build_apart(request: PlanRequest) -> BuiltPlan:
     return built
 
 
-def run_apart(function: Any, argument: Any, *, what: str) -> Any:
+def run_apart(
+    function: Any, argument: Any, *, what: str, died: Callable[..., Exception] = killed_error
+) -> Any:
     """`function(argument)` in a child process; both must be importable and picklable.
 
     Args:
         function: of a module's top level.
         argument: its only one.
         what: an error calls the work.
+        died: the error for a process that a signal ended: (minus the signal, file=what).
 
     Raises:
         InputError: the function raised it, or its process died.
@@ -270,7 +273,7 @@ def run_apart(function: Any, argument: Any, *, what: str) -> Any:
         child.join()
         if (child.exitcode or 0) > 0:  # it ended by itself, with a traceback; below 0 a signal ended it
             raise RuntimeError(f"building {what} failed; the builder's traceback is above") from None
-        raise killed_error(child.exitcode or 0, file=what) from None
+        raise died(child.exitcode or 0, file=what) from None
     finally:
         child.kill()  # where we were interrupted; else it is over already
         child.join()

@@ -19,7 +19,7 @@ from segcore.errors import InputError
 from segcore.outfolder import write_text
 
 MANIFEST = "manifest.json"
-_NOT_HANDED_DOWN = {"files", "metrics", "schema_version"}
+_NOT_HANDED_DOWN = {"compiled", "files", "metrics", "schema_version"}
 
 
 class Bundle(BaseModel):

@@ -102,6 +102,40 @@ class EngineTarget(_ManifestPart):
     flags: tuple[str, ...] = ()
 
 
+class CompiledGraph(_ManifestPart):
+    """What NVIDIA's compiler made of one graph.
+
+    Attributes:
+        file: of the graph.
+        layers: that the parser made of it.
+        plan_bytes: of the engine.
+        activation_bytes: device memory for what flows between layers.
+        seconds: of parsing and building.
+        refused: the parser's or compiler's words; "" where it was compiled.
+    """
+
+    file: str
+    layers: int = 0
+    plan_bytes: int = 0
+    activation_bytes: int = 0
+    seconds: float = 0.0
+    refused: str = ""
+
+
+class CompilerVerdict(_ManifestPart):
+    """NVIDIA's compiler on a bundle's graphs, where they were exported. It is not the device's own TensorRT.
+
+    Attributes:
+        compiler: name and version.
+        compute_capability: that it compiled for.
+        graphs: every one.
+    """
+
+    compiler: str
+    compute_capability: str
+    graphs: tuple[CompiledGraph, ...]
+
+
 class Manifest(_ManifestPart):
     """Everything needed to use a model and to know where it comes from.
 
@@ -124,6 +158,7 @@ class Manifest(_ManifestPart):
         gate: figures of the parity gate that an exported bundle has passed.
         guard: what INT8 was allowed to lose, and lost; None for other precisions, and before there was a guard.
         engine_target: what a tensorrt bundle was built for.
+        compiled: what NVIDIA's compiler made of a tensorrt-onnx bundle's graphs; None where none was there to ask.
         quality: how the model estimates the Dice of its own masks; None where it was not fitted.
         calibration: how threshold and temperature were chosen; None where they were not.
         prompt: how a promptable model can be asked with points, boxes and masks; None for others.
@@ -150,6 +185,7 @@ class Manifest(_ManifestPart):
     gate: dict[str, float] = Field(default_factory=dict)
     guard: GuardRecord | None = None
     engine_target: EngineTarget | None = None
+    compiled: CompilerVerdict | None = None
     quality: QualityModel | None = None
     prompt: PromptSpec | None = None
     calibration: Calibration | None = None

@@ -1,0 +1,41 @@
+"""NVIDIA's own parser and compiler as the last gate of TensorRT's graphs, where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.trt.rtx import EXTRA, JUDGED_FOR, CompileRequest, compile_apart, is_there
+from segcore.bundle.manifest import CompiledGraph, CompilerVerdict
+from segcore.bundle.story import compiled_words
+from segcore.command import log
+from segcore.errors import GateError
+
+
+def judge_graphs(folder: Path, *, must_compile: bool) -> CompilerVerdict | None:
+    """Has NVIDIA's compiler read and compile every ONNX file of a folder; the engines are thrown away.
+
+    Args:
+        folder: of the bundle to write.
+        must_compile: a refusal ends the export; else it is noted.
+
+    Returns:
+        The verdict for the manifest; None where the compiler is not installed.
+
+    Raises:
+        GateError: it refuses a graph, or dies of it.
+    """
+    if not is_there():
+        log(f"not judged by NVIDIA's compiler: to have it, pip install 'sam2edge[{EXTRA}]'")
+        return None
+    graphs, compiler = list[CompiledGraph](), ""
+    for path in sorted(folder.glob("*.onnx")):
+        version, found = compile_apart(CompileRequest(path, (JUDGED_FOR,)))
+        graphs.append(found)
+        compiler = f"TensorRT for RTX {version}" if version else compiler or "TensorRT for RTX"
+        log(f"{compiler} on {path.name}: {compiled_words(found)}")
+        if found.refused and must_compile:
+            raise GateError(
+                f"{path.name}: must compile with {compiler}, does not: {found.refused}; export it otherwise, or write "
+                "it all the same with --no-builder-check, for a device whose TensorRT may take what this one does not"
+            )
+    return CompilerVerdict(compiler=compiler, compute_capability=JUDGED_FOR, graphs=tuple(graphs))
