@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError, need
 
@@ -26,7 +27,10 @@ class DemoSettings(Settings):
     bundle: list[Path] = Field(min_length=1)
     """exported bundle; give it again for each further model, the first is the one compared with"""
     engine: str | None = None
-    """openvino, onnxruntime or tensorrt (default: what each bundle and this computer allow); the page can change it"""
+    """openvino, onnxruntime, tensorrt or tensorrt-rtx (default: what each bundle and this computer allow); the page can
+    change it"""
+    cuda_library: CudaLibrary | None = None
+    """for an engine on a GPU: cuda-python or pycuda (default: cuda-python where it is installed)"""
     port: int = Field(7860, ge=1, le=65535)
     """port of the page"""
     data: str = "phantom:cxr"
@@ -50,6 +54,7 @@ def main(settings: DemoSettings) -> None:
         InputError: gradio is missing, a bundle or the dataset cannot be opened, or the port is taken.
     """
     auth = _read_login(settings)
+    choose_cuda(settings.cuda_library)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam2edge-demo-")))
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "web")  # so that uploads go when the page goes

@@ -16,14 +16,15 @@ from typing import Literal
 from pydantic import Field
 
 from export.job import Bounds, ExportData, Finetuning, GuardPlan, Job, MoreInputs, open_export_data
-from runtime.engines.seam import available_threads, installed
+from runtime.engines.seam import available_threads, check_engine_installed, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits
+from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError, need
-from segcore.outfolder import check_apart, out_folder
+from segcore.outfolder import check_apart, check_new, out_folder
 from segcore.words import bounded_ratio, fixed_percent
 
 _NEEDED = {
@@ -46,9 +47,11 @@ class ExportSettings(Settings):
     """
 
     bundle: Path
-    """Folder of a bundle in torch format; on the device, with --to tensorrt, of one made with --to tensorrt."""
-    to: Literal["onnx", "openvino", "tensorrt"]
-    """onnx runs in onnxruntime and OpenVINO, openvino (IR) in OpenVINO, tensorrt on NVIDIA devices."""
+    """Folder of a bundle in torch format; on the device, with --to tensorrt, of one made with --to tensorrt. That one
+    serves --to tensorrt-rtx, too."""
+    to: Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
+    """onnx runs in onnxruntime and OpenVINO, openvino (IR) in OpenVINO, tensorrt on NVIDIA devices, where its engine is
+    built; tensorrt-rtx is an engine that is compiled here for the RTX cards of PCs."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     """fp16: 16-bit weights, 32-bit arithmetic on CPUs, 16-bit in TensorRT; int8 needs --data."""
     data: str | None = None
@@ -88,6 +91,11 @@ class ExportSettings(Settings):
     builder_check: bool = True
     """NVIDIA's own compiler (TensorRT for RTX, extra tensorrt-rtx), where it is installed, must read and compile every
     graph of --to tensorrt; --no-builder-check notes its refusal and writes the bundle all the same."""
+    compute_capability: tuple[str, ...] = ()
+    """With --to tensorrt-rtx: of the cards that shall run it; by default 8.0 and 8.6 (Ampere), 8.9 (Ada) and 12.0
+    (Blackwell); 7.5 is Turing."""
+    cuda_library: CudaLibrary | None = None
+    """On the device: cuda-python or pycuda; by default cuda-python where it is installed."""
     workspace_mib: int | None = Field(None, gt=0)
     """On the device: TensorRT's scratch memory while it builds; by default a share of what is free."""
     timing_cache: Path | None = None
@@ -150,6 +158,9 @@ def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = Non
     """
     source = open_bundle(settings.bundle)
     check_apart(settings.out, settings.bundle, "--bundle")
+    choose_cuda(settings.cuda_library)
+    if settings.to == "tensorrt-rtx":
+        return _compile_for_rtx(settings, source, limits)
     if settings.to == "tensorrt" and source.manifest.format != "torch":
         from runtime.trt.build import build_bundle
 
@@ -174,6 +185,23 @@ def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = Non
     ):
         job = make_job(settings, source, data, folder, scratch)
         return write_bundle(replace(job, parity_limits=limits) if limits else job)
+
+
+def _compile_for_rtx(settings: ExportSettings, source: Bundle, limits: ParityLimits | None) -> Manifest:
+    """Compiles a bundle's graphs; of a torch bundle they are written, gated and guarded first, and thrown away."""
+    from runtime.trt.rtx import CAPABILITIES, compile_bundle
+
+    check_engine_installed("tensorrt-rtx")  # before minutes are spent
+    check_new(settings.out, overwrite=settings.overwrite)
+    capabilities = settings.compute_capability or CAPABILITIES
+    if source.manifest.format != "torch":
+        return compile_bundle(source, settings.out, capabilities=capabilities, overwrite=settings.overwrite)
+    with _scratch_beside(settings.out.with_name(f"{settings.out.name}.partial")) as scratch:
+        # Not judged there: what the compiler refuses it refuses below.
+        asked = {"to": "tensorrt", "out": scratch / "graphs", "builder_check": False}
+        export_bundle(settings.model_copy(update=asked), limits=limits)
+        graphs = open_bundle(scratch / "graphs")
+        return compile_bundle(graphs, settings.out, capabilities=capabilities, overwrite=settings.overwrite)
 
 
 def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder: Path, scratch: Path) -> Job:

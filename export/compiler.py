@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.trt.rtx import EXTRA, JUDGED_FOR, CompileRequest, compile_apart, is_there
+from runtime.engines.seam import EXTRAS, installed
+from runtime.trt.rtx import ENGINE, JUDGED_FOR, CompileRequest, compile_apart
 from segcore.bundle.manifest import CompiledGraph, CompilerVerdict
 from segcore.bundle.story import compiled_words
 from segcore.command import log
@@ -24,8 +25,8 @@ def judge_graphs(folder: Path, *, must_compile: bool) -> CompilerVerdict | None:
     Raises:
         GateError: it refuses a graph, or dies of it.
     """
-    if not is_there():
-        log(f"not judged by NVIDIA's compiler: to have it, pip install 'sam2edge[{EXTRA}]'")
+    if not installed(ENGINE):
+        log(f"not judged by NVIDIA's compiler: to have it, pip install 'sam2edge[{EXTRAS[ENGINE]}]'")
         return None
     graphs, compiler = list[CompiledGraph](), ""
     for path in sorted(folder.glob("*.onnx")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-from runtime.engines.seam import Engine
+from runtime.engines.seam import ON_GPU, Engine
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 
 def model_files(manifest: Manifest) -> tuple[Variant, ...]:
     """What an engine may open: the bundle's model, and its variants but those that only TensorRT's builder takes."""
-    built = manifest.format == "tensorrt"  # a plan runs, whatever the types that it was built from
+    built = manifest.format in ON_GPU  # a plan runs, whatever the types that it was built from
     return manifest.main, *(v for v in manifest.variants if built or v.typing == "fp32")
 
 

@@ -15,7 +15,14 @@ from time import perf_counter
 import numpy as np
 
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
-from runtime.engines.seam import Engine, available_threads, choose_engine, choose_threads, open_engine
+from runtime.engines.seam import (
+    ON_GPU,
+    Engine,
+    available_threads,
+    choose_engine,
+    choose_threads,
+    open_engine,
+)
 from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
@@ -125,7 +132,7 @@ class Predictor:
         manifest = bundle.manifest
         threads = choose_threads(threads)
         name = choose_engine(bundle, engine)
-        most = streams if name == "tensorrt" else threads  # a GPU's streams need no CPU threads
+        most = streams if name in ON_GPU else threads  # a GPU's streams need no CPU threads
         if not 1 <= streams <= most:
             raise InputError(f"--streams: must be 1 to {threads}, the number of threads, got {streams}")
         files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)

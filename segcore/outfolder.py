@@ -38,8 +38,7 @@ def out_folder(
     out = Path(out)
     if not out.name or (out.exists() and not out.is_dir()):
         raise InputError(f"--out {out}: must be the name of a new folder, is not; choose another")
-    if out.exists() and not overwrite:
-        raise InputError(f"--out {out}: must not exist yet, it does; add --overwrite to replace it")
+    check_new(out, overwrite=overwrite)
     partial = out.with_name(out.name + ".partial")
     wanted = json.loads(json.dumps(dict(settings), default=str, sort_keys=True))
     if is_helper_process():  # under `accelerate launch` the first process makes and renames the folder
@@ -110,6 +109,16 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_new(out: Path, *, overwrite: bool) -> None:
+    """Refuses an OUT that is there already.
+
+    Raises:
+        InputError: it is, and may not be replaced.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"--out {out}: must not exist yet, it does; add --overwrite to replace it")
 
 
 def check_apart(out: Path, source: Path, flag: str) -> None:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 # Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
 # wait for each other, many times longer when the machine is shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The user's cache is not filled with what tests make; Playwright's browsers, which lie in it, are found all the same.
+_caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(_caches / "ms-playwright"))
+_scratch = tempfile.TemporaryDirectory(prefix="sam2edge-tests-cache-")
+os.environ["XDG_CACHE_HOME"] = _scratch.name
 
 DATA = "phantom:cxr:24"
 
@@ -149,6 +155,12 @@ def fragile_student() -> ModuleType:
     """tests/fragile_student.py, which is a script too: students that INT8 breaks."""
     pytest.importorskip("torch")
     return beside("fragile_student")
+
+
+@pytest.fixture(scope="session")
+def cuda_stand_ins() -> ModuleType:
+    """tests/cuda_stand_ins.py: CUDA's two Python libraries over this computer's memory."""
+    return beside("cuda_stand_ins")
 
 
 @pytest.fixture(scope="session")

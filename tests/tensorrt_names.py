@@ -1,5 +1,7 @@
 """Type-checks modules against a stub of TensorRT and lists every name of TensorRT's that they use.
 
+Where a module is handed the library (`library.X`, `self._library.X`), the stub's module is taken for it.
+
 Run by tests/test_runtime_tensorrt_api.py: `python tests/tensorrt_names.py STUBS SOURCES MODULE...` with modules as names
 ("runtime.trt.plan") below the folder SOURCES. Prints JSON: {"errors": [...], "names": [...]}. mypy does the work: it
 follows types through calls, so `config.set_flag` is looked up in the class that `builder.create_builder_config()` gives.
@@ -7,6 +9,7 @@ follows types through calls, so `config.set_flag` is looked up in the class that
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,8 +30,27 @@ ignore_errors = true
 """
 
 
+def over_library(sources, scratch):
+    """A copy of runtime/trt in which what is handed in is imported; the folder above it."""
+    for path in sorted((Path(sources) / "runtime" / "trt").glob("*.py")):
+        text, count = re.subn(r"\b(self\._)?library\.(?=[A-Za-z_])", "trt.", path.read_text())
+        if count:
+            text = re.sub(r"(from __future__ import annotations\n)", r"\1import tensorrt as trt\n", text)
+        copy = Path(scratch) / "runtime" / "trt" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
+    (Path(scratch) / "runtime" / "__init__.py").touch()
+    return scratch
+
+
 def check(stubs, sources, modules):
+    with tempfile.TemporaryDirectory() as scratch:
+        return check_copy(stubs, over_library(sources, scratch), modules)
+
+
+def check_copy(stubs, sources, modules):
     os.environ["MYPYPATH"] = os.pathsep.join((stubs, sources))
+    os.chdir(sources)
     from mypy.build import build
     from mypy.main import process_options
 
@@ -84,7 +106,8 @@ def overrides(tree, names, errors):
     """Mypy itself does not ask whether a method that should override one does; TensorRT would never call it."""
     from mypy.nodes import ClassDef, FuncDef
 
-    for node in tree.defs:
+    inside = [n for f in tree.defs if isinstance(f, FuncDef) for n in f.body.body]
+    for node in [*tree.defs, *inside]:
         theirs = (
             [b for b in node.info.mro[1:] if b.fullname.startswith("tensorrt.")]
             if isinstance(node, ClassDef)

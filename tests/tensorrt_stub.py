@@ -2,7 +2,7 @@
 
 Run by tests/test_runtime_tensorrt_api.py, a process per version, with NVIDIA's real bindings over a library of dummies:
 
-    LD_LIBRARY_PATH=dummies PYTHONPATH=bindings python tests/tensorrt_stub.py OUT
+    LD_LIBRARY_PATH=dummies PYTHONPATH=bindings python tests/tensorrt_stub.py OUT [MODULE]
 
 pybind11 puts every signature into the first line of a docstring, with types, names and defaults. What cannot be read as
 one becomes `Any`.
@@ -11,11 +11,16 @@ one becomes `Any`.
 import keyword
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 KEPT_SPECIAL = {"__init__", "__int__", "__len__", "__getitem__", "__call__"}
 PLAIN = {"int", "float", "str", "bytes", "None", "object"}
-CPP_NAMES = {"nvonnxparser::IParserError": "ParserError", "nvinfer1::ILogger::Severity": "ILogger.Severity"}
+CPP_NAMES = {
+    "nvonnxparser::IParserError": "ParserError",
+    "nvinfer1::ILogger::Severity": "ILogger.Severity",
+    "nvinfer1::IRuntimeCache": "IRuntimeCache",
+}
 
 
 class Stub:
@@ -63,6 +68,8 @@ class Stub:
         self.lines.append(f"{pad}class {name}{'(' + ', '.join(bases) + ')' if bases else ''}:")
         if name == "IHostMemory":  # it has the buffer protocol, which Python before 3.12 does not show
             self.lines.append(f"{inner}def __buffer__(self, flags: int, /) -> memoryview: ...")
+        if hasattr(cls, "__members__"):
+            self.lines.append(f"{inner}__members__: dict[str, Any]")
         body = len(self.lines)
         for key, value in vars(cls).items():
             if key.startswith("_") and key not in KEPT_SPECIAL:
@@ -123,7 +130,9 @@ class Stub:
 
     def _type(self, text):
         text = text.strip()
-        bare = CPP_NAMES.get(text) or text.removeprefix("tensorrt_bindings.tensorrt.")
+        bare = CPP_NAMES.get(text) or re.sub(
+            r"^(tensorrt_bindings\.tensorrt|tensorrt_rtx_bindings\.tensorrt_rtx|tensorrt_rtx)\.", "", text
+        )
         if bare in self.names or bare in PLAIN:
             return bare
         if bare == "bool":  # the module has a data type of this name
@@ -151,7 +160,6 @@ def split(text):
 
 
 if __name__ == "__main__":
-    import tensorrt_bindings
-
-    Stub(tensorrt_bindings).write(sys.argv[1])
-    print(tensorrt_bindings.__version__)
+    bindings = import_module(sys.argv[2] if len(sys.argv) > 2 else "tensorrt_bindings")
+    Stub(bindings).write(sys.argv[1])
+    print(bindings.__version__)

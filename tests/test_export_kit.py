@@ -303,7 +303,7 @@ def test_the_script_refuses_in_one_line(kit, tmp_path):
 
 
 def test_the_script_refuses_a_python_without_venv_or_too_old(kit, tmp_path):
-    bare = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; esac')
+    bare = fake_python(tmp_path, 'case "$3" in *ensurepip*) exit 1;; esac')
     assert refusal(kit, "--python", bare, cwd=tmp_path) == (
         "error: python3-venv: must be installed, is not; run: sudo apt install python3-venv"
     )
@@ -314,12 +314,12 @@ def test_the_script_refuses_a_python_without_venv_or_too_old(kit, tmp_path):
 
 
 def test_the_script_refuses_a_device_without_tensorrt_or_cuda(kit, tmp_path):
-    nothing = fake_python(tmp_path, 'case "$2" in *find_spec*|*cuda/version*) exit 1;; esac')
+    nothing = fake_python(tmp_path, 'case "$3" in *find_spec*|*cuda/version*) exit 1;; esac')
     assert refusal(kit, "--engine", "tensorrt", "--python", nothing, cwd=tmp_path) == (
         f"error: tensorrt: must be installed for {nothing}, is not; "
         "run: sudo apt install python3-libnvinfer (part of JetPack)"
     )
-    no_cuda = fake_python(tmp_path, """case "$2" in *"'cuda'"*|*"'pycuda'"*) exit 1;; esac""")
+    no_cuda = fake_python(tmp_path, """case "$3" in *"'cuda."*|*"'pycuda'"*) exit 1;; esac""")
     assert refusal(
         kit, "--engine", "tensorrt", "--python", no_cuda, cwd=tmp_path, CUDA_HOME=str(tmp_path / "none")
     ) == (f"error: CUDA: must be found in {tmp_path}/none, is not; give its version, as in --cuda 12.6")
@@ -332,8 +332,8 @@ def test_the_script_asks_for_the_cuda_python_of_the_devices_cuda(kit, tmp_path, 
         tmp_path,
         f"""printf '%s\\n' "$*" >> {tmp_path}/calls
 case "$2" in
-    venv) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-    *"'cuda'"* | *"'pycuda'"*) exit 1 ;;
+    -m) [ "$3" != venv ] || {{ mkdir -p "$5/bin" && cp "$0" "$5/bin/python"; }} ;;
+    -c) case "$3" in *"'cuda."* | *"'pycuda'"*) exit 1 ;; esac ;;
 esac""",
     )
     words, home = [], tmp_path / "cuda"
@@ -359,7 +359,39 @@ esac""",
     assert installed.endswith(" cuda-python==12.6.*")
     assert f"--no-index --find-links {tmp_path}" in installed
     assert calls[-1] == (
-        f"-m runtime.device --bundle bundle --engine tensorrt --out {tmp_path}/device-report.json"
+        f"-I -m runtime.device --bundle bundle --engine tensorrt --out {tmp_path}/device-report.json"
+    )
+
+
+@pytest.mark.parametrize("numpy", ["1", "2"])
+def test_the_script_takes_pycuda_with_the_numpy_that_it_was_compiled_for(kit, tmp_path, numpy):
+    python = fake_python(
+        tmp_path,
+        f"""printf '%s\\n' "$*" >> {tmp_path}/calls
+case "$2" in
+    -m) [ "$3" != venv ] || {{ mkdir -p "$5/bin" && cp "$0" "$5/bin/python"; }} ;;
+    -c) case "$3" in *"'cuda."*) exit 1 ;; *numpy*) [ {numpy} = 1 ] || exit 1 ;; esac ;;
+esac""",
+    )
+    words = ["--engine", "tensorrt", "--python", python, "--venv", "v"]
+    done = script(kit, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    (installed,) = (call for call in calls if "requirements-tensorrt.txt" in call)
+    assert installed.endswith("numpy<2") == (numpy == "1")
+    assert "cuda-python" not in installed
+    assert " --cuda-library pycuda --out " in calls[-1]
+    assert all(call.startswith("-I ") or call == "-V" for call in calls)
+
+
+def test_the_script_refuses_a_cuda_library_that_is_not_there(kit, tmp_path):
+    assert refusal(kit, "--cuda-library", "cupy", cwd=tmp_path) == (
+        "error: --cuda-library cupy: must be cuda-python or pycuda, got cupy"
+    )
+    python = fake_python(tmp_path, """case "$3" in *"'pycuda'"*) exit 1;; esac""")
+    words = ["--engine", "tensorrt", "--python", python, "--cuda-library", "pycuda"]
+    assert refusal(kit, *words, cwd=tmp_path) == (
+        f"error: pycuda: must be installed for {python}, is not; build it (README.txt), or leave --cuda-library out"
     )
 
 
@@ -368,14 +400,14 @@ def test_the_script_passes_the_baseline_to_an_engine_that_compares(compared_kit,
     python = fake_python(
         tmp_path,
         f"""printf '%s\\n' "$*" >> {tmp_path}/calls
-[ "$2" != venv ] || {{ mkdir -p "$4/bin" && cp "$0" "$4/bin/python"; }}""",
+[ "$3" != venv ] || {{ mkdir -p "$5/bin" && cp "$0" "$5/bin/python"; }}""",
     )
     words = ["--engine", engine, "--python", python, "--venv", "v", "--out", "r.json"]
     done = script(compared_kit, *words, "--", "--threads", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     passed = "--baseline baseline " if engine == "openvino" else ""
     assert (tmp_path / "calls").read_text().splitlines()[-1] == (
-        f"-m runtime.device --bundle bundle {passed}--engine {engine} --out {tmp_path}/r.json --threads 1"
+        f"-I -m runtime.device --bundle bundle {passed}--engine {engine} --out {tmp_path}/r.json --threads 1"
     )
     note = "note: onnxruntime does not compare with baseline/; the report will hold no speed against it"
     assert (note in done.stderr) is (engine == "onnxruntime")

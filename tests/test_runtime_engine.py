@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from runtime.engines.seam import OPENED_BY, engines_for, installed, open_engine
+from runtime.engines.seam import OPENED_BY, choose_engine, engines_for, installed, open_engine
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
@@ -145,6 +145,22 @@ def test_onnxruntime_steps_in_where_openvino_is_absent(exported, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("machine", "precision", "engine"),
+    [
+        ("x86_64", "int8", "openvino"),
+        ("aarch64", "int8", "onnxruntime"),  # OpenVINO computes it in FP32 there
+        ("arm64", "int8", "onnxruntime"),
+        ("aarch64", "fp32", "openvino"),
+    ],
+)
+def test_the_default_engine_is_one_that_computes_in_int8(exported, monkeypatch, machine, precision, engine):
+    bundle = open_bundle(exported("onnx", "fp32"))
+    manifest = bundle.manifest.model_copy(update={"precision": precision})
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert choose_engine(bundle.model_copy(update={"manifest": manifest})) == engine
+
+
+@pytest.mark.parametrize(
     ("engine", "message"),
     [
         (
@@ -152,7 +168,7 @@ def test_onnxruntime_steps_in_where_openvino_is_absent(exported, monkeypatch):
             "--engine onnxruntime: must be able to open openvino, is not; use --engine openvino, "
             "or export the model to another format",
         ),
-        ("tvm", "--engine tvm: must be one of openvino, onnxruntime, tensorrt, got tvm"),
+        ("tvm", "--engine tvm: must be one of openvino, onnxruntime, tensorrt, tensorrt-rtx, got tvm"),
     ],
 )
 def test_wrong_engines_are_refused(exported, engine, message):

@@ -20,11 +20,12 @@ from runtime.trt.library import (
     killed_error,
     load_error,
     parse_error,
+    read_l4t,
     release_of,
 )
 from runtime.trt.plan_request import available_mib, memory_limits
 from runtime.trt.progress import PhaseBars
-from runtime.trt.target import DeviceIdentity, check_target, identify_device, read_l4t
+from runtime.trt.target import DeviceIdentity, check_target, identify_device
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import save_golden
 from segcore.bundle.manifest import DataRecord, EngineTarget, Variant
@@ -129,13 +130,18 @@ def test_bundles_that_no_engine_is_built_from(tmp_path):
 
 
 @pytest.mark.skipif(installed("tensorrt"), reason="TensorRT is installed")
-def test_without_tensorrt_one_line_says_what_to_install(tmp_path):
+@pytest.mark.parametrize("l4t", ["", "36.4.3"])
+def test_without_tensorrt_one_line_says_what_to_install(tmp_path, monkeypatch, l4t):
+    monkeypatch.setattr("runtime.trt.library.read_l4t", lambda: l4t)
     with pytest.raises(InputError) as caught:
         build_bundle(make_source(tmp_path / "b", "fp32"), tmp_path / "out")
-    assert str(caught.value) == (
-        "tensorrt: must be installed to build an engine, is not; on a Jetson: sudo apt install python3-libnvinfer, and a "
-        "virtual environment made with --system-site-packages; on a PC with a GPU: pip install 'sam2edge[tensorrt]'"
-    )
+    how = "run: pip install 'sam2edge[tensorrt]'"
+    if l4t:
+        how = (
+            "run: sudo apt install python3-libnvinfer, and use a virtual environment made with --system-site-packages "
+            "(PyPI's tensorrt does not run on a Jetson)"
+        )
+    assert str(caught.value) == f"tensorrt: must be installed to build or run an engine, is not; {how}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
 
 
@@ -163,7 +169,7 @@ def test_a_tensorrt_whose_library_is_missing_is_named(tmp_path):
         check=True,
     )
     assert done.stdout.startswith(
-        "tensorrt: must load, does not (libnvinfer.so.10: cannot open shared object file); on a Jetson: "
+        "tensorrt: must load, does not (libnvinfer.so.10: cannot open shared object file); run: "
     )
     assert done.stderr == ""
     assert not list(tmp_path.glob("out*"))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.engines.seam import import_names, installed
 from runtime.trt.library import STRONGLY_TYPED, ReleaseRange, release_of
 
 ROOT = Path(__file__).parents[1]
@@ -46,13 +47,15 @@ SLIPS = [
     ("plan", "ignore_mismatch=False", "ignore_mismatches=False"),
     ("plan", "error.desc()", "error.description()"),
     ("v10", "def phase_finish(", "def phase_finished("),
+    ("execution", "def report_layer_time(", "def report_layer_times("),
+    ("execution", "library.TensorIOMode.INPUT", "library.TensorIOMode.IN"),
     (
         "execution",
         "set_tensor_address(name, buffers.pointer)",
         "set_tensor_address(buffers.pointer, name)",
     ),
     ("execution", "engine.num_io_tensors", "engine.num_tensors"),
-    ("log", "trt.ILogger.WARNING", "trt.ILogger.WARN"),
+    ("log", "library.ILogger.WARNING", "library.ILogger.WARN"),
     ("strongly_typed", "STRONGLY_TYPED)\n", "STRONG_TYPED)\n"),
 ]
 
@@ -127,9 +130,10 @@ def stubs(dummies, tmp_path_factory):
 
 
 def serves(path: Path) -> ReleaseRange | None:
-    """The releases that a module is for; None where it does not import TensorRT at its top."""
+    """The releases that a module is for; None where it neither imports TensorRT at its top nor is handed it."""
     tree = ast.parse(path.read_text())
-    if not any(isinstance(n, ast.Import) and n.names[0].name == "tensorrt" for n in tree.body):
+    imports = any(isinstance(n, ast.Import) and n.names[0].name == "tensorrt" for n in tree.body)
+    if path.stem == "rtx" or not (imports or "library: Any" in path.read_text()):
         return None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SERVES":
@@ -196,6 +200,8 @@ def test_a_slip_is_found(stubs, tmp_path):
         '"set_tensor_address" of "IExecutionContext" has incompatible type',
         'has no attribute "num_tensors"',
         'has no attribute "WARN"',
+        'has no attribute "IN"',
+        "report_layer_times overrides nothing of tensorrt.IProfiler",
         'has no attribute "STRONG_TYPED"',
     ):
         assert any(sign in error for error in errors), (sign, errors)
@@ -205,18 +211,39 @@ def test_a_name_of_another_version_is_found(stubs):
     """TensorRT 11 has no precision flags: a module for 8.6 must not pass as one for 11."""
     errors = check_names(stubs("11.4.0.106"), ROOT, ["runtime.trt.weakly_typed", "runtime.trt.v8"])["errors"]
     assert any('has no attribute "FP16"' in error for error in errors)
-    assert any('has no attribute "device_memory_size"' in error for error in errors)
+    assert any('has no attribute "get_tactic_sources"' in error for error in errors) or any(
+        'has no attribute "CUBLAS"' in error for error in errors
+    )
+
+
+def test_every_name_exists_in_tensorrt_for_rtx(tmp_path, capsys):
+    """The library itself is here: its stub needs no dummies."""
+    name = next((n for n in import_names("tensorrt-rtx") if installed(n)), None)
+    if name is None:
+        pytest.skip("TensorRT for RTX is not installed (Linux on x86-64 only)")
+    words = [str(ROOT / "tests/tensorrt_stub.py"), str(tmp_path / "stub"), name]
+    subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    modules = [f"runtime.trt.{module}" for module in ("rtx", "execution", "log")]
+    found = check_names(tmp_path / "stub", ROOT, modules)
+    assert found["errors"] == []
+    assert {
+        "Runtime.get_engine_validity",
+        "IRuntimeConfig.set_runtime_cache",
+        "IRuntimeCache.serialize",
+    } <= set(found["names"])
+    with capsys.disabled():
+        print(f"\nTensorRT for RTX: {len(found['names'])} names checked")
 
 
 OVER_BINDINGS = """
 import sys, types, tensorrt_bindings
 trt = sys.modules["tensorrt"] = tensorrt_bindings
 from runtime.trt import execution, plan
-from runtime.trt.log import TensorRtLog
+from runtime.trt.log import open_log
 from runtime.trt.library import release_of
 
 release = release_of(trt.__version__)
-logger = TensorRtLog()
+logger = open_log(trt)
 for severity in (trt.ILogger.ERROR, trt.ILogger.WARNING, trt.ILogger.INFO):
     logger.log(severity, severity.name)
 assert logger.lines == ["WARNING", "ERROR"], logger.lines
@@ -226,9 +253,10 @@ except TypeError:  # what build_plan expects where TensorRT makes no builder
     pass
 else:
     raise AssertionError
-profile = execution._LayerTimes()
+profile = execution.open_profiler(trt)
 profile.report_layer_time("conv", 1.5), profile.report_layer_time("conv", 0.5)
 assert profile.total_ms == {"conv": 2.0}
+assert hasattr(trt.ICudaEngine, "device_memory_size_v2") or hasattr(trt.ICudaEngine, "device_memory_size")
 flags = plan._network_flags(release)
 kinds = trt.NetworkDefinitionCreationFlag
 wanted = kinds.EXPLICIT_BATCH if release < (10, 13) else kinds.STRONGLY_TYPED

@@ -5,17 +5,21 @@ its streams do nothing until they are waited for, so a result that is read too e
 """
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 import types
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runtime.engines.seam import EngineOptions
+from runtime.trt import cuda_runtime
 from runtime.trt.cuda_runtime import CudaError, GpuDevice
+from runtime.trt.engine import open_model
 from runtime.trt.plan_request import PlanRequest
 from runtime.trt.target import identify_device
 from segcore.bundle.folder import open_bundle, seal_bundle
@@ -34,84 +38,10 @@ def compute_logits(pictures):
     return np.ascontiguousarray(pictures[:, None, ::2, ::2, 0].astype(np.float32) - 128)
 
 
-class HostCuda:
-    """CUDA's calls on host memory; `fails_at` names the allocation that finds no memory."""
-
-    library = "stand-in"
-
-    def __init__(self, fails_at: int = -1) -> None:
-        self.memory, self.queues, self.pinned_arrays, self.events = {}, {}, [], set()
-        self.numbers, self.fails_at, self.closed, self.allocations = count(1000, 1000), fails_at, False, 0
-
-    def device(self):
-        return ORIN
-
-    def free_mib(self):
-        return 1
-
-    def allocate(self, size):
-        self.allocations += 1
-        if self.allocations == self.fails_at:
-            raise CudaError("cudaMalloc: out of memory (cudaErrorMemoryAllocation)")
-        pointer = next(self.numbers)
-        self.memory[pointer] = np.zeros(size, np.uint8)
-        return pointer
-
-    def free(self, pointer):
-        del self.memory[pointer]
-
-    def pinned(self, shape, dtype):
-        self.pinned_arrays.append(np.zeros(shape, dtype))
-        return self.pinned_arrays[-1]
-
-    def free_pinned(self, array):
-        self.pinned_arrays = [a for a in self.pinned_arrays if a is not array]
-
-    def stream(self):
-        handle = next(self.numbers)
-        self.queues[handle] = []
-        return handle
-
-    def synchronize(self, stream):
-        while self.queues[stream]:
-            self.queues[stream].pop(0)()
-
-    def destroy_stream(self, stream):
-        del self.queues[stream]
-
-    def copy_in(self, pointer, array, stream):
-        self.queues[stream].append(
-            lambda: self.memory[pointer].__setitem__(..., array.view(np.uint8).ravel())
-        )
-
-    def copy_out(self, array, pointer, stream):
-        self.queues[stream].append(
-            lambda: array.view(np.uint8).reshape(-1).__setitem__(..., self.memory[pointer])
-        )
-
-    def event(self):
-        self.events.add(event := next(self.numbers))
-        return event
-
-    def record(self, event, stream): ...
-
-    def elapsed_ms(self, start, end):
-        return 1.5
-
-    def destroy_event(self, event):
-        self.events.remove(event)
-
-    def close(self):
-        self.closed = True
-
-    @property
-    def held(self):
-        return len(self.memory) + len(self.pinned_arrays) + len(self.queues) + len(self.events)
-
-
-def tensorrt_stand_in(cuda, version):
+def tensorrt_stand_in(gpu, version):
     """A module with what our code names. An engine picks pixels; a builder does what `trt.script` says."""
     trt = types.ModuleType("tensorrt")
+    trt.__spec__ = importlib.util.spec_from_loader("tensorrt", None)
     trt.__version__, trt.contexts, trt.calls, trt.script = version, [], [], {}
 
     class Kind(int):
@@ -143,13 +73,13 @@ def tensorrt_stand_in(cuda, version):
 
         def execute_async_v3(self, stream):
             def compute():
-                pictures = cuda.memory[self.addresses["picture"]].reshape(SHAPES["picture"])
+                pictures = gpu.memory[self.addresses["picture"]].reshape(SHAPES["picture"])
                 logits = compute_logits(pictures)
-                cuda.memory[self.addresses["logits"]][...] = logits.view(np.uint8).ravel()
+                gpu.memory[self.addresses["logits"]][...] = logits.view(np.uint8).ravel()
                 if self.profiler:
                     self.profiler.report_layer_time("conv", 2.0)
 
-            cuda.queues[stream].append(compute)
+            gpu.queues[stream].append(compute)
             return True
 
     class Engine:
@@ -227,26 +157,36 @@ def tensorrt_stand_in(cuda, version):
     return trt
 
 
-OURS = ("log", "plan", "execution", "v10", "v8", "weakly_typed", "strongly_typed")
+OURS = ("plan", "v10", "v8", "weakly_typed", "strongly_typed")
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    """Opens our modules over a stand-in of a version: (tensorrt, cuda, module)."""
+@pytest.fixture(params=["cuda-python", "pycuda"])
+def bench(monkeypatch, request, cuda_stand_ins):
+    """Our modules over a stand-in of a TensorRT version and of each CUDA library: (tensorrt, gpu)."""
 
-    def open_modules(name, version="10.3.0", fails_at=-1):
-        cuda = HostCuda(fails_at)
-        trt = tensorrt_stand_in(cuda, version)
+    def open_bench(version="10.3.0", fails_at=-1):
+        cuda_runtime._primary_context.cache_clear()
+        gpu = cuda_stand_ins.HostGpu(fails_at)
+        trt = tensorrt_stand_in(gpu, version)
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
+        monkeypatch.setenv(cuda_runtime.CHOICE, request.param)
+        cuda_stand_ins.install(monkeypatch.setitem, gpu, request.param)
         for module in OURS:
             monkeypatch.delitem(sys.modules, f"runtime.trt.{module}", raising=False)
-        module = importlib.import_module(f"runtime.trt.{name}")
-        monkeypatch.setattr(module, "open_cuda", lambda: cuda)
-        return trt, cuda, module
+        return trt, gpu
 
-    yield open_modules
+    yield open_bench
     for module in OURS:
         sys.modules.pop(f"runtime.trt.{module}", None)
+    cuda_runtime._primary_context.cache_clear()
+
+
+def open_plan(path, *, streams, target):
+    return open_model(path, EngineOptions("int8", 1, streams, target))
+
+
+def build_plan(request):
+    return importlib.import_module("runtime.trt.plan").build_plan(request)
 
 
 def plan_file(tmp_path, content=b"plan"):
@@ -269,27 +209,27 @@ def sums(logits):
 
 
 def test_run_takes_any_number_of_pictures_and_allocates_once(bench, tmp_path):
-    _, cuda, module = bench("execution")
-    engine = module.TensorRtEngine(plan_file(tmp_path), streams=1, target=target())
+    _, gpu = bench()
+    engine = open_plan(plan_file(tmp_path), streams=1, target=target())
     assert (engine.version, engine.batch) == ("10.3.0", 2)
-    assert cuda.allocations == 2
+    assert gpu.allocations == 2
     first = engine.run(pictures(5))
     assert first.shape == (5, 1, 2, 2)
     assert first.dtype == np.float32
     assert sums(first) == [0, 1, 2, 3, 4]
     assert sums(engine.run(pictures(1, 9))) == [9]
     assert sums(first) == [0, 1, 2, 3, 4]  # not the engine's own memory
-    assert cuda.allocations == 2
+    assert gpu.allocations == 2
     with pytest.raises(ValueError, match="batch must be 1 to 2 pictures of"):
         engine.run(np.zeros((1, 5, 4, 1), np.uint8))
     engine.close()
-    assert (cuda.held, cuda.closed) == (0, True)
+    assert gpu.held == 0
     engine.close()
 
 
 def test_stream_keeps_order_and_pulls_no_further_than_it_may(bench, tmp_path):
-    _, cuda, module = bench("execution")
-    engine = module.TensorRtEngine(plan_file(tmp_path), streams=3, target=target())
+    _, gpu = bench()
+    engine = open_plan(plan_file(tmp_path), streams=3, target=target())
     pulled = []
 
     def source():
@@ -313,52 +253,79 @@ def test_stream_keeps_order_and_pulls_no_further_than_it_may(bench, tmp_path):
     left = engine.stream(source(), in_flight=3)
     next(left)
     left.close()  # the caller has seen enough: nothing stays under way
-    assert not any(cuda.queues.values())
+    assert not any(gpu.queues.values())
     assert sums(engine.run(pictures(2, 3))) == [3, 4]
     engine.close()
-    assert cuda.held == 0
+    assert gpu.held == 0
 
 
 def test_figures_for_the_device_report(bench, tmp_path):
     for version in ("8.6.2", "10.3.0"):
-        _, cuda, module = bench("execution", version)
-        engine = module.TensorRtEngine(plan_file(tmp_path), streams=2, target=target(version))
+        _, gpu = bench(version)
+        engine = open_plan(plan_file(tmp_path), streams=2, target=target(version))
         assert engine.time_engine(3) == (1.5, 1.5, 1.5)
-        cuda.synchronize(next(iter(cuda.queues)))
+        gpu.wait(next(iter(gpu.queues)))
         assert engine.profile_layers(4) == {"conv": 2.0}
         assert engine.device_memory_mib() == pytest.approx(2 + 2 * (32 + 32) / 2**20)
         engine.close()
-        assert cuda.held == 0
+        assert gpu.held == 0
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
 def test_what_was_allocated_is_freed_when_memory_runs_out(bench, tmp_path, fails_at):
-    _, cuda, module = bench("execution", fails_at=fails_at)
-    with pytest.raises(CudaError, match="cudaMalloc: out of memory"):
-        module.TensorRtEngine(plan_file(tmp_path), streams=2, target=target())
-    assert (cuda.held, cuda.closed) == (0, True)
+    _, gpu = bench(fails_at=fails_at)
+    with pytest.raises(
+        CudaError, match=r"(cudaMalloc: out of memory|mem_alloc: cuMemAlloc failed: out of memory)"
+    ):
+        open_plan(plan_file(tmp_path), streams=2, target=target())
+    assert gpu.held == 0
 
 
 def test_engines_that_do_not_open_leave_nothing_behind(bench, tmp_path):
-    trt, cuda, module = bench("execution")
+    trt, gpu = bench()
     with pytest.raises(
         InputError, match=r"must be built for TensorRT 10\.3\.0 .* got one for TensorRT 8\.6\.2"
     ):
-        module.TensorRtEngine(plan_file(tmp_path), streams=1, target=target("8.6.2"))
+        open_plan(plan_file(tmp_path), streams=1, target=target("8.6.2"))
     assert trt.calls == []  # refused before TensorRT saw the file
     with pytest.raises(
         InputError, match=r"must load in TensorRT 10\.3\.0, does not \(magic tag does not match\); build"
     ):
-        module.TensorRtEngine(plan_file(tmp_path, b"damaged"), streams=1, target=target())
+        open_plan(plan_file(tmp_path, b"damaged"), streams=1, target=target())
     trt.script["contexts"] = 1
     with pytest.raises(
         InputError, match="memory: must be enough for 2 engine contexts, is not; give fewer streams"
     ):
-        module.TensorRtEngine(plan_file(tmp_path), streams=2, target=target())
+        open_plan(plan_file(tmp_path), streams=2, target=target())
     trt.script = {"output": trt.DataType.HALF}
     with pytest.raises(InputError, match="must have one uint8 input and one float32 output"):
-        module.TensorRtEngine(plan_file(tmp_path), streams=1, target=target())
-    assert (cuda.held, cuda.closed) == (0, True)
+        open_plan(plan_file(tmp_path), streams=1, target=target())
+    assert gpu.held == 0
+
+
+def test_any_thread_may_ask_and_leaves_no_context_behind(bench, tmp_path):
+    """The page answers in threads of its own; pycuda's contexts belong to a thread."""
+    _, gpu = bench()
+    with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(1) as other:
+        path = plan_file(tmp_path)
+        engine = opener.submit(open_plan, path, streams=1, target=target()).result()
+        assert sums(other.submit(engine.run, pictures(2, 4)).result()) == [4, 5]
+        assert other.submit(engine.time_engine, 2).result() == (1.5, 1.5)
+        other.submit(engine.close).result()
+        assert other.submit(lambda: list(gpu.contexts)).result() == []
+    assert gpu.held == 0
+    again = open_plan(path, streams=1, target=target())
+    assert sums(again.run(pictures(1, 7))) == [7]
+    again.close()
+
+
+def test_without_a_gpu_one_line_says_so(bench):
+    _, gpu = bench()
+    gpu.present = False
+    with pytest.raises(
+        InputError, match=r"^GPU: must be there to build or run a TensorRT engine, is not \(CUDA: "
+    ):
+        cuda_runtime.open_cuda()
 
 
 def request(tmp_path, precision="int8"):
@@ -369,10 +336,10 @@ def request(tmp_path, precision="int8"):
 
 @pytest.mark.parametrize("version", ["8.6.2", "10.3.0", "10.13.3", "11.4.0"])
 def test_a_plan_is_built_with_the_versions_own_settings(bench, tmp_path, version, capsys):
-    trt, cuda, module = bench("plan", version)
+    trt, gpu = bench(version)
     trt.script |= {"plan": b"plan", "get_tactic_sources": 0b1111}
     trt.script |= {"get_timing_cache": types.SimpleNamespace(serialize=lambda: b"timings")}
-    built = module.build_plan(request(tmp_path))
+    built = build_plan(request(tmp_path))
     assert (tmp_path / "model.plan").read_bytes() == b"plan"
     assert (tmp_path / "timings").read_bytes() == b"timings"
     weak = version in ("8.6.2", "10.3.0")
@@ -396,47 +363,48 @@ def test_a_plan_is_built_with_the_versions_own_settings(bench, tmp_path, version
     assert trt.config.builder_optimization_level == 3
     assert trt.config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert hasattr(vars(trt.config).get("progress_monitor"), "step_complete") == (version != "8.6.2")
-    assert cuda.closed
+    assert gpu.held == 0
     assert "building model.plan from model.onnx with TensorRT" in capsys.readouterr().err
-    module.build_plan(request(tmp_path))
+    build_plan(request(tmp_path))
     assert ("create_timing_cache", b"timings") in trt.calls  # the second build begins with the first one's
 
 
 def test_fp32_sets_no_precision_flag(bench, tmp_path):
-    trt, _, module = bench("plan")
+    trt, _ = bench()
     trt.script |= {"plan": b"plan", "get_timing_cache": None}
-    assert module.build_plan(request(tmp_path, "fp32")).flags == ()
+    assert build_plan(request(tmp_path, "fp32")).flags == ()
     assert not any(call[0] == "set_flag" for call in trt.calls)
 
 
 def test_a_build_that_fails_leaves_no_plan(bench, tmp_path):
-    trt, cuda, module = bench("plan")
+    trt, gpu = bench()
     trt.script["log"] = [
         "Tactic Device request: 538MB Available: 166MB. Device memory is insufficient to use tactic."
     ]
     with pytest.raises(
         InputError, match=r"memory: must be enough to build model\.onnx with TensorRT 10\.3\.0, was not"
     ):
-        module.build_plan(request(tmp_path))
+        build_plan(request(tmp_path))
     trt.script["parser"] = "unsupported operator"
     with pytest.raises(
         InputError, match=r"model\.onnx, node number 12: must be readable by TensorRT 10\.3\.0, is not"
     ):
-        module.build_plan(request(tmp_path))
-    assert cuda.closed
+        build_plan(request(tmp_path))
+    assert gpu.held == 0
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 SITE = """
 import importlib.util, sys
-import runtime.trt.cuda_runtime
-spec = importlib.util.spec_from_file_location("stand_in", {path!r})
-stand_in = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stand_in)
-cuda = stand_in.HostCuda()
-runtime.trt.cuda_runtime.open_cuda = lambda: cuda
-trt = sys.modules["tensorrt"] = stand_in.tensorrt_stand_in(cuda, "10.3.0")
-trt.__spec__ = importlib.util.spec_from_loader("tensorrt", None)
+def load(path):
+    spec = importlib.util.spec_from_file_location("stand_in", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+stand_in, cuda = load({path!r}), load({cuda!r})
+gpu = cuda.HostGpu()
+cuda.install(dict.__setitem__, gpu, "cuda-python")
+trt = sys.modules["tensorrt"] = stand_in.tensorrt_stand_in(gpu, "10.3.0")
 trt.script |= {script}
 """
 BUILD = """
@@ -484,7 +452,9 @@ def build_over_stand_in(folder, *, plan=b"plan", error=0.0):
     )
     cache = "stand_in.types.SimpleNamespace(serialize=lambda: b'timings')"
     script = f"{{'plan': {plan!r}, 'get_timing_cache': {cache}}}"
-    (folder / "sitecustomize.py").write_text(SITE.format(path=__file__, script=script))
+    (folder / "sitecustomize.py").write_text(
+        SITE.format(path=__file__, cuda=str(Path(__file__).with_name("cuda_stand_ins.py")), script=script)
+    )
     (folder / "main.py").write_text(BUILD)
     paths = os.pathsep.join((str(folder), str(Path(__file__).parents[1])))
     return subprocess.run(
@@ -529,3 +499,67 @@ def test_a_build_that_fails_in_the_child_leaves_nothing(tmp_path):
         "InputError model.onnx: must build with TensorRT 10.3.0, does not (it did not say why); export it again\n"
     )
     assert not list(tmp_path.glob("out*"))
+
+
+# --- which of CUDA's libraries ---
+
+
+def test_cuda_python_comes_before_pycuda_unless_one_is_chosen(monkeypatch, cuda_stand_ins):
+    monkeypatch.delenv(cuda_runtime.CHOICE, raising=False)
+    cuda_runtime._primary_context.cache_clear()
+    gpu = cuda_stand_ins.HostGpu()
+    cuda_stand_ins.install(monkeypatch.setitem, gpu, "pycuda")
+    monkeypatch.setattr(cuda_runtime, "_RUNTIMES", ("nobodys.cuda",))
+    assert cuda_runtime.open_cuda().library == "pycuda"
+    monkeypatch.undo()
+    for library in ("cuda-python", "pycuda"):
+        cuda_stand_ins.install(monkeypatch.setitem, gpu, library)
+    monkeypatch.setenv(cuda_runtime.CHOICE, "")
+    assert cuda_runtime.open_cuda().library == "cuda-python"
+    cuda_runtime.choose_cuda("pycuda")
+    assert cuda_runtime.open_cuda().library == "pycuda"
+    monkeypatch.setenv(cuda_runtime.CHOICE, "cupy")
+    with pytest.raises(
+        InputError, match="SAM2EDGE_CUDA_LIBRARY: must be one of cuda-python, pycuda, got cupy"
+    ):
+        cuda_runtime.open_cuda()
+    cuda_runtime._primary_context.cache_clear()
+
+
+def test_a_folder_named_cuda_is_no_cuda_python(tmp_path, monkeypatch):
+    (tmp_path / "cuda" / "bin").mkdir(parents=True)
+    code = "from runtime.trt import cuda_runtime as c; c._RUNTIMES = ('cuda.no_bindings.runtime', 'cuda.no_cudart')\n"
+    code += "try: c.open_cuda()\nexcept c.InputError as error: print(error)"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(
+        "cuda-python: must be installed to run an engine on a GPU, is not; run: pip install"
+    )
+    assert "tensorrt" not in done.stdout  # which on a Jetson does not come from there
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (
+            "numpy.core.multiarray failed to import",
+            r"^pycuda: must load with numpy \S+, does not \(numpy\.core",
+        ),
+        (
+            "libcuda.so.1: cannot open shared object file",
+            r"^GPU: must be there .* \(CUDA: libcuda\.so\.1: cannot",
+        ),
+    ],
+)
+def test_a_pycuda_that_does_not_load_is_one_line(tmp_path, monkeypatch, reason, said):
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda/__init__.py").touch()
+    (tmp_path / "pycuda/driver.py").write_text(f"raise ImportError({reason!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(cuda_runtime.CHOICE, "pycuda")
+    cuda_runtime._primary_context.cache_clear()
+    with pytest.raises(InputError, match=said):
+        cuda_runtime.open_cuda()
+    sys.modules.pop("pycuda", None)

@@ -98,13 +98,18 @@ def kit_engines(bundle: Bundle) -> tuple[str, ...]:
     """The engines that can run a bundle on a device, the one it was made for first.
 
     Raises:
-        InputError: a torch bundle, or an engine that only the device that built it can run.
+        InputError: a torch bundle, an engine that only the device that built it can run, or one for RTX cards.
     """
     manifest = bundle.manifest
     if manifest.format == "tensorrt":
         raise InputError(
             f"bundle {bundle.folder}: must be one that a device can open, is a TensorRT engine, which runs only "
             "where it was built; give the tensorrt-onnx bundle that it was built from"
+        )
+    if manifest.format == "tensorrt-rtx":
+        raise InputError(
+            f"bundle {bundle.folder}: must be for a device without sam2edge, is for a PC with an RTX card; there: "
+            "pip install 'sam2edge[tensorrt-rtx]', then python -m runtime.device --engine tensorrt-rtx --bundle B"
         )
     able = engines_for(bundle)
     if manifest.format == "tensorrt-onnx":
@@ -167,6 +172,17 @@ def _pack_archive(folder: Path, tar: Path, name: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+_PYCUDA = """
+CUDA is called through cuda-python, which has wheels. pycuda serves instead (--cuda-library pycuda); it has none, and is
+compiled on the device, in some minutes, for the numpy that is there:
+
+    sudo apt install build-essential python3-dev
+    PATH=/usr/local/cuda/bin:$PATH python3 -m pip install pycuda
+
+Where the system's numpy is 1 (JetPack 6), the script keeps numpy below 2 for it; offline add 'numpy<2' to the line
+above.
+"""
+
 # --- its README.txt and run_on_device.sh, filled in for one bundle ---
 
 
@@ -201,6 +217,7 @@ def readme_text(
         ENGINES=", ".join(engines[1:]) or "none for this bundle",
         CUDA="'cuda-python==12.6.*'" if engines[0] == "tensorrt" else "",
         CUDA_HINT=" and cuda-python==13.0.*" if engines[0] == "tensorrt" else "",
+        PYCUDA=_PYCUDA if tensorrt else "",
         TRTEXEC=trtexec_lines(manifest) if tensorrt else "",
         ONNX=manifest.model_file,
         BASELINE_ENGINE="\n(The baseline's: device-report-baseline-engine/.)" if baseline else "",

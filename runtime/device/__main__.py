@@ -39,6 +39,7 @@ from runtime.device.speed import (
 from runtime.engines.seam import BUILDS_FROM, choose_engine
 from runtime.predictor import Predictor
 from runtime.trt.build import build_bundle
+from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from runtime.verify import Verification, verify_bundle
 from segcore import __version__
 from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
@@ -62,12 +63,14 @@ class DeviceSettings(Settings):
     baseline: Path | None = None
     """Folder of the same network's export in a higher precision. Both are timed in turns in one run, and an int8 bundle
     that is not faster ends with exit status 3."""
-    engine: Literal["tensorrt", "openvino", "onnxruntime"]
+    engine: Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
     """The engine to measure."""
     out: Path
     """File to write: device-report.json."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of the engine; by default all that this process may use."""
+    cuda_library: CudaLibrary | None = None
+    """For an engine on a GPU: cuda-python or pycuda; by default cuda-python where it is installed."""
     warm_up_s: float = Field(default=10.0, ge=0)
     """Seconds of calls before the first timed one."""
     rounds: int = Field(default=10, gt=0)
@@ -85,6 +88,7 @@ def main(settings: DeviceSettings) -> None:
         InputError: a bundle or an engine that cannot be used here.
         GateError: the masks of the golden cases are not the bundle's, or INT8 is not faster than the baseline.
     """
+    choose_cuda(settings.cuda_library)
     check_out(settings.out, overwrite=settings.overwrite)
     source = open_bundle(settings.bundle)
     baseline = _open_baseline(settings, source)  # refused now, before minutes are spent

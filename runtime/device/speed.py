@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.device.report import DeviceReport, Percentiles, percentiles
 from runtime.device.sensors import SensorWatch
-from runtime.engines.seam import ENGINES, builds_tensorrt, engines_for
+from runtime.engines.seam import ENGINES, ON_GPU, builds_tensorrt, engines_for
 from runtime.predictor import Predictor
 from runtime.timing.latency import (
     ModelCalls,
@@ -42,7 +42,12 @@ PICTURES = 8
 THROUGHPUT_S = 3.0
 """Seconds of pictures one after another, at most."""
 _PRECISION_RANK = {"int8": 0, "fp16": 1, "fp32": 2}
-_ENGINE_TITLE = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "onnxruntime"}
+_ENGINE_TITLE = {
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
+    "openvino": "OpenVINO",
+    "onnxruntime": "onnxruntime",
+}
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def check_baseline(bundle: Bundle, baseline: Bundle) -> tuple[str, ...]:
     name = f"--baseline {baseline.folder}"
     able, able_too = _comparing_engines(bundle), _comparing_engines(baseline)
     for folder, manifest in ((bundle.folder, ours), (baseline.folder, theirs)):
-        if manifest.format == "tensorrt":  # its parent is the bundle that it was built from, not the network
+        if manifest.format in ON_GPU:  # its parent is the bundle that it was built from, not the network
             raise InputError(
                 f"{name}: must be compared as a bundle that an engine is built from, {folder} is a built one; "
                 "give the tensorrt-onnx bundles of both"

@@ -7,7 +7,8 @@ extra.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
+import platform
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from runtime.trt.library import check_installed
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import EngineTarget, Manifest
 from segcore.errors import InputError, need
@@ -24,10 +26,19 @@ ENGINES = {
     "openvino": "runtime.engines.openvino_engine",
     "onnxruntime": "runtime.engines.onnxruntime_engine",
     "tensorrt": "runtime.trt.engine",
+    "tensorrt-rtx": "runtime.trt.rtx",
 }
 """Engine's name → the module whose `open_model` opens it."""
 
-EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx", "tensorrt": "tensorrt"}
+EXTRAS = {
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+ON_GPU = ("tensorrt", "tensorrt-rtx")
+_IMPORTED_AS = {"tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx")}
+"""Engine's name → names of its library, where they are not the same."""
 
 OPENED_BY = {
     "openvino": ("openvino",),
@@ -36,6 +47,7 @@ OPENED_BY = {
     # → convolution wrongly (tests/test_export_qdq.py notices when that changes).
     "tensorrt-onnx": ("onnxruntime",),
     "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
 }
 """Bundle format → engines that can open it; the bundle's native one first."""
 
@@ -110,13 +122,26 @@ def builds_tensorrt(manifest: Manifest) -> bool:
     return manifest.format in BUILDS_FROM and (manifest.format, manifest.precision) != ("onnx", "int8")
 
 
+def import_names(package: str) -> tuple[str, ...]:
+    """Names under which a library can be there: the package's own, for most."""
+    return _IMPORTED_AS.get(package, (package,))
+
+
 def installed(package: str) -> bool:
-    """Whether a library can be imported, without importing it."""
-    return find_spec(package) is not None
+    """Whether a library, or the one of an engine, can be imported, without importing it."""
+    return any(find_spec(name) is not None for name in import_names(package))
+
+
+def check_engine_installed(name: str) -> None:
+    """Raises `InputError`, which says how to install it, where an engine's library is not there."""
+    if name == "tensorrt":
+        check_installed()  # what to do differs between a Jetson and a PC
+    elif not installed(name):
+        raise need(name, EXTRAS[name])
 
 
 def choose_engine(bundle: Bundle, wanted: str | None = None) -> str:
-    """The engine to use: the one asked for, else openvino if installed and able, else another that is able.
+    """The engine to use: the one asked for, else the first installed one that is able, in `_by_default`'s order.
 
     Raises:
         InputError: the bundle was not exported, there is no such engine, it cannot open this format, or it is not
@@ -124,7 +149,7 @@ def choose_engine(bundle: Bundle, wanted: str | None = None) -> str:
     """
     able = engines_for(bundle)
     if wanted is None:
-        ranked = sorted(able, key=lambda engine: engine != "openvino")
+        ranked = _by_default(able, bundle.manifest.precision)
         wanted = next((engine for engine in ranked if installed(engine)), ranked[0])
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted}: must be one of {', '.join(ENGINES)}, got {wanted}")
@@ -133,9 +158,19 @@ def choose_engine(bundle: Bundle, wanted: str | None = None) -> str:
             f"--engine {wanted}: must be able to open {bundle.manifest.format}, is not; use --engine {able[0]}, "
             "or export the model to another format"
         )
-    if not installed(wanted):
-        raise need(wanted, EXTRAS[wanted])
+    check_engine_installed(wanted)
     return wanted
+
+
+def _by_default(able: Sequence[str], precision: str) -> list[str]:
+    """Openvino first; but on ARM, where it computes an INT8 bundle in FP32, onnxruntime before it."""
+    first = "onnxruntime" if precision == "int8" and on_arm() else "openvino"
+    return sorted(able, key=lambda engine: engine != first)
+
+
+def on_arm() -> bool:
+    """Whether this is a 64-bit ARM processor."""
+    return platform.machine().lower() in ("aarch64", "arm64")
 
 
 def open_engine(
@@ -162,8 +197,7 @@ def open_engine(
     Raises:
         InputError: the engine is not installed, or cannot open the file.
     """
-    if not installed(name):
-        raise need(name, EXTRAS[name])
+    check_engine_installed(name)
     options = EngineOptions(precision, threads, streams, target, cache)
     engine: Engine = import_module(ENGINES[name]).open_model(model_path, options)
     return engine

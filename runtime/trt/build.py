@@ -32,7 +32,7 @@ from runtime.trt.plan_request import BuiltPlan, PlanRequest
 from runtime.verify import Verification, verify_bundle
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import GOLDEN_FILE
-from segcore.bundle.manifest import EngineTarget, Manifest, Variant
+from segcore.bundle.manifest import CompilerVerdict, EngineTarget, Manifest, Variant
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.host import Made, made_now
@@ -201,6 +201,8 @@ def seal_engine(
     *,
     made: Made,
     gate: Mapping[str, float],
+    format: str = "tensorrt",
+    compiled: CompilerVerdict | None = None,
 ) -> Manifest:
     """Copies the golden cases beside the plans in `folder` and writes the manifest.
 
@@ -211,6 +213,8 @@ def seal_engine(
         target: what they were built for.
         made: when and how.
         gate: figures of the verification.
+        format: of the bundle: tensorrt or tensorrt-rtx.
+        compiled: what TensorRT for RTX made of the graphs.
     """
     parent = source.manifest
     for golden in sorted({plan.source.golden for plan in plans} | {GOLDEN_FILE}):
@@ -222,8 +226,9 @@ def seal_engine(
         folder,
         **{
             **source.child_fields(),
-            "format": "tensorrt",
+            "format": format,
             "gate": dict(gate),
+            "compiled": compiled,
             "engine_target": target,
             "made": made,
             "model_file": "model.plan",

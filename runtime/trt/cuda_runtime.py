@@ -1,21 +1,34 @@
 """The few CUDA calls that running an engine takes, behind one small interface.
 
-cuda-python first: NVIDIA's own, with wheels for aarch64. pycuda where the user has it instead (it must be compiled on
-the device).
+cuda-python where it is installed: NVIDIA's own, with wheels for aarch64, kept in step with CUDA. pycuda where the user
+has it instead, or asks for it with --cuda-library; it must be compiled on the device.
 """
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from segcore.errors import InputError
 
+CudaLibrary = Literal["cuda-python", "pycuda"]
+CHOICE = "SAM2EDGE_CUDA_LIBRARY"
+"""Environment variable that holds --cuda-library, so that processes which a command starts use the same one."""
+_RUNTIMES = ("cuda.bindings.runtime", "cuda.cudart")
+"""cuda-python's bindings of the runtime API: since 12.6, and before."""
+_INSTALL_CUDA = (
+    "run: pip install 'cuda-python==13.*', with 12 in place of 13 where CUDA is 12 (JetPack 6); or build pycuda and "
+    "give --cuda-library pycuda"
+)
 _NO_GPU = ("cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorInitializationError")
 
 
@@ -98,20 +111,36 @@ class Cuda(Protocol):
     def close(self) -> None: ...
 
 
+def choose_cuda(library: CudaLibrary | None) -> None:
+    """What a command's --cuda-library says, for this process and those that it starts; None leaves the choice open."""
+    if library:
+        os.environ[CHOICE] = library
+
+
 def open_cuda() -> Cuda:
-    """Opens CUDA with cuda-python, else with pycuda.
+    """Opens CUDA with the library that was chosen, else with cuda-python, else with pycuda.
 
     Raises:
-        InputError: neither is installed, or there is no GPU.
+        InputError: it is not installed, does not load, or there is no GPU.
     """
-    if find_spec("cuda") is not None:
-        return CudaPython()
-    if find_spec("pycuda") is not None:
+    wanted = os.environ.get(CHOICE)
+    if wanted and wanted not in get_args(CudaLibrary):
+        raise InputError(f"{CHOICE}: must be one of {', '.join(get_args(CudaLibrary))}, got {wanted}")
+    if wanted == "pycuda" or (not wanted and not _cuda_python_is_there() and _is_there("pycuda")):
         return PyCuda()
-    raise InputError(
-        "cuda-python: must be installed to run TensorRT, is not; run pip install 'sam2edge[tensorrt]', with the major "
-        "version of the device's CUDA (JetPack 6: 'cuda-python<13')"
-    )
+    return CudaPython()
+
+
+def _cuda_python_is_there() -> bool:
+    """Its own modules are asked for: any folder named cuda, such as the one in /usr/local, passes as `cuda`."""
+    return any(_is_there(name) for name in _RUNTIMES)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a package above it is not there, or is none
+        return False
 
 
 @dataclass(frozen=True)
@@ -140,25 +169,18 @@ def allocate_buffers(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any], s
 
 
 def import_runtime() -> Any:
-    """The bindings of CUDA's runtime API: `cuda.bindings.runtime` since 12.6; before it, `cuda.cudart`.
+    """The bindings of CUDA's runtime API.
 
     Raises:
-        InputError: a package named cuda is there, but not these bindings, or they do not load.
+        InputError: they are not installed, or do not load.
     """
-    try:
-        from cuda.bindings import runtime
-
-        return runtime
-    except ImportError as newer:
-        try:
-            from cuda import cudart
-
-            return cudart
-        except ImportError:
-            raise InputError(
-                f"cuda-python: must load, does not ({newer}); run pip install --force-reinstall 'sam2edge[tensorrt]', "
-                "with the major version of the device's CUDA (JetPack 6: 'cuda-python<13')"
-            ) from None
+    for name in _RUNTIMES:
+        if _is_there(name):
+            try:
+                return import_module(name)
+            except (ImportError, OSError) as error:
+                raise InputError(f"cuda-python: must load, does not ({error}); {_INSTALL_CUDA}") from None
+    raise InputError(f"cuda-python: must be installed to run an engine on a GPU, is not; {_INSTALL_CUDA}")
 
 
 class CudaPython:
@@ -278,26 +300,31 @@ class CudaPython:
 
 
 class PyCuda:
-    """CUDA through pycuda, for a user who has it and not cuda-python.
+    """CUDA through pycuda.
 
-    Uses the primary context, the one that TensorRT's runtime calls use too. Not run on a device. Every name was looked
-    up in pycuda 2026.1's source, src/wrapper/wrap_cudadrv.cpp.
+    In pycuda a context belongs to the thread that pushed it, so every call pushes the GPU's primary context, the one
+    that TensorRT uses too, and pops it: any thread may call. Its objects free what they hold when they are deleted,
+    for which the context must be current as well; so they are kept by number until they are freed.
     """
 
-    def __init__(self) -> None:
-        import pycuda.driver as driver
+    library = "pycuda"
 
-        self._driver = driver
-        self.library = "pycuda"
-        try:
-            driver.init()
-            self._device = driver.Device(0)
-        except driver.Error as error:
-            raise no_gpu_error(str(error)) from None
-        self._context = self._device.retain_primary_context()
-        self._context.push()
-        # pycuda frees memory and streams when their objects go; so they are kept by address.
+    def __init__(self) -> None:
+        self._driver = _import_pycuda()
+        self._device, self._context = _primary_context()
         self._kept: dict[int, Any] = {}
+
+    @contextmanager
+    def _current(self, call: str) -> Iterator[Any]:
+        """Pycuda's driver module, with the context current in this thread; an error of the call is a `CudaError`."""
+        try:
+            self._context.push()
+            try:
+                yield self._driver
+            finally:
+                self._context.pop()
+        except self._driver.Error as error:
+            raise CudaError(f"{call}: {error}") from None
 
     def device(self) -> GpuDevice:
         major, minor = self._device.compute_capability()
@@ -311,61 +338,118 @@ class PyCuda:
         )
 
     def free_mib(self) -> int:
-        free, _ = self._driver.mem_get_info()
+        with self._current("mem_get_info") as driver:
+            free, _ = driver.mem_get_info()
         return int(free) >> 20
 
     def allocate(self, size: int) -> int:
-        try:
-            memory = self._driver.mem_alloc(size)
-        except self._driver.MemoryError as error:
-            raise CudaError(f"mem_alloc: {error}") from None
+        with self._current("mem_alloc") as driver:
+            memory = driver.mem_alloc(size)
         self._kept[int(memory)] = memory
         return int(memory)
 
     def free(self, pointer: int) -> None:
-        self._kept.pop(pointer).free()
+        with self._current("mem_free"):
+            self._kept.pop(pointer).free()
 
     def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        array: np.ndarray = self._driver.pagelocked_empty(shape, dtype)
+        with self._current("pagelocked_empty") as driver:
+            array: np.ndarray = driver.pagelocked_empty(shape, dtype)
         return array
 
     def free_pinned(self, array: np.ndarray) -> None:
-        array.base.free()  # type: ignore[union-attr]  # its base is pycuda's PagelockedHostAllocation
+        with self._current("host allocation's free"):
+            array.base.free()  # type: ignore[union-attr]  # its base is pycuda's PagelockedHostAllocation
 
     def stream(self) -> int:
-        stream = self._driver.Stream()
+        with self._current("Stream") as driver:
+            stream = driver.Stream()
         handle = int(stream.handle)
         self._kept[handle] = stream
         return handle
 
     def synchronize(self, stream: int) -> None:
-        self._kept[stream].synchronize()
+        with self._current("Stream.synchronize"):
+            self._kept[stream].synchronize()
 
     def destroy_stream(self, stream: int) -> None:
-        del self._kept[stream]
+        with self._current("Stream's end"):
+            del self._kept[stream]
 
     def copy_in(self, pointer: int, array: np.ndarray, stream: int) -> None:
-        self._driver.memcpy_htod_async(pointer, array, self._kept[stream])
+        with self._current("memcpy_htod_async") as driver:
+            driver.memcpy_htod_async(pointer, array, self._kept[stream])
 
     def copy_out(self, array: np.ndarray, pointer: int, stream: int) -> None:
-        self._driver.memcpy_dtoh_async(array, pointer, self._kept[stream])
+        with self._current("memcpy_dtoh_async") as driver:
+            driver.memcpy_dtoh_async(array, pointer, self._kept[stream])
 
-    def event(self) -> Any:
-        return self._driver.Event()
+    def event(self) -> int:
+        with self._current("Event") as driver:
+            event = driver.Event()
+        self._kept[id(event)] = event
+        return id(event)
 
-    def record(self, event: Any, stream: int) -> None:
-        event.record(self._kept[stream])
+    def record(self, event: int, stream: int) -> None:
+        with self._current("Event.record"):
+            self._kept[event].record(self._kept[stream])
 
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        end.synchronize()
-        return float(start.time_till(end))
+    def elapsed_ms(self, start: int, end: int) -> float:
+        with self._current("Event.time_till"):
+            self._kept[end].synchronize()
+            return float(self._kept[start].time_till(self._kept[end]))
 
-    def destroy_event(self, event: Any) -> None:
-        """Nothing to do: the event goes with its object."""
+    def destroy_event(self, event: int) -> None:
+        with self._current("Event's end"):
+            del self._kept[event]
 
     def close(self) -> None:
-        self._kept.clear()
-        self._context.pop()
+        """Frees what is left. The primary context stays until the process ends."""
+        with self._current("close"):
+            self._kept.clear()
+
+
+def _import_pycuda() -> Any:
+    """pycuda.driver.
+
+    Raises:
+        InputError: it is not installed, was compiled for another numpy, or finds no driver.
+    """
+    if not _is_there("pycuda"):
+        raise InputError(
+            "pycuda: must be installed for --cuda-library pycuda, is not; build it where CUDA's compiler is: "
+            "PATH=/usr/local/cuda/bin:$PATH pip install pycuda (docs/jetson.md), or use --cuda-library cuda-python"
+        )
+    try:
+        return import_module("pycuda.driver")
+    except (ImportError, OSError) as error:
+        if "libcuda" in str(error):  # "libcuda.so.1: cannot open shared object file"
+            raise no_gpu_error(str(error)) from None
+        raise InputError(
+            f"pycuda: must load with numpy {np.__version__}, does not ({error}); it runs with the numpy that it was "
+            "compiled for: pip install 'numpy<2' for JetPack 6's, or compile it again "
+            "(pip install --force-reinstall --no-cache-dir --no-binary pycuda pycuda); or use --cuda-library "
+            "cuda-python"
+        ) from None
+
+
+@cache
+def _primary_context() -> tuple[Any, Any]:
+    """The first GPU and its primary context.
+
+    Retained once and for good: a pycuda context that is let go leaves itself current in the thread that does so, and
+    the next call of anybody there fails.
+
+    Raises:
+        InputError: there is no GPU.
+    """
+    driver = _import_pycuda()
+    try:
+        driver.init()
+        device = driver.Device(0)
+        return device, device.retain_primary_context()
+    except driver.Error as error:
+        raise no_gpu_error(str(error)) from None
 
 
 def no_gpu_error(reason: str) -> InputError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runtime.engines.seam import EngineOptions
+from runtime.trt.cuda_runtime import GpuDevice
+from runtime.trt.execution import TensorRtEngine
 from runtime.trt.library import import_tensorrt
-
-if TYPE_CHECKING:  # it imports tensorrt, whose absence must be one line that says what to do
-    from runtime.trt.execution import TensorRtEngine
+from runtime.trt.target import check_target, identify_device
 
 
 def open_model(model_path: Path, options: EngineOptions) -> TensorRtEngine:
@@ -23,7 +22,9 @@ def open_model(model_path: Path, options: EngineOptions) -> TensorRtEngine:
     Raises:
         InputError: no TensorRT, no cuda-python, no GPU, a plan for something else, or one that does not load.
     """
-    import_tensorrt()
-    from runtime.trt.execution import TensorRtEngine
+    trt = import_tensorrt()
 
-    return TensorRtEngine(model_path, streams=options.streams, target=options.target)
+    def check_device(device: GpuDevice) -> None:
+        check_target(options.target, identify_device(trt.__version__, device), model_path)
+
+    return TensorRtEngine(trt, model_path, streams=options.streams, check_device=check_device)

@@ -1,26 +1,28 @@
 """A TensorRT engine at work: pinned buffers, one stream an image in flight, nothing allocated per call.
 
-Not run on a device; every name is checked against NVIDIA's bindings (tests/test_runtime_tensorrt_api.py).
+The library is handed in: TensorRT, or TensorRT for RTX, which has its names. Not run on a device; every name is checked
+against NVIDIA's bindings (tests/test_runtime_tensorrt_api.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorrt as trt
 
 from runtime.engines.stream import in_order
-from runtime.trt.cuda_runtime import Buffers, Cuda, allocate_buffers, open_cuda
-from runtime.trt.library import load_error, release_of
-from runtime.trt.log import TensorRtLog
-from runtime.trt.target import check_target, identify_device
-from segcore.bundle.manifest import EngineTarget
+from runtime.trt.cuda_runtime import Buffers, Cuda, GpuDevice, allocate_buffers, open_cuda
+from runtime.trt.library import load_error
+from runtime.trt.log import open_log
 from segcore.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 
 @dataclass
@@ -42,25 +44,40 @@ class TensorRtEngine:
     """One plan, deserialised, with `streams` slots.
 
     Attributes:
-        version: of TensorRT.
+        version: of the library.
         batch: images a call of the plan; static.
     """
 
-    def __init__(self, model_path: Path, *, streams: int, target: EngineTarget | None) -> None:
-        self.version: str = trt.__version__
+    def __init__(
+        self, library: Any, model_path: Path, *, streams: int, check_device: Callable[[GpuDevice], None]
+    ) -> None:
+        """Opens a plan.
+
+        Args:
+            library: the module tensorrt, or that of TensorRT for RTX.
+            model_path: the plan.
+            streams: batches under way at once, at most.
+            check_device: refuses a GPU that the plan is not for, before the library sees the file.
+
+        Raises:
+            InputError: no GPU or one that is refused, a plan that does not load, or too little memory.
+        """
+        self.version: str = library.__version__
+        self._library = library
         self._slots: list[_ContextSlot] = []
-        self._log = TensorRtLog()
+        self._log = open_log(library)
         with ExitStack() as stack:  # whatever fails half-way, what was allocated before is freed
             self._cuda: Cuda = open_cuda()
             stack.callback(self._cuda.close)
-            check_target(target, identify_device(self.version, self._cuda.device()), model_path)
+            check_device(self._cuda.device())
             stack.callback(self._forget_engine)
-            self._runtime = trt.Runtime(self._log)
+            self._runtime: trt.Runtime = library.Runtime(self._log)
+            self._check_plan(model_path)
             engine = self._runtime.deserialize_cuda_engine(model_path.read_bytes())
             if engine is None:
                 raise load_error(str(model_path), self.version, self._log.lines)
             self._engine = engine
-            self._input, self._output = _io_names(engine, model_path)
+            self._input, self._output = self._io_names(model_path)
             self._input_shape = _tensor_shape(engine, self._input)
             self._output_shape = _tensor_shape(engine, self._output)
             self.batch: int = self._input_shape[0]
@@ -69,12 +86,18 @@ class TensorRtEngine:
                 stack.callback(self._slots.clear)  # runs first: contexts go before the memory they point to
             self._stack = stack.pop_all()
 
+    def _check_plan(self, model_path: Path) -> None:
+        """Refuses a plan before it is loaded, where the library can tell from its first bytes."""
+
+    def _create_context(self) -> trt.IExecutionContext | None:
+        return self._engine.create_execution_context()
+
     def _open_slot(self, stack: ExitStack) -> _ContextSlot:
         inputs = allocate_buffers(self._cuda, self._input_shape, np.dtype(np.uint8), stack)
         outputs = allocate_buffers(self._cuda, self._output_shape, np.dtype(np.float32), stack)
         stream = self._cuda.stream()
         stack.callback(self._cuda.destroy_stream, stream)
-        context = self._engine.create_execution_context()
+        context = self._create_context()
         if context is None:  # TensorRT found no memory for it
             raise InputError(
                 f"memory: must be enough for {len(self._slots) + 1} engine contexts, is not; give fewer streams"
@@ -163,9 +186,11 @@ class TensorRtEngine:
 
     def profile_layers(self, calls: int) -> dict[str, float]:
         """Each layer's mean time in milliseconds; the layers wait for each other, so the sum is above a run's time."""
-        profiler = _LayerTimes()
+        profiler = open_profiler(self._library)
         # A context of its own: with a profiler it waits after every layer, and the slots' are not to.
-        context = self._engine.create_execution_context()
+        context = self._create_context()
+        if context is None:
+            raise InputError("memory: must be enough for one more engine context, is not; give fewer streams")
         slot = self._slots[0]
         context.set_tensor_address(self._input, slot.inputs.pointer)
         context.set_tensor_address(self._output, slot.outputs.pointer)
@@ -178,13 +203,13 @@ class TensorRtEngine:
     def layer_information(self) -> str:
         """The inspector's JSON of all layers, for `runtime.device.plan_facts.read_layers`."""
         inspector = self._engine.create_engine_inspector()
-        text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        text: str = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
         return text
 
     def device_memory_mib(self) -> float:
         """GPU memory of all slots' contexts and buffers; the weights are the plan's size and not in it."""
         buffers = sum(slot.inputs.host.nbytes + slot.outputs.host.nbytes for slot in self._slots)
-        return (_context_bytes(self._engine, self.version) * len(self._slots) + buffers) / 2**20
+        return (_context_bytes(self._engine) * len(self._slots) + buffers) / 2**20
 
     def close(self) -> None:
         """Frees contexts, buffers, streams and the engine, in this order; a second call does nothing."""
@@ -194,30 +219,33 @@ class TensorRtEngine:
         self.__dict__.pop("_engine", None)
         self.__dict__.pop("_runtime", None)
 
+    def _io_names(self, plan: Path) -> tuple[str, str]:
+        """Names of the one uint8 input and the one float32 output."""
+        library, engine = self._library, self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
+        outputs = [name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.OUTPUT]
+        types = [engine.get_tensor_dtype(name) for name in (*inputs, *outputs)]
+        if len(inputs) != 1 or len(outputs) != 1 or types != [library.DataType.UINT8, library.DataType.FLOAT]:
+            raise InputError(
+                f"engine {plan}: must have one uint8 input and one float32 output, has {len(inputs)} and "
+                f"{len(outputs)} of {[str(one) for one in types]}; export it again"
+            )
+        return inputs[0], outputs[0]
 
-class _LayerTimes(trt.IProfiler):
-    """Adds up what TensorRT reports of each layer."""
 
-    def __init__(self) -> None:
-        trt.IProfiler.__init__(self)
-        self.total_ms: dict[str, float] = {}
+def open_profiler(library: Any) -> Any:
+    """A profiler of a library's own kind, whose `total_ms` adds up what is reported of each layer."""
 
-    def report_layer_time(self, layer_name: str, ms: float) -> None:
-        self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
+    class LayerTimes(library.IProfiler):
+        def __init__(self) -> None:
+            library.IProfiler.__init__(self)
+            self.total_ms: dict[str, float] = {}
 
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
 
-def _io_names(engine: trt.ICudaEngine, plan: Path) -> tuple[str, str]:
-    """Names of the one uint8 input and the one float32 output."""
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-    types = [engine.get_tensor_dtype(name) for name in (*inputs, *outputs)]
-    if len(inputs) != 1 or len(outputs) != 1 or types != [trt.DataType.UINT8, trt.DataType.FLOAT]:
-        raise InputError(
-            f"engine {plan}: must have one uint8 input and one float32 output, has {len(inputs)} and {len(outputs)} "
-            f"of {[str(one) for one in types]}; export it again"
-        )
-    return inputs[0], outputs[0]
+    return LayerTimes()
 
 
 def _tensor_shape(engine: trt.ICudaEngine, name: str) -> tuple[int, ...]:
@@ -225,11 +253,7 @@ def _tensor_shape(engine: trt.ICudaEngine, name: str) -> tuple[int, ...]:
     return tuple(int(dims[i]) for i in range(len(dims)))
 
 
-def _context_bytes(engine: trt.ICudaEngine, version: str) -> int:
-    if release_of(version) >= (10, 0):
-        from runtime.trt import v10
-
-        return v10.context_bytes(engine)
-    from runtime.trt import v8
-
-    return v8.context_bytes(engine)
+def _context_bytes(engine: trt.ICudaEngine) -> int:
+    """GPU memory of one execution context, without weights. The first name is there from TensorRT 10 on."""
+    name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
+    return int(getattr(engine, name))

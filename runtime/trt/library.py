@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from segcore.errors import InputError
@@ -20,10 +21,6 @@ OLDEST: Release = (8, 6)
 STRONGLY_TYPED: Release = (10, 13)
 """From here on the graph's own types decide, and precision flags are deprecated; TensorRT 11 has none."""
 REBUILD = "python -m export --to tensorrt --bundle B --out OUT, with the bundle B that holds its ONNX"
-_INSTALL = (
-    "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment made with --system-site-packages; "
-    "on a PC with a GPU: pip install 'sam2edge[tensorrt]'"
-)
 # "insuficient" is TensorRT 8's spelling (ultralytics#14751, TensorRT#1661), "insufficient" that of later releases
 # (ultralytics#22271); "out of memory" is CUDA's word, and cudaErrorMemoryAllocation its name.
 _SHORT_OF_MEMORY = re.compile(
@@ -49,7 +46,31 @@ def check_installed() -> None:
         InputError: they are not there.
     """
     if find_spec("tensorrt") is None:
-        raise InputError(f"tensorrt: must be installed to build an engine, is not; {_INSTALL}")
+        raise InputError(
+            f"tensorrt: must be installed to build or run an engine, is not; {_how_to_install()}"
+        )
+
+
+def _how_to_install() -> str:
+    """On a Jetson TensorRT comes with JetPack; the Python index has none that runs there."""
+    if read_l4t():
+        return (
+            "run: sudo apt install python3-libnvinfer, and use a virtual environment made with --system-site-packages "
+            "(PyPI's tensorrt does not run on a Jetson)"
+        )
+    return "run: pip install 'sam2edge[tensorrt]'"
+
+
+def read_l4t(path: Path = Path("/etc/nv_tegra_release")) -> str:
+    """Jetson Linux release, "36.4.3"; empty where this is no Jetson.
+
+    The file's first line reads `# R36 (release), REVISION: 4.3, GCID: ...`.
+    """
+    try:
+        found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", path.read_text())
+    except OSError:
+        return ""
+    return f"{found[1]}.{found[2]}" if found else ""
 
 
 def import_tensorrt() -> ModuleType:
@@ -62,7 +83,7 @@ def import_tensorrt() -> ModuleType:
     try:
         import tensorrt
     except ImportError as error:  # "libnvinfer.so.10: cannot open shared object file"
-        raise InputError(f"tensorrt: must load, does not ({error}); {_INSTALL}") from None
+        raise InputError(f"tensorrt: must load, does not ({error}); {_how_to_install()}") from None
     library: ModuleType = tensorrt
     return library
 

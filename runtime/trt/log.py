@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 from collections import deque
-
-import tensorrt as trt
+from typing import Any
 
 from segcore.command import log
 
 _MOST_LINES = 500
 
 
-class TensorRtLog(trt.ILogger):
-    """Keeps warnings and errors; prints errors, and with `show` what the builder says it is doing.
+class LogLines:
+    """What TensorRT logged, the newest lines of each kind."""
 
-    TensorRT may call it from threads of its own: a deque's append is atomic.
-    """
-
-    def __init__(self, *, show: bool = False) -> None:
-        trt.ILogger.__init__(self)
+    def __init__(self) -> None:
+        self.infos: deque[str] = deque(maxlen=_MOST_LINES)
         self._warnings: deque[str] = deque(maxlen=_MOST_LINES)
-        self._errors: deque[str] = deque(maxlen=_MOST_LINES)
-        self._show = show
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Takes one line; smaller severities are worse."""
-        level, error, warning, info = map(
-            int, (severity, trt.ILogger.ERROR, trt.ILogger.WARNING, trt.ILogger.INFO)
-        )
-        if level <= error:
-            self._errors.append(msg)
-        elif level <= warning:
-            self._warnings.append(msg)
-        if level <= error or (self._show and level <= info):
-            log(f"tensorrt: {msg}")
+        self.errors: deque[str] = deque(maxlen=_MOST_LINES)
 
     @property
     def lines(self) -> list[str]:
         """Warnings, then errors: the last line is the last error where there is one."""
-        return [*self._warnings, *self._errors]
+        return [*self._warnings, *self.errors]
+
+
+def open_log(library: Any, *, show: bool = False) -> Any:
+    """A logger of a library's own kind that keeps `LogLines`, prints errors, and with `show` what the builder is doing.
+
+    Args:
+        library: the module tensorrt, or that of TensorRT for RTX.
+        show: print what it says of its progress, too.
+    """
+
+    class Log(LogLines, library.ILogger):
+        """TensorRT may call it from threads of its own: a deque's append is atomic."""
+
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            LogLines.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            """Takes one line; smaller severities are worse."""
+            level = int(severity)
+            error, warning = int(library.ILogger.ERROR), int(library.ILogger.WARNING)
+            info = int(library.ILogger.INFO)
+            if level <= info:
+                kept = self.errors if level <= error else self._warnings if level <= warning else self.infos
+                kept.append(msg)
+            if level <= error or (show and level <= info):
+                log(f"tensorrt: {msg}")
+
+    return Log()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import tensorrt as trt
 
 from runtime.trt.cuda_runtime import open_cuda
 from runtime.trt.library import STRONGLY_TYPED, Release, build_error, parse_error, release_of
-from runtime.trt.log import TensorRtLog
+from runtime.trt.log import open_log
 from runtime.trt.plan_request import BuiltPlan, MemoryLimits, PlanRequest, available_mib, memory_limits
 from runtime.trt.progress import PhaseBars
 from runtime.trt.target import identify_device
@@ -36,7 +37,7 @@ def build_plan(request: PlanRequest) -> BuiltPlan:
         free = available_mib() if device.integrated else min(available_mib(), cuda.free_mib())
         limits = memory_limits(free, request.workspace_mib)
         has_monitor = release >= (10, 0)
-        logger = TensorRtLog(show=not has_monitor)
+        logger = open_log(trt, show=not has_monitor)
         log(
             f"building {request.plan.name} from {request.onnx.name} with TensorRT {trt.__version__} "
             f"for {identity.gpu}: {free} MiB free, workspace {limits.workspace_mib} MiB, "
@@ -95,7 +96,7 @@ def _set_precision(
     return weakly_typed.set_precision(config, network, precision)
 
 
-def _parse_graph(network: trt.INetworkDefinition, onnx: Path, logger: TensorRtLog) -> None:
+def _parse_graph(network: trt.INetworkDefinition, onnx: Path, logger: Any) -> None:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(onnx.read_bytes()):
         return

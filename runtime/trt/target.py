@@ -7,12 +7,11 @@ plan from elsewhere gives None and a line in the log, or worse.
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime.trt.cuda_runtime import GpuDevice
-from runtime.trt.library import REBUILD
+from runtime.trt.library import REBUILD, read_l4t
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
 
@@ -69,15 +68,3 @@ def check_target(target: EngineTarget | None, identity: DeviceIdentity, plan: Pa
 
 def _target_words(what: DeviceIdentity | EngineTarget) -> str:
     return f"TensorRT {what.tensorrt} on {what.gpu} (compute capability {what.compute_capability}, {what.platform})"
-
-
-def read_l4t(path: Path = Path("/etc/nv_tegra_release")) -> str:
-    """Jetson Linux release, "36.4.3"; empty where this is no Jetson.
-
-    The file's first line reads `# R36 (release), REVISION: 4.3, GCID: ...`.
-    """
-    try:
-        found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", path.read_text())
-    except OSError:
-        return ""
-    return f"{found[1]}.{found[2]}" if found else ""

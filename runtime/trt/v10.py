@@ -31,9 +31,3 @@ class ProgressMonitor(trt.IProgressMonitor):
 def show_progress(config: trt.IBuilderConfig, bars: PhaseBars) -> None:
     """Bars on stderr while the builder works. `config` keeps the monitor alive."""
     config.progress_monitor = ProgressMonitor(bars)
-
-
-def context_bytes(engine: trt.ICudaEngine) -> int:
-    """GPU memory of one execution context, without weights."""
-    size: int = engine.device_memory_size_v2
-    return size

@@ -20,9 +20,3 @@ def drop_tactic_sources(config: trt.IBuilderConfig) -> None:
     for source in dropped:
         sources &= ~(1 << int(source))
     config.set_tactic_sources(sources)
-
-
-def context_bytes(engine: trt.ICudaEngine) -> int:
-    """GPU memory of one execution context, without weights."""
-    size: int = engine.device_memory_size
-    return size

@@ -82,11 +82,11 @@ class EngineTarget(_ManifestPart):
     """What a TensorRT engine was built for; it runs nowhere else.
 
     Attributes:
-        tensorrt: version, "10.3.0".
-        gpu: the device's name, "Orin".
-        compute_capability: "8.7".
+        tensorrt: version, "10.3.0", or that of TensorRT for RTX.
+        gpu: the device's name, "Orin"; "RTX" for TensorRT for RTX, whose engines are for several.
+        compute_capability: "8.7"; or several, "8.0, 8.6".
         l4t: Jetson Linux release, "36.4.3"; empty where it is no Jetson.
-        platform: "Linux aarch64".
+        platform: "Linux aarch64"; "any" for TensorRT for RTX.
         onnx: name of the bundle's file that it was built from.
         onnx_sha256: of that file.
         flags: precision flags and typing, as TensorRT names them.
@@ -143,7 +143,7 @@ class Manifest(_ManifestPart):
         name: short, for tables; `LightUNet 8, INT8`.
         kind: teacher or student.
         format: torch (safetensors), onnx, openvino, tensorrt-onnx (what TensorRT builds an engine from, on the
-            device), or tensorrt (an engine, for one device only).
+            device), tensorrt (an engine, for one device only), or tensorrt-rtx (one for NVIDIA's RTX cards).
         architecture: the builder's name and its settings, enough to build the module again.
         files: every file beside the manifest, by its path inside the folder.
         model_file: the one that an engine or the builder opens; batch 1, at `input`'s size.
@@ -157,7 +157,7 @@ class Manifest(_ManifestPart):
         stopped_epoch: the last epoch of a training that `--early-stop` ended before all of its epochs; else None.
         gate: figures of the parity gate that an exported bundle has passed.
         guard: what INT8 was allowed to lose, and lost; None for other precisions, and before there was a guard.
-        engine_target: what a tensorrt bundle was built for.
+        engine_target: what a tensorrt or tensorrt-rtx bundle was built for.
         compiled: what NVIDIA's compiler made of a tensorrt-onnx bundle's graphs; None where none was there to ask.
         quality: how the model estimates the Dice of its own masks; None where it was not fitted.
         calibration: how threshold and temperature were chosen; None where they were not.
@@ -167,7 +167,7 @@ class Manifest(_ManifestPart):
     schema_version: int = SCHEMA_VERSION
     name: str
     kind: Literal["teacher", "student"]
-    format: Literal["torch", "onnx", "openvino", "tensorrt-onnx", "tensorrt"]
+    format: Literal["torch", "onnx", "openvino", "tensorrt-onnx", "tensorrt", "tensorrt-rtx"]
     precision: Literal["fp32", "fp16", "int8"]
     architecture: str
     architecture_settings: dict[str, Any]

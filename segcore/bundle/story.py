@@ -28,6 +28,7 @@ FORMAT_NAMES = {
     "openvino": "OpenVINO",
     "tensorrt-onnx": "ONNX for TensorRT",
     "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
 }
 _FORMAT_USES = {
     "torch": "weights in safetensors, to be exported before use",
@@ -35,6 +36,7 @@ _FORMAT_USES = {
     "openvino": "as its intermediate representation (IR)",
     "tensorrt-onnx": "which builds an engine from it, on the device itself",
     "tensorrt": "an engine for one device only",
+    "tensorrt-rtx": "an engine for NVIDIA's RTX cards, on Linux and Windows",
 }
 PRECISION_WORDS = {
     "fp32": "FP32 (full)",
@@ -226,6 +228,12 @@ def _measuring_limits(m: Manifest) -> list[str]:
 
 
 def _running_limits(m: Manifest) -> list[str]:
+    if m.engine_target and m.format == "tensorrt-rtx":
+        target = m.engine_target
+        return [
+            f"Runs only on NVIDIA GPUs of compute capability {target.compute_capability}, with TensorRT for RTX "
+            f"{target.tensorrt}. It was compiled where no GPU was asked: never run, as far as this bundle knows."
+        ]
     if m.engine_target:
         target = m.engine_target
         gpu = f"{target.gpu} (compute capability {target.compute_capability})"
