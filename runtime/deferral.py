@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.engines.seam import choose_engine
 from runtime.predictor import Prediction, Predictor, Timings
+from runtime.verify import prove
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.errors import InputError
 
@@ -30,13 +31,21 @@ class DeferringPredictor:
     """
 
     def __init__(
-        self, first: Predictor, second: Bundle, *, below: float, engine: str | None, cache: Path | None = None
+        self,
+        first: Predictor,
+        second: Bundle,
+        *,
+        below: float,
+        engine: str | None,
+        cache: Path | None = None,
+        verify: bool = False,
     ) -> None:
         self.first = first
         self.second = second
         self.below = below
         self._engine = engine
         self._cache = cache
+        self._verify = verify
         self._opened: Predictor | None = None
 
     @classmethod
@@ -49,6 +58,7 @@ class DeferringPredictor:
         engine: str | None = None,
         threads: int | None = None,
         cache: Path | None = None,
+        verify: bool = False,
     ) -> DeferringPredictor:
         """Opens the quick model, and checks that the other can take its place.
 
@@ -59,6 +69,7 @@ class DeferringPredictor:
             engine: of both; by default what suits each bundle.
             threads: CPU threads of each engine.
             cache: folder where OpenVINO keeps what it compiled.
+            verify: prove each model with its golden cases when it is opened (`runtime.verify.prove`).
 
         Raises:
             InputError: as `Predictor.open`; the bundle has no quality estimate, or the classes differ.
@@ -77,7 +88,9 @@ class DeferringPredictor:
             )
         choose_engine(second, engine)  # an error comes now, not at the first unsure image
         opened = Predictor.open(first, engine=engine, threads=threads, cache=cache)
-        return cls(opened, second, below=below, engine=engine, cache=cache)
+        if verify:
+            prove(opened)
+        return cls(opened, second, below=below, engine=engine, cache=cache, verify=verify)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Segments one image; the times of an image that was passed on are those of both models.
@@ -111,6 +124,8 @@ class DeferringPredictor:
             self._opened = Predictor.open(
                 self.second, engine=self._engine, threads=self.first.threads, cache=self._cache
             )
+            if self._verify:
+                prove(self._opened)
         return self._opened
 
     def close(self) -> None:

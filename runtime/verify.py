@@ -1,11 +1,13 @@
 """Proves, without a dataset, that this machine's engine computes the masks that the bundle's maker computed.
 
 `python -m runtime.verify --bundle B` runs the bundle's golden cases (procedural pictures) and compares masks, for every
-file of the bundle that the engine opens.
+file of the bundle that the engine opens. `runtime.predict` and the page do so too, once a machine: `prove`.
 """
 
 from __future__ import annotations
 
+import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,15 @@ from runtime.parity import (
 )
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
+from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.golden import GOLDEN_FILE, GOLDEN_PROMPTS, ask, load_golden, load_golden_prompts
-from segcore.bundle.manifest import Variant
-from segcore.command import Settings, print_result, run_command
+from segcore.bundle.manifest import Manifest, Variant
+from segcore.cache import open_entry, user_cache
+from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
+from segcore.host import describe_host
+from segcore.outfolder import write_text
 from segcore.words import fixed_percent
 
 
@@ -34,9 +40,12 @@ class VerifySettings(Settings):
     bundle: Path
     """Folder of an exported bundle."""
     engine: str | None = None
-    """openvino, onnxruntime or tensorrt; by default openvino where it is installed and can open the bundle."""
+    """openvino, onnxruntime, tensorrt or tensorrt-rtx; by default openvino where it is there and can open the bundle
+    (on ARM onnxruntime for int8)."""
     threads: int | None = None
     """CPU threads of the engine; by default all that this process may use."""
+    cuda_library: CudaLibrary | None = None
+    """For an engine on a GPU: cuda-python or pycuda; by default cuda-python where it is installed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
         files = tuple(_verify_file(predictor, variant) for variant in predictor.files)
         model, *variants = files
         opened = {file.file for file in files}
-        prompts = _verify_prompts(predictor) if is_promptable(manifest) else None
+        prompts = _verify_promptable(predictor) if is_promptable(manifest) else None
         prompt_failures = prompts.failures(PROMPT_LIMITS[manifest.precision]) if prompts else []
         return Verification(
             engine=predictor.engine_name,
@@ -115,6 +124,69 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
             ),
             left_out=tuple(v.file for v in manifest.variants if v.file not in opened),
             prompts=prompts,
+        )
+
+
+def prove(predictor: Predictor | PromptPredictor) -> None:
+    """Runs the golden cases before the first masks of a bundle on this machine; milliseconds for a student.
+
+    That they passed is kept in the user's cache, and holds for this bundle, these of its files, this engine's version
+    and this processor. A bundle without golden cases is told and let pass.
+
+    Raises:
+        GateError: the masks are not those that the bundle's maker computed.
+    """
+    bundle = predictor.bundle
+    asked = isinstance(predictor, PromptPredictor)
+    _tell_unmeasured_speed(bundle.manifest)
+    if (GOLDEN_PROMPTS if asked else GOLDEN_FILE) not in bundle.manifest.files:
+        log(f"{bundle.folder} holds no golden cases: its masks are not proved on this machine")
+        return
+    verdict = _verdict_file(predictor)
+    if verdict and verdict.is_file():
+        return
+    engine = f"{predictor.engine_name} {predictor.engine_version}"
+    log(f"checking the golden cases of {bundle.folder} with {engine} on this machine, once")
+    if isinstance(predictor, PromptPredictor):
+        limits = PROMPT_LIMITS[bundle.manifest.precision]
+        failures = _verify_prompts(predictor).failures(limits)
+    else:
+        failures = [text for variant in predictor.files for text in _verify_file(predictor, variant).failures]
+    if failures:
+        raise GateError(
+            f"bundle {bundle.folder} with {engine}: must compute the masks of its golden cases on this machine, does "
+            f"not ({'; '.join(failures)}); do not use its masks here: choose another engine, or another version of it"
+        )
+    if verdict:
+        with suppress(OSError):
+            write_text(verdict, "passed\n")
+
+
+def _verdict_file(predictor: Predictor | PromptPredictor) -> Path | None:
+    """Where it is kept that the golden cases passed; None where the cache cannot be written."""
+    if isinstance(predictor, PromptPredictor):
+        files = [predictor.spec.encoder_file, predictor.spec.decoder_file]
+    else:
+        files = [variant.file for variant in predictor.files]
+    key = {
+        "bundle": predictor.bundle.sha256,
+        "files": files,
+        "engine": f"{predictor.engine_name} {predictor.engine_version}",
+        "host": describe_host(),
+    }
+    try:
+        return open_entry(user_cache(), "golden", key) / "verdict"
+    except OSError:
+        return None
+
+
+def _tell_unmeasured_speed(manifest: Manifest) -> None:
+    """INT8's gain belongs to the kind of processor that it was measured on."""
+    here = platform.machine()
+    if manifest.guard and manifest.guard.speeds and not manifest.made.host.endswith(here):
+        log(
+            f"note: that INT8 is faster was measured on {manifest.made.host}; on {here} it is unmeasured: "
+            "python -m runtime.device --baseline FP32_BUNDLE measures it"
         )
 
 
@@ -137,13 +209,18 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
-def _verify_prompts(predictor: Predictor) -> PromptParity:
+def _verify_promptable(predictor: Predictor) -> PromptParity:
     bundle = predictor.bundle
+    with PromptPredictor.open(bundle, engine=predictor.engine_name, threads=predictor.threads) as prompted:
+        return _verify_prompts(prompted)
+
+
+def _verify_prompts(prompted: PromptPredictor) -> PromptParity:
+    bundle = prompted.bundle
     if GOLDEN_PROMPTS not in bundle.manifest.files:
         raise InputError(f"bundle {bundle.folder}: must hold {GOLDEN_PROMPTS}, has none; export it again")
     questions, reference = load_golden_prompts(bundle.folder)
-    with PromptPredictor.open(bundle, engine=predictor.engine_name, threads=predictor.threads) as prompted:
-        replies = ask(questions, prompted.model.encode, prompted.model.decode)
+    replies = ask(questions, prompted.model.encode, prompted.model.decode)
     if replies.logits.shape != reference.logits.shape:
         raise InputError(
             f"bundle {bundle.folder}: logits must be {reference.logits.shape} as in {GOLDEN_PROMPTS}, "
@@ -159,6 +236,7 @@ def main(settings: VerifySettings) -> None:
     Raises:
         GateError: the masks differ by more than the limits of the bundle's precision.
     """
+    choose_cuda(settings.cuda_library)
     bundle = open_bundle(settings.bundle)
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     parity, limits = found.parity, PARITY_LIMITS[bundle.manifest.precision]

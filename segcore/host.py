@@ -25,6 +25,25 @@ _LIBRARIES = (
     "tensorrt",
 )
 
+_ARM_CORES = {
+    ("0x41", "0xd03"): "ARM Cortex-A53",
+    ("0x41", "0xd05"): "ARM Cortex-A55",
+    ("0x41", "0xd07"): "ARM Cortex-A57",
+    ("0x41", "0xd08"): "ARM Cortex-A72",
+    ("0x41", "0xd09"): "ARM Cortex-A73",
+    ("0x41", "0xd0a"): "ARM Cortex-A75",
+    ("0x41", "0xd0b"): "ARM Cortex-A76",
+    ("0x41", "0xd0c"): "ARM Neoverse-N1",
+    ("0x41", "0xd40"): "ARM Neoverse-V1",
+    ("0x41", "0xd41"): "ARM Cortex-A78",
+    ("0x41", "0xd42"): "ARM Cortex-A78AE",
+    ("0x41", "0xd49"): "ARM Neoverse-N2",
+    ("0x41", "0xd4f"): "ARM Neoverse-V2",
+    ("0x41", "0xd83"): "ARM Neoverse-V3AE",
+    ("0x4e", "0x004"): "NVIDIA Carmel",
+}
+"""CPU implementer and part, as /proc/cpuinfo has them → name. Source: the tables of util-linux's lscpu-arm.c."""
+
 
 class Made(BaseModel):
     """How a bundle or a report was made."""
@@ -53,7 +72,7 @@ def made_now(command: str | None = None) -> Made:
 
 def describe_host() -> str:
     """Processor, cores, system; no host or user name."""
-    return f"{_processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 
 
 def library_versions() -> dict[str, str]:
@@ -88,9 +107,18 @@ def _source_commit() -> str:
         return "unknown"
 
 
-def _processor_name() -> str:
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name; on ARM, whose kernels mostly give numbers alone, by implementer and part."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))
+    }
+    if named := facts.get("model name"):
+        return named
+    maker, part = facts.get("CPU implementer"), facts.get("CPU part")
+    if maker and part:
+        return _ARM_CORES.get((maker, part)) or f"ARM, implementer {maker}, part {part}"
+    return platform.processor() or platform.machine()

@@ -251,7 +251,11 @@ def _in_syntax(item: Any, syntax: str) -> Any:
     elif syntax.startswith("jpeg-") and syntax[5:] in ("baseline", "extended", "lossless", "lossless-sv1"):
         item = _by_gdcm(item, syntax)
     else:
-        options = {"jpeg-ls-near": {"jls_error": 2}, "jpeg-2000-lossy": {"j2k_cr": [10]}}.get(syntax, {})
+        options = {
+            "jpeg-ls-near": {"jls_error": 2},
+            "jpeg-2000-lossy": {"j2k_cr": [10]},
+            "rle": {"encoding_plugin": "pydicom"},  # gdcm's aborts on aarch64
+        }.get(syntax, {})
         item.compress(uid, generate_instance_uid=False, **options)
     return item
 

@@ -3,8 +3,12 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from runtime.verify import VerifySettings, main, verify_bundle
+from runtime.predict.__main__ import PredictSettings
+from runtime.predict.__main__ import main as predict
+from runtime.predictor import Predictor
+from runtime.verify import VerifySettings, main, prove, verify_bundle
 from segcore.bundle.folder import open_bundle, seal_bundle
 from segcore.bundle.golden import load_golden, save_golden
 from segcore.errors import GateError, InputError
@@ -84,3 +88,48 @@ def test_bundle_without_golden_cases_is_refused(exported, tmp_path):
     seal_bundle(bundle, **manifest)
     with pytest.raises(InputError, match=r"^bundle .*: must hold golden\.npz, has none; export it again$"):
         main(VerifySettings(bundle=bundle))
+
+
+def test_golden_cases_are_run_once_a_machine_before_the_first_mask(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = "checking the golden cases of"
+
+    def proved(bundle):
+        with Predictor.open(bundle, threads=1) as predictor:
+            prove(predictor)
+        return told in capsys.readouterr().err
+
+    bundle = exported("openvino", "fp32")
+    assert [proved(bundle), proved(bundle)] == [True, False]
+    monkeypatch.setattr("runtime.verify.describe_host", lambda: "another processor")
+    assert [proved(bundle), proved(bundle)] == [True, False]
+    assert proved(exported("openvino", "fp16"))  # another bundle
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a cache that cannot be written is no error
+    assert [proved(bundle), proved(bundle)] == [True, True]
+
+
+def test_predict_refuses_a_machine_that_computes_other_masks(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = altered(exported("openvino", "fp32"), tmp_path / "b", lambda logits: -logits)
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "a.png")
+    settings = PredictSettings(bundle=bundle, image=tmp_path / "a.png", out=tmp_path / "out", threads=1)
+    for _ in range(2):  # a failure is not remembered as a pass
+        with pytest.raises(
+            GateError, match=r"must compute the masks of its golden cases on this machine, does not \("
+        ):
+            predict(settings)
+        assert not list(tmp_path.glob("out*"))
+    with pytest.raises(GateError, match="golden cases"):
+        predict(settings.model_copy(update={"workers": 2}))
+    predict(settings.model_copy(update={"verify": False}))
+    assert (tmp_path / "out/masks/a.png").is_file()
+
+
+def test_the_speed_of_int8_is_said_to_be_unmeasured_on_another_architecture(exported, monkeypatch, capsys):
+    with Predictor.open(exported("openvino", "int8"), threads=1) as predictor:
+        prove(predictor)
+        assert "unmeasured" not in capsys.readouterr().err
+        monkeypatch.setattr("platform.machine", lambda: "riscv64")
+        prove(predictor)
+    assert "on riscv64 it is unmeasured: python -m runtime.device --baseline" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from demo.session.answers import MAX_RUNS, ModelAnswer, ask_model, model_title
 from runtime.engines.seam import choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
+from runtime.verify import prove
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
-from segcore.errors import InputError
+from segcore.errors import GateError, InputError
 
+P = TypeVar("P", Predictor, PromptPredictor)
 _DEPTHS = {"uint8": "8 bits a pixel", "uint16": "16 bits a pixel", "float32": "numbers with a fraction"}
 
 
@@ -83,7 +85,7 @@ class Models:
         with self._opening:
             if (index, chosen) not in self._open:
                 opened = self._stack.enter_context(
-                    Predictor.open(bundle, engine=chosen, threads=self._threads)
+                    _proved(Predictor.open(bundle, engine=chosen, threads=self._threads))
                 )
                 self._open[index, chosen] = opened, Lock()
             return self._open[index, chosen]
@@ -111,7 +113,7 @@ class Models:
         with self._opening:
             if (index, chosen) not in self._open_promptable:
                 opened = self._stack.enter_context(
-                    PromptPredictor.open(self.bundles[index], engine=chosen, threads=self._threads)
+                    _proved(PromptPredictor.open(self.bundles[index], engine=chosen, threads=self._threads))
                 )
                 self._open_promptable[index, chosen] = opened, Lock()
             return self._open_promptable[index, chosen]
@@ -189,6 +191,22 @@ class Models:
         if name not in self.names:
             raise InputError(f"model: must be one of {', '.join(self.names)}, got {name}")
         return self.names.index(name)
+
+
+def _proved(opened: P) -> P:
+    """A model whose golden cases come out on this machine as they should; another is closed and refused.
+
+    Raises:
+        InputError: they do not.
+    """
+    try:
+        prove(opened)
+    except BaseException as error:
+        opened.close()
+        if isinstance(error, GateError):
+            raise InputError(str(error)) from None
+        raise
+    return opened
 
 
 def _number_duplicates(names: Sequence[str]) -> list[str]:

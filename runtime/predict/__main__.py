@@ -41,6 +41,8 @@ from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
 from runtime.predict.parallel import predict_in_processes, predict_with_ray
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
+from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
+from runtime.verify import prove
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.command import Progress, Settings, log, run_command
 from segcore.errors import InputError
@@ -88,7 +90,10 @@ class PredictSettings(Settings):
     below: float = Field(BELOW, ge=0, le=1)
     """Expected Dice below which a picture goes to --defer-to."""
     engine: str | None = None
-    """openvino, onnxruntime or tensorrt; by default openvino where it is installed and can open the bundle."""
+    """openvino, onnxruntime, tensorrt or tensorrt-rtx; by default openvino where it is there and can open the bundle
+    (on ARM onnxruntime for int8)."""
+    cuda_library: CudaLibrary | None = None
+    """For an engine on a GPU: cuda-python or pycuda; by default cuda-python where it is installed."""
     threads: int | None = Field(None, ge=1)
     """CPU threads, of all workers together; by default all that this process may use. With --ray those of each worker,
     by default 1."""
@@ -104,6 +109,9 @@ class PredictSettings(Settings):
     see under the same path."""
     ray_address: str | None = None
     """A running Ray cluster, HOST:6379 or auto; without it --ray starts one on this machine."""
+    verify: bool = True
+    """Run the bundle's golden cases before its first masks on this machine, and refuse to go on (exit status 3) where
+    they come out differently. That they passed is remembered."""
     cache: Path | None = None
     """Folder where OpenVINO keeps what it compiled, to open faster the next time."""
     overwrite: bool = False
@@ -115,7 +123,9 @@ def main(settings: PredictSettings) -> None:
 
     Raises:
         InputError: an input could not be used; the results of the others are in OUT. Or the bundles do not go together.
+        GateError: the masks of the golden cases come out differently here than where the bundle was exported.
     """
+    choose_cuda(settings.cuda_library)
     bundle, inputs = _check_inputs(settings)
     question = read_question(
         bundle,
@@ -244,6 +254,8 @@ def _predict_inputs(
     )
     if question:
         with PromptPredictor.open(bundle, engine=settings.engine, threads=settings.threads) as prompted:
+            if settings.verify:
+                prove(prompted)
             yield predict_with_prompt(prompted, inputs[0], question, folder, outputs)
         return
     workers = settings.workers or 1
@@ -256,6 +268,7 @@ def _predict_inputs(
         streams=settings.streams,
         batch=settings.batch,
         cache=settings.cache,
+        verify=settings.verify,
     )
     if settings.ray or settings.ray_address is not None:
         yield from predict_with_ray(

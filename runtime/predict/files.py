@@ -26,6 +26,7 @@ from runtime.predict.inputs import PredictionInput
 from runtime.predict.write import Outputs, ScanPrediction, failure_record, write_prediction
 from runtime.predictor import Prediction, Predictor, Timings
 from runtime.promptable import PromptPredictor, prompt_spec
+from runtime.verify import prove
 from segcore.bundle.folder import Bundle
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
@@ -55,6 +56,7 @@ class PredictorOptions:
         streams: batches that the engine works on at once.
         batch: pictures a call.
         cache: folder where OpenVINO keeps what it compiled.
+        verify: prove the models with their golden cases first.
     """
 
     bundle: Path
@@ -65,6 +67,7 @@ class PredictorOptions:
     streams: int = 1
     batch: int = 1
     cache: Path | None = None
+    verify: bool = True
 
 
 def open_predictor(options: PredictorOptions) -> AnyPredictor:
@@ -72,9 +75,10 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
 
     Raises:
         InputError: as `Predictor.open` and `DeferringPredictor.open`.
+        GateError: a model computes other masks here than where it was exported.
     """
     if options.defer_to is None:
-        return Predictor.open(
+        predictor = Predictor.open(
             options.bundle,
             engine=options.engine,
             threads=options.threads,
@@ -82,6 +86,9 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
             batch=options.batch,
             cache=options.cache,
         )
+        if options.verify:
+            prove(predictor)
+        return predictor
     for name, number in (("streams", options.streams), ("batch", options.batch)):
         if number > 1:
             raise InputError(
@@ -94,6 +101,7 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
         engine=options.engine,
         threads=options.threads,
         cache=options.cache,
+        verify=options.verify,
     )
 
 

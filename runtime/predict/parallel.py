@@ -31,13 +31,13 @@ from runtime.engines.seam import available_threads
 from runtime.predict.files import PredictorOptions, open_predictor, predict_input
 from runtime.predict.inputs import PredictionInput
 from runtime.predict.write import Outputs
-from segcore.errors import InputError, need
+from segcore.errors import GateError, InputError, need
 
 _TRIES = 2
 """How often an input is begun whose process dies."""
 _INPUTS_PER_BLOCK = 8
 """Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
-_DISK_ERROR, _OPEN_ERROR = "fatal", "unopened"
+_DISK_ERROR, _OPEN_ERROR, _GATE_ERROR = "fatal", "unopened", "unproved"
 """Keys of what an actor gives in place of a record: an exception would reach the driver inside several of Ray's."""
 
 
@@ -63,6 +63,7 @@ def predict_in_processes(
 
     Raises:
         InputError: the model cannot be opened.
+        GateError: it computes other masks here than where it was exported.
         OSError: the folder cannot be written to.
     """
     waiting, tries = deque(inputs), Counter[str]()
@@ -156,7 +157,7 @@ def _run_worker(connection: Connection, options: PredictorOptions, folder: Path,
                 connection.send(predict_input(predictor, input_, folder, outputs))
     except EOFError:
         pass  # the end, or the other process is gone
-    except (InputError, OSError) as error:
+    except (InputError, GateError, OSError) as error:
         with suppress(OSError):
             connection.send(error)
 
@@ -244,6 +245,8 @@ def predict_with_ray(
                     raise OSError(*record[_DISK_ERROR])
                 if _OPEN_ERROR in record:
                     raise InputError(record[_OPEN_ERROR])
+                if _GATE_ERROR in record:
+                    raise GateError(record[_GATE_ERROR])
                 del left[record["case"]]
                 yield record
             if not left:
@@ -299,11 +302,13 @@ class _PredictionActor:
     """Ray's actor: opens the model once, then takes inputs."""
 
     def __init__(self, options: PredictorOptions, folder: Path, outputs: Outputs) -> None:
-        self._unopened: str | None = None
+        self._unopened: dict[str, str] | None = None
         try:
             self._predictor = open_predictor(options)
         except InputError as error:
-            self._unopened = str(error)
+            self._unopened = {_OPEN_ERROR: str(error)}
+        except GateError as error:
+            self._unopened = {_GATE_ERROR: str(error)}
         self._folder = folder
         self._outputs = outputs
 
@@ -313,7 +318,7 @@ class _PredictionActor:
 
     def _predict_row(self, text: str) -> dict[str, Any]:
         if self._unopened is not None:
-            return {_OPEN_ERROR: self._unopened}
+            return self._unopened
         path, case, name = json.loads(text)
         try:
             return predict_input(

@@ -64,6 +64,7 @@ def _running_process() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # GDCM and its libjpeg write there by themselves
+            cwd=root,  # gdcm imports a module `dl`: no folder of that name where the user happens to be may be taken
             env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root},
         )
         _started[os.getpid()] = running
