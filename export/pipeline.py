@@ -43,7 +43,10 @@ def write_bundle(job: Job) -> Manifest:
         from export.promptable import write_parts
 
         prompt, prompt_gate = write_parts(job, graph.network)
-    compiled = judge_graphs(job.folder, must_compile=job.must_compile) if job.target == "tensorrt" else None
+    compiled = None
+    if job.target == "tensorrt":
+        nodes = guard.int8_nodes if guard else ()
+        compiled = judge_graphs(job.folder, must_compile=job.must_compile, int8_nodes=nodes)
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
     if job.data.validation:
         references["real"] = real_reference(graph, job.data.validation, parent.input)

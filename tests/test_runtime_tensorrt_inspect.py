@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from runtime.device.plan_facts import prove_int8, read_layers, summarise_layers
-from segcore.bundle.guard_record import DiceScore, GuardRecord
+from runtime.trt.layers import prove_int8, read_layers, read_logged_layers, summarise_layers
 from segcore.errors import InputError
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
@@ -43,23 +42,6 @@ def engine(tensor, int8, half, *, head="Half") -> str:
     return json.dumps({"Layers": layers, **names}).replace("\\u001e", "\x1e")  # TensorRT does not escape it
 
 
-def guard(*int8_nodes: str) -> GuardRecord:
-    score = DiceScore(mean=0.9, p05=0.8)
-    return GuardRecord(
-        engine="onnxruntime",
-        engine_version="1.23.2",
-        cases=8,
-        max_drop_points=0.1,
-        max_p05_drop_points=0.5,
-        min_speedup=1.05,
-        fp32=score,
-        int8=score,
-        steps=(),
-        layers=8,
-        int8_nodes=int8_nodes,
-    )
-
-
 FORMATS = [(tensor_10, INT8, FP16), (tensor_10, "Int8", "Half"), (tensor_11, "Int8", "Half")]
 
 
@@ -87,13 +69,13 @@ def test_reformats_share_of_the_time():
 def test_int8_is_proven_where_every_quantised_node_is(tensor, int8, half):
     layers = read_layers(engine(tensor, int8, half))
     nodes = ("/stem/Conv", "/res/Conv", "/a/Conv", "/b/Conv")
-    proof = prove_int8(layers, guard(*nodes))
+    proof = prove_int8(layers, nodes)
     assert (proof.proven, proof.expected, proof.found, proof.missing, proof.unseen) == (True, 4, 4, (), ())
-    head = prove_int8(layers, guard(*nodes, "/head/Conv"))
+    head = prove_int8(layers, [*nodes, "/head/Conv"])
     assert (head.proven, head.expected, head.found, head.missing) == (False, 5, 4, ("/head/Conv",))
-    gone = prove_int8(layers, guard(*nodes, "/c/Conv"))  # the engine names it nowhere
+    gone = prove_int8(layers, [*nodes, "/c/Conv"])  # the engine names it nowhere
     assert (gone.proven, gone.found, gone.missing, gone.unseen) == (False, 4, (), ("/c/Conv",))
-    assert not prove_int8(layers, guard()).proven
+    assert not prove_int8(layers, ()).proven
 
 
 def test_int8_weights_alone_do_not_count():
@@ -116,3 +98,32 @@ def test_what_is_not_the_inspectors_json_is_refused():
         InputError, match=r"gives names only; build the engine with this sam2edge, which asks for"
     ):
         read_layers('{"Layers": ["stem + relu", "head"], "Bindings": []}')
+
+
+LOGGED = """\
+Layers:
+Name: down.1.0_myl0_5, LayerType: correlation, Inputs: [ { Name: a, Dimensions: [1,8,32,32], Datatype: Int8, Format: \
+(NHWC) }], Constants: [ { Name: w, Dimensions: [16,8,3,3], Datatype: Int8, Format: (NHWC) }, { Name: s, Dimensions: [1]\
+, Datatype: Float, Format: (NHWC) }], Outputs: [ { Name: b, Dimensions: [1,16,32,32], Datatype: Float, Format: (NHWC) }]\
+, TacticName: stub, StreamId: 0, Metadata: [ONNX Layer: down.1.0][ONNX Layer: a.DequantizeLinear]
+Name: __myl_Mul_6, LayerType: kgen, Inputs: [ { Name: b, Dimensions: [1], Datatype: Float, Format: (NHWC) }], Outputs: \
+[ { Name: c, Dimensions: [1], Datatype: Int8, Format: (NHWC) }], TacticName: x, StreamId: 0, Metadata: [ONNX Layer: relu]
+Name: head_7, LayerType: correlation, Inputs: [ { Name: c, Dimensions: [1], Datatype: Half, Format: (NHWC) }], Constants\
+: [ { Name: w, Dimensions: [1], Datatype: Half, Format: (NHWC) }], Outputs: [ { Name: d, Dimensions: [1], Datatype: \
+Float, Format: (NHWC) }], TacticName: stub, StreamId: 0, Metadata: [ONNX Layer: head]
+Bindings:
+"""
+
+
+def test_layers_that_the_compiler_logs():
+    layers = read_logged_layers(LOGGED)
+    assert [(layer.kind, layer.input_type, layer.weights_type, layer.output_type) for layer in layers] == [
+        ("correlation", "INT8", "INT8", "FP32"),
+        ("kgen", "FP32", "", "INT8"),
+        ("correlation", "FP16", "FP16", "FP32"),
+    ]
+    assert prove_int8(layers, ["down.1.0"]).proven
+    proof = prove_int8(layers, ["down.1.0", "head"])
+    assert proof.words == (
+        "1 of 2 quantised convolutions and matrix products compute in INT8; in float: head_7"
+    )

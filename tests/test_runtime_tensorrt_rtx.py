@@ -17,7 +17,7 @@ from export.compiler import judge_graphs  # noqa: E402
 from runtime.engines.seam import EngineOptions, engines_for, installed  # noqa: E402
 from runtime.trt import cuda_runtime, rtx  # noqa: E402
 from runtime.trt.build import run_apart  # noqa: E402
-from runtime.trt.rtx import ENGINE, CompileRequest, compile_apart  # noqa: E402
+from runtime.trt.rtx import ENGINE, Compilation, CompileRequest, compile_apart  # noqa: E402
 from runtime.verify import verify_bundle  # noqa: E402
 from segcore.bundle.folder import open_bundle  # noqa: E402
 from segcore.bundle.manifest import CompiledGraph, EngineTarget  # noqa: E402
@@ -32,7 +32,7 @@ there = pytest.mark.skipif(
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_it_compiles_every_graph_that_is_exported(exported, precision):
     manifest = open_bundle(exported("tensorrt", precision)).manifest
-    files = {name for name in manifest.files if name.endswith(".onnx")}
+    files, guard = {name for name in manifest.files if name.endswith(".onnx")}, manifest.guard
     assert {graph.file for graph in manifest.compiled.graphs} == files
     assert len(files) == (1 if precision == "fp32" else 2)
     assert manifest.compiled.compiler.startswith("TensorRT for RTX 1.")
@@ -42,6 +42,9 @@ def test_it_compiles_every_graph_that_is_exported(exported, precision):
         assert graph.plan_bytes > 100_000
         assert graph.activation_bytes > 0
         assert graph.seconds > 0
+        assert 10 < graph.kernels < graph.layers
+        # Whatever was quantised came through the compiler's fusion in INT8.
+        assert graph.int8_found == graph.int8_expected == (len(guard.int8_nodes) if guard else 0)
 
 
 @there
@@ -51,7 +54,7 @@ def test_a_graph_that_it_refuses_is_told_with_its_node(exported, tmp_path):
     (node, *_) = (node for node in model.graph.node if node.op_type == "Relu")
     node.op_type = "Celestial"
     (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
-    _, found = compile_apart(CompileRequest(tmp_path / "bad.onnx", ("8.6",)))
+    found = compile_apart(CompileRequest(tmp_path / "bad.onnx", ("8.6",))).graph
     assert found.refused.startswith(f"node {node.name}: ")
     assert "Plugin not found" in found.refused
     assert "\n" not in found.refused
@@ -65,7 +68,7 @@ def test_a_graph_that_it_refuses_is_told_with_its_node(exported, tmp_path):
 @there
 def test_what_is_no_graph_is_refused(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
-    _, found = compile_apart(CompileRequest(tmp_path / "bad.onnx", ("8.6",)))
+    found = compile_apart(CompileRequest(tmp_path / "bad.onnx", ("8.6",))).graph
     assert found.refused
     assert not found.layers
 
@@ -79,9 +82,9 @@ def test_a_compiler_that_dies_is_a_refusal(monkeypatch, tmp_path):
     monkeypatch.setattr(
         rtx, "run_apart", lambda _, __, *, what, died: run_apart(kill_self, 9, what=what, died=died)
     )
-    version, found = compile_apart(CompileRequest(tmp_path / "m.onnx", ("8.6",)))
-    assert version == ""
-    assert found == CompiledGraph(
+    compilation = compile_apart(CompileRequest(tmp_path / "m.onnx", ("8.6",)))
+    assert compilation.version == ""
+    assert compilation.graph == CompiledGraph(
         file="m.onnx",
         refused="the compiler's process died (the system killed it, most likely for want of memory)",
     )
@@ -89,7 +92,8 @@ def test_a_compiler_that_dies_is_a_refusal(monkeypatch, tmp_path):
 
 def test_a_refusal_ends_the_export_unless_it_is_told_not_to(torch_bundle, monkeypatch, tmp_path):
     def refuse(request):
-        return "9.9", CompiledGraph(file=request.onnx.name, refused="node head: it would rather not")
+        graph = CompiledGraph(file=request.onnx.name, refused="node head: it would rather not")
+        return Compilation("9.9", graph)
 
     monkeypatch.setattr("export.compiler.installed", lambda _: True)
     monkeypatch.setattr("export.compiler.compile_apart", refuse)

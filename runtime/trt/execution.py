@@ -201,7 +201,7 @@ class TensorRtEngine:
         return {name: total / calls for name, total in profiler.total_ms.items()}
 
     def layer_information(self) -> str:
-        """The inspector's JSON of all layers, for `runtime.device.plan_facts.read_layers`."""
+        """The inspector's JSON of all layers, for `runtime.trt.layers.read_layers`."""
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
         return text

@@ -11,10 +11,10 @@ _MOST_LINES = 500
 
 
 class LogLines:
-    """What TensorRT logged, the newest lines of each kind."""
+    """What TensorRT logged, the newest messages of each kind; of `details` a message can have many lines."""
 
     def __init__(self) -> None:
-        self.infos: deque[str] = deque(maxlen=_MOST_LINES)
+        self.details: deque[str] = deque(maxlen=_MOST_LINES)
         self._warnings: deque[str] = deque(maxlen=_MOST_LINES)
         self.errors: deque[str] = deque(maxlen=_MOST_LINES)
 
@@ -43,11 +43,9 @@ def open_log(library: Any, *, show: bool = False) -> Any:
             """Takes one line; smaller severities are worse."""
             level = int(severity)
             error, warning = int(library.ILogger.ERROR), int(library.ILogger.WARNING)
-            info = int(library.ILogger.INFO)
-            if level <= info:
-                kept = self.errors if level <= error else self._warnings if level <= warning else self.infos
-                kept.append(msg)
-            if level <= error or (show and level <= info):
+            kept = self.errors if level <= error else self._warnings if level <= warning else self.details
+            kept.append(msg)
+            if level <= error or (show and level <= int(library.ILogger.INFO)):
                 log(f"tensorrt: {msg}")
 
     return Log()

@@ -22,6 +22,7 @@ from runtime.engines.seam import EXTRAS, EngineOptions, check_engine_installed, 
 from runtime.trt.build import check_source, plan_files, run_apart, seal_engine
 from runtime.trt.cuda_runtime import GpuDevice
 from runtime.trt.execution import TensorRtEngine
+from runtime.trt.layers import EngineLayer, read_logged_layers
 from runtime.trt.library import one_line
 from runtime.trt.log import open_log
 from runtime.trt.plan_request import available_mib
@@ -69,6 +70,21 @@ def import_rtx() -> ModuleType:
 # --- compiling, in a process of its own ---
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """What the compiler made of a graph.
+
+    Attributes:
+        version: of the library; empty where it died.
+        graph: figures; or its own words, where it refused.
+        layers: of the engine.
+    """
+
+    version: str
+    graph: CompiledGraph
+    layers: tuple[EngineLayer, ...] = ()
+
+
 class CompilerDied(Exception):
     """The compiler's process ended without an answer."""
 
@@ -88,19 +104,16 @@ class CompileRequest:
     plan: Path | None = None
 
 
-def compile_apart(request: CompileRequest) -> tuple[str, CompiledGraph]:
+def compile_apart(request: CompileRequest) -> Compilation:
     """Compiles a graph in a child process whose memory is bounded.
-
-    Returns:
-        The library's version, and what it made of the graph; where it refused, its own words.
 
     Raises:
         InputError: the library does not load, or does not know a compute capability.
     """
     try:
-        answer: tuple[str, CompiledGraph] = run_apart(_compile, request, what=request.onnx.name, died=_died)
+        answer: Compilation = run_apart(_compile, request, what=request.onnx.name, died=_died)
     except CompilerDied as death:
-        return "", CompiledGraph(file=request.onnx.name, refused=str(death))
+        return Compilation("", CompiledGraph(file=request.onnx.name, refused=str(death)))
     return answer
 
 
@@ -109,7 +122,7 @@ def _died(exitcode: int, *, file: str) -> CompilerDied:
     return CompilerDied(f"the compiler's process died ({why})")
 
 
-def _compile(request: CompileRequest) -> tuple[str, CompiledGraph]:
+def _compile(request: CompileRequest) -> Compilation:
     _bound_memory()
     library = import_rtx()
     targets = [_capability(library, capability) for capability in request.capabilities]
@@ -120,26 +133,32 @@ def _compile(request: CompileRequest) -> tuple[str, CompiledGraph]:
     parser = library.OnnxParser(network, logger)
     name = request.onnx.name
     if not parser.parse(request.onnx.read_bytes()):
-        return library.__version__, CompiledGraph(file=name, refused=_parser_words(parser, logger.lines))
+        refusal = CompiledGraph(file=name, refused=_parser_words(parser, logger.lines))
+        return Compilation(library.__version__, refusal)
     config = builder.create_builder_config()
     config.clear_flag(library.BuilderFlag.TF32)  # as in runtime.trt.plan: fp32 is to mean 32 bits
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED  # it logs the engine's layers then
     config.num_compute_capabilities = len(targets)
     for place, target in enumerate(targets):
         config.set_compute_capability(target, place)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = next(iter(logger.errors), "no reason")
-        return library.__version__, CompiledGraph(file=name, refused=one_line(reason))
+        return Compilation(library.__version__, CompiledGraph(file=name, refused=one_line(reason)))
     if request.plan is not None:
         write_bytes(request.plan, memoryview(plan))
-    used = [int(found[1]) for text in logger.infos if (found := _ACTIVATIONS.search(text))]
-    return library.__version__, CompiledGraph(
+    seconds = round(perf_counter() - started, 2)
+    used = [int(found[1]) for text in logger.details if (found := _ACTIVATIONS.search(text))]
+    layers = read_logged_layers("\n".join(text for text in logger.details if text.startswith("Layers:")))
+    graph = CompiledGraph(
         file=name,
         layers=network.num_layers,
+        kernels=len(layers),
         plan_bytes=plan.nbytes,
         activation_bytes=max(used, default=0),
-        seconds=round(perf_counter() - started, 2),
+        seconds=seconds,
     )
+    return Compilation(library.__version__, graph, layers)
 
 
 def _capability(library: ModuleType, capability: str) -> Any:
@@ -202,8 +221,8 @@ def compile_bundle(
         for plan in plans:
             log(f"compiling {plan.source.file} for compute capability {', '.join(capabilities)}")
             request = CompileRequest(source.path(plan.source.file), capabilities, folder / plan.plan)
-            found_version, found = compile_apart(request)
-            version = found_version or version
+            compilation = compile_apart(request)
+            found, version = compilation.graph, compilation.version or version
             log(f"TensorRT for RTX {version} on {found.file}: {compiled_words(found)}")
             if found.refused:
                 raise GateError(

@@ -108,6 +108,9 @@ class CompiledGraph(_ManifestPart):
     Attributes:
         file: of the graph.
         layers: that the parser made of it.
+        kernels: layers of the engine, after fusion.
+        int8_expected: convolutions and matrix products that were quantised.
+        int8_found: how many of them the engine computes in INT8.
         plan_bytes: of the engine.
         activation_bytes: device memory for what flows between layers.
         seconds: of parsing and building.
@@ -116,6 +119,9 @@ class CompiledGraph(_ManifestPart):
 
     file: str
     layers: int = 0
+    kernels: int = 0
+    int8_expected: int = 0
+    int8_found: int = 0
     plan_bytes: int = 0
     activation_bytes: int = 0
     seconds: float = 0.0
