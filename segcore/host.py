@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -73,6 +74,18 @@ def made_now(command: str | None = None) -> Made:
 def describe_host() -> str:
     """Processor, cores, system; no host or user name."""
     return f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def read_l4t(path: Path = Path("/etc/nv_tegra_release")) -> str:
+    """Jetson Linux release, "36.4.3"; empty where this is no Jetson.
+
+    The file's first line reads `# R36 (release), REVISION: 4.3, GCID: ...`.
+    """
+    try:
+        found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", path.read_text())
+    except OSError:
+        return ""
+    return f"{found[1]}.{found[2]}" if found else ""
 
 
 def library_versions() -> dict[str, str]:

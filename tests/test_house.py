@@ -20,6 +20,8 @@ MAX_BYTES = 1_000_000
 BY_NAME = {
     "segcore/dataset/__main__.py": "import_module",  # the augmentation, which needs torch
     "runtime/engines/seam.py": "import_module",  # the engine that was chosen
+    "runtime/trt/cuda_runtime.py": "import_module",  # the CUDA library that was chosen
+    "runtime/trt/rtx.py": "import_module",  # TensorRT for RTX, under one of its two names
     "teacher/system.py": "import_module",  # the system that was chosen
     "teacher/encoder.py": "import_module",  # the encoder that was chosen
     "teacher/sam2_model.py": "import_module",  # the classes that sam2's own configurations name

@@ -20,7 +20,6 @@ from runtime.trt.library import (
     killed_error,
     load_error,
     parse_error,
-    read_l4t,
     release_of,
 )
 from runtime.trt.plan_request import available_mib, memory_limits
@@ -30,7 +29,7 @@ from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
 from segcore.bundle.golden import save_golden
 from segcore.bundle.manifest import DataRecord, EngineTarget, Variant
 from segcore.errors import InputError
-from segcore.host import made_now
+from segcore.host import made_now, read_l4t
 from segcore.picture.preprocess import InputSpec, output_spec
 
 ORIN = DeviceIdentity("10.3.0", "Orin, 8 multiprocessors", "8.7", "36.4.3", "Linux aarch64")
@@ -132,7 +131,7 @@ def test_bundles_that_no_engine_is_built_from(tmp_path):
 @pytest.mark.skipif(installed("tensorrt"), reason="TensorRT is installed")
 @pytest.mark.parametrize("l4t", ["", "36.4.3"])
 def test_without_tensorrt_one_line_says_what_to_install(tmp_path, monkeypatch, l4t):
-    monkeypatch.setattr("runtime.trt.library.read_l4t", lambda: l4t)
+    monkeypatch.setattr("runtime.engines.seam.read_l4t", lambda: l4t)
     with pytest.raises(InputError) as caught:
         build_bundle(make_source(tmp_path / "b", "fp32"), tmp_path / "out")
     how = "run: pip install 'sam2edge[tensorrt]'"
@@ -141,7 +140,7 @@ def test_without_tensorrt_one_line_says_what_to_install(tmp_path, monkeypatch, l
             "run: sudo apt install python3-libnvinfer, and use a virtual environment made with --system-site-packages "
             "(PyPI's tensorrt does not run on a Jetson)"
         )
-    assert str(caught.value) == f"tensorrt: must be installed to build or run an engine, is not; {how}"
+    assert str(caught.value) == f"tensorrt: must be installed, is not; {how}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
 
 

@@ -93,6 +93,7 @@ ADDED = {
     "quality": None,
     "guard": None,
     "engine_target": None,
+    "compiled": None,
     "variants": [],
     "prompt": None,
     "calibration": None,

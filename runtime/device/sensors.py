@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.device.report import Board, ClockReading, PowerMode, Snapshot
-from runtime.trt.library import read_l4t
+from segcore.host import read_l4t
 
 ROOT = Path("/")
 # Jetson Linux release → JetPack. Source: developer.nvidia.com/embedded/jetpack-archive, as gathered in

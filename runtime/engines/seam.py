@@ -17,10 +17,10 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.trt.library import check_installed
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import EngineTarget, Manifest
-from segcore.errors import InputError, need
+from segcore.errors import InputError
+from segcore.host import read_l4t
 
 ENGINES = {
     "openvino": "runtime.engines.openvino_engine",
@@ -134,10 +134,18 @@ def installed(package: str) -> bool:
 
 def check_engine_installed(name: str) -> None:
     """Raises `InputError`, which says how to install it, where an engine's library is not there."""
-    if name == "tensorrt":
-        check_installed()  # what to do differs between a Jetson and a PC
-    elif not installed(name):
-        raise need(name, EXTRAS[name])
+    if not installed(name):
+        raise InputError(f"{name}: must be installed, is not; {how_to_install(name)}")
+
+
+def how_to_install(name: str) -> str:
+    """What to do for an engine's library. On a Jetson TensorRT comes with JetPack: the Python index has none for it."""
+    if name == "tensorrt" and read_l4t():
+        return (
+            "run: sudo apt install python3-libnvinfer, and use a virtual environment made with --system-site-packages "
+            "(PyPI's tensorrt does not run on a Jetson)"
+        )
+    return f"run: pip install 'sam2edge[{EXTRAS[name]}]'"
 
 
 def choose_engine(bundle: Bundle, wanted: str | None = None) -> str:

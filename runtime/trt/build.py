@@ -17,13 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from runtime.engines.seam import BUILDS_FROM
+from runtime.engines.seam import BUILDS_FROM, check_engine_installed
 from runtime.trt.cuda_runtime import open_cuda
 from runtime.trt.library import (
     OLDEST,
     STRONGLY_TYPED,
     Release,
-    check_installed,
     import_tensorrt,
     killed_error,
     release_of,
@@ -75,7 +74,7 @@ def build_bundle(
     """
     check_source(source)
     check_apart(out, source.folder, "--bundle")
-    check_installed()
+    check_engine_installed("tensorrt")
     version: str = run_apart(_check_device, None, what="engine")
     plans = plan_files(source, release_of(version))
     settings = {

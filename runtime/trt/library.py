@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
+from runtime.engines.seam import check_engine_installed, how_to_install
 from segcore.errors import InputError
 
 Release = tuple[int, int]
@@ -39,51 +38,17 @@ _MORE_MEMORY = (
 # --- the library and its releases ---
 
 
-def check_installed() -> None:
-    """Refuses a machine without TensorRT's Python bindings, without importing them.
-
-    Raises:
-        InputError: they are not there.
-    """
-    if find_spec("tensorrt") is None:
-        raise InputError(
-            f"tensorrt: must be installed to build or run an engine, is not; {_how_to_install()}"
-        )
-
-
-def _how_to_install() -> str:
-    """On a Jetson TensorRT comes with JetPack; the Python index has none that runs there."""
-    if read_l4t():
-        return (
-            "run: sudo apt install python3-libnvinfer, and use a virtual environment made with --system-site-packages "
-            "(PyPI's tensorrt does not run on a Jetson)"
-        )
-    return "run: pip install 'sam2edge[tensorrt]'"
-
-
-def read_l4t(path: Path = Path("/etc/nv_tegra_release")) -> str:
-    """Jetson Linux release, "36.4.3"; empty where this is no Jetson.
-
-    The file's first line reads `# R36 (release), REVISION: 4.3, GCID: ...`.
-    """
-    try:
-        found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", path.read_text())
-    except OSError:
-        return ""
-    return f"{found[1]}.{found[2]}" if found else ""
-
-
 def import_tensorrt() -> ModuleType:
     """The module `tensorrt`.
 
     Raises:
         InputError: it is not installed, or its libraries do not load.
     """
-    check_installed()
+    check_engine_installed("tensorrt")
     try:
         import tensorrt
     except ImportError as error:  # "libnvinfer.so.10: cannot open shared object file"
-        raise InputError(f"tensorrt: must load, does not ({error}); {_how_to_install()}") from None
+        raise InputError(f"tensorrt: must load, does not ({error}); {how_to_install('tensorrt')}") from None
     library: ModuleType = tensorrt
     return library
 

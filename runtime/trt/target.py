@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime.trt.cuda_runtime import GpuDevice
-from runtime.trt.library import REBUILD, read_l4t
+from runtime.trt.library import REBUILD
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
+from segcore.host import read_l4t
 
 
 @dataclass(frozen=True)

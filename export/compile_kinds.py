@@ -1,6 +1,6 @@
 """Every kind of graph that is exported for TensorRT, through NVIDIA's own compiler, with random weights.
 
-`python -m benchmarks.checks.compiler` prints a Markdown table: does TensorRT for RTX read and compile students,
+`python -m export.compile_kinds` prints a Markdown table: does TensorRT for RTX read and compile students,
 teachers, a promptable teacher's two parts, several sizes, batches and classes, in FP32, FP16 and INT8; how large is the
 engine; and what of the quantised products came through its fusion in INT8. Weights do not change what a compiler does;
 the 8-bit ranges come from procedural pictures.
@@ -240,4 +240,4 @@ def _write_fp32(kind: GraphKind, size: int, path: Path) -> InputSpec:
 
 
 if __name__ == "__main__":
-    run_command(main, CompilerSettings, "python -m benchmarks.checks.compiler")
+    run_command(main, CompilerSettings, "python -m export.compile_kinds")

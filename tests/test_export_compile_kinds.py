@@ -1,11 +1,11 @@
-"""Every kind of graph goes through NVIDIA's compiler; `python -m benchmarks.checks.compiler` makes the whole table."""
+"""Every kind of graph goes through NVIDIA's compiler; `python -m export.compile_kinds` makes the whole table."""
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from benchmarks.checks.compiler import CompilerSettings, compile_kind, graph_kinds, main
+from export.compile_kinds import CompilerSettings, compile_kind, graph_kinds, main
 from runtime.engines.seam import installed
 from runtime.trt.layers import prove_int8
 from segcore.errors import InputError
