@@ -57,7 +57,7 @@ class GraphKind:
         size_factor: of the picture that the table is made for.
         batch: pictures a call.
         transformer: it has attention.
-        part: "encoder" or "decoder" of a promptable network, which stay in float.
+        part: "encoder" or "decoder" of a promptable network, which are written in FP32 alone.
     """
 
     name: str
@@ -201,11 +201,9 @@ def compile_kind(
         for precision in precisions:
             nodes: tuple[str, ...] = ()
             path = fp32
+            if (kind.part and precision != "fp32") or (kind.batch > 1 and precision == "int8"):
+                continue  # not written so, or not calibrated so: see export.promptable and export.variants
             if precision == "int8":
-                if (
-                    kind.part or kind.batch > 1
-                ):  # neither is calibrated: see export.promptable and export.variants
-                    continue
                 cases = open_dataset("phantom:cxr:12").split("train", limit=_CALIBRATION_CASES)
                 quantised = Path(name) / "int8.onnx"
                 calibrate(
