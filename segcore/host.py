@@ -121,7 +121,7 @@ def _source_commit() -> str:
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name; on ARM, whose kernels mostly give numbers alone, by implementer and part."""
+    """The processor's name; on ARM by implementer and part, where kernels say "ARMv8 Processor rev 1 (v8l)" at most."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -129,9 +129,9 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     facts = {
         name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))
     }
-    if named := facts.get("model name"):
-        return named
     maker, part = facts.get("CPU implementer"), facts.get("CPU part")
     if maker and part:
         return _ARM_CORES.get((maker, part)) or f"ARM, implementer {maker}, part {part}"
+    if named := facts.get("model name"):
+        return named
     return platform.processor() or platform.machine()

@@ -22,7 +22,10 @@ def test_record_is_complete_and_names_neither_user_nor_machine():
     [
         ("model name\t: AMD EPYC\n\nprocessor: 1\nmodel name\t: AMD EPYC", "AMD EPYC"),
         ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n", "ARM Cortex-A78AE"),
-        ("CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", "ARM Neoverse-N1"),
+        (
+            "model name\t: ARMv8 Processor rev 1 (v8l)\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n",
+            "ARM Neoverse-N1",
+        ),
         # A Raspberry Pi's last lines are about the board.
         ("CPU implementer\t: 0x41\nCPU part\t: 0xd08\n\nModel\t\t: Raspberry Pi 4 Model B", "ARM Cortex-A72"),
         ("CPU implementer\t: 0x99\nCPU part\t: 0x123\n", "ARM, implementer 0x99, part 0x123"),
