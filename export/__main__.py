@@ -144,12 +144,15 @@ def print_guard(guard: GuardRecord) -> None:
         print("speed: unmeasured; it is measured on the device (python -m export.kit)")
 
 
-def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = None) -> Manifest:
+def export_bundle(
+    settings: ExportSettings, *, limits: ParityLimits | None = None, judge: bool = True
+) -> Manifest:
     """Writes the exported bundle.
 
     Args:
         settings: of the command.
         limits: of the gate against torch; by default the precision's (int8 is not gated against torch).
+        judge: have NVIDIA's compiler judge TensorRT's graphs, where it is installed.
 
     Raises:
         InputError: settings that do not go together, or a bundle or data that cannot be used.
@@ -183,7 +186,7 @@ def export_bundle(settings: ExportSettings, *, limits: ParityLimits | None = Non
         out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
         _scratch_beside(folder) as scratch,
     ):
-        job = make_job(settings, source, data, folder, scratch)
+        job = replace(make_job(settings, source, data, folder, scratch), judge=judge)
         return write_bundle(replace(job, parity_limits=limits) if limits else job)
 
 
@@ -198,8 +201,8 @@ def _compile_for_rtx(settings: ExportSettings, source: Bundle, limits: ParityLim
         return compile_bundle(source, settings.out, capabilities=capabilities, overwrite=settings.overwrite)
     with _scratch_beside(settings.out.with_name(f"{settings.out.name}.partial")) as scratch:
         # Not judged there: what the compiler refuses it refuses below.
-        asked = {"to": "tensorrt", "out": scratch / "graphs", "builder_check": False}
-        export_bundle(settings.model_copy(update=asked), limits=limits)
+        asked = {"to": "tensorrt", "out": scratch / "graphs"}
+        export_bundle(settings.model_copy(update=asked), limits=limits, judge=False)
         graphs = open_bundle(scratch / "graphs")
         return compile_bundle(graphs, settings.out, capabilities=capabilities, overwrite=settings.overwrite)
 

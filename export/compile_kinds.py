@@ -37,6 +37,7 @@ from segcore.tables import table_of
 from student.design import find_design
 from student.network import GREY_MEAN_STD, build_student
 from teacher.promptable import prompt_spec
+from teacher.sam2_model import IMAGENET_MEAN_STD
 from teacher.system import open_plain
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -87,11 +88,11 @@ def _student(design: str, classes: int = 1, **more: Any) -> GraphKind:
 
 
 def _teacher(title: str, system: str, *, part: str = "", **settings: Any) -> GraphKind:
-    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    stride = 1 if "base" in settings else 4
+    mean, std = IMAGENET_MEAN_STD
+    stride = 4
 
     def build(size: int) -> nn.Module:
-        spec = InputSpec(height_px=size, width_px=size, channels=1, mean=imagenet[0], std=imagenet[1])
+        spec = InputSpec(height_px=size, width_px=size, channels=1, mean=mean, std=std)
         return open_plain(
             Manifest.model_construct(
                 architecture=system,
@@ -102,8 +103,8 @@ def _teacher(title: str, system: str, *, part: str = "", **settings: Any) -> Gra
             )
         )
 
-    transformer = settings.get("encoder", "") in ("tiny", "litemedsam")
-    return GraphKind(title, build, imagenet, stride=stride, transformer=transformer, part=part)
+    transformer = settings["encoder"] == "tiny"
+    return GraphKind(title, build, IMAGENET_MEAN_STD, stride=stride, transformer=transformer, part=part)
 
 
 SLOTS = 6

@@ -131,7 +131,8 @@ class Job:
         scratch: folder for what is thrown away.
         threads: of the engines that try the result.
         inputs: more input sizes and batches.
-        must_compile: NVIDIA's compiler, where it is installed, must take TensorRT's graphs.
+        judge: NVIDIA's compiler, where it is installed, is asked about TensorRT's graphs.
+        must_compile: it must take them.
     """
 
     source: Bundle
@@ -144,6 +145,7 @@ class Job:
     scratch: Path
     threads: int
     inputs: MoreInputs = MoreInputs()
+    judge: bool = True
     must_compile: bool = True
 
     @property

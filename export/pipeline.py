@@ -44,7 +44,7 @@ def write_bundle(job: Job) -> Manifest:
 
         prompt, prompt_gate = write_parts(job, graph.network)
     compiled = None
-    if job.target == "tensorrt":
+    if job.target == "tensorrt" and job.judge:
         nodes = guard.int8_nodes if guard else ()
         compiled = judge_graphs(job.folder, must_compile=job.must_compile, int8_nodes=nodes)
     references = {"golden": golden_reference(graph, golden_inputs(parent.input))}
