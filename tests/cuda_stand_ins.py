@@ -163,6 +163,8 @@ def pycuda(gpu):
         def pop():
             gpu.contexts.pop()
 
+        def detach(self): ...
+
     class Device:
         def __init__(self, number):
             if not gpu.present:

@@ -6,6 +6,7 @@ has it instead, or asks for it with --cuda-library; it must be compiled on the d
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 from collections.abc import Iterator
@@ -437,8 +438,9 @@ def _import_pycuda() -> Any:
 def _primary_context() -> tuple[Any, Any]:
     """The first GPU and its primary context.
 
-    Retained once and for good: a pycuda context that is let go leaves itself current in the thread that does so, and
-    the next call of anybody there fails.
+    Retained once and until the process ends: a pycuda context that is let go leaves itself current in the thread that
+    does so, and the next call of anybody there fails. It must be told to detach: pycuda's destructor takes a primary
+    context for one of its own, and warns on stderr that it cannot be destroyed.
 
     Raises:
         InputError: there is no GPU.
@@ -447,9 +449,11 @@ def _primary_context() -> tuple[Any, Any]:
     try:
         driver.init()
         device = driver.Device(0)
-        return device, device.retain_primary_context()
+        context = device.retain_primary_context()
     except driver.Error as error:
         raise no_gpu_error(str(error)) from None
+    atexit.register(context.detach)
+    return device, context
 
 
 def no_gpu_error(reason: str) -> InputError:
