@@ -103,11 +103,17 @@ def _refuse_foreign(path: Path, model: onnx.ModelProto, versions: Sequence[str])
 
 
 def _findings_table(version: str, findings: list[Finding]) -> str:
+    from export.rules.check import NEWEST, taken_by_newest
+
     if not findings:
         return f"TensorRT {version}: keeps every rule"
     errors, warnings = _count_severity(findings, "error"), _count_severity(findings, "warning")
     lines = [f"TensorRT {version}: errors {errors}, warnings {warnings}"]
     lines += [f"  {f.severity:8}{f.rule:5}{f.node}\n{'':15}{f.text}" for f in findings]
+    if taken := sorted({f.rule for f in findings if f.severity == "error"} & taken_by_newest()):
+        lines.append(
+            f"  {NEWEST} compiles graphs that break {', '.join(taken)}; that their masks are right it does not say"
+        )
     return "\n".join(lines)
 
 

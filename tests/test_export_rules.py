@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noq
 
 from export.rules.check import FILE_RULES, RULES, VERSIONS, check_graph, require_clean  # noqa: E402  # noqa: E402
 from export.rules.finding import Finding  # noqa: E402
+from runtime.engines.seam import installed  # noqa: E402
 from segcore.errors import GateError, InputError  # noqa: E402
 
 WIDTH, SCALE = 16, 0.05
@@ -438,6 +441,34 @@ def test_every_rule_has_a_bad_graph():
     assert {rule for rule, *_ in BAD} == set(ids)
 
 
+def _compile_all(paths: list[str]) -> list[bool]:
+    """Whether NVIDIA's compiler refuses each file; in a process of its own."""
+    from runtime.trt.rtx import CompileRequest, _compile
+
+    return [bool(_compile(CompileRequest(Path(path), ("8.6",))).graph.refused) for path in paths]
+
+
+def test_what_nvidias_newest_compiler_does_with_every_bad_graph(tmp_path):
+    if not installed("tensorrt-rtx"):
+        pytest.skip("TensorRT for RTX is not installed (Linux on x86-64 only)")
+    for number, (*_, change, _) in enumerate(BAD):
+        model = good()
+        change(model)
+        onnx.save(model, tmp_path / f"{number}.onnx")
+    paths = [str(tmp_path / f"{number}.onnx") for number in range(len(BAD))]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        refused = pool.submit(_compile_all, paths).result()
+    found: dict[str, set[bool]] = {}
+    for (rule, *_), no in zip(BAD, refused, strict=True):
+        found.setdefault(rule, set()).add(no)
+    words = {
+        rule: "some" if len(seen) > 1 else "refuses" if True in seen else "takes"
+        for rule, seen in found.items()
+    }
+    assert words == {rule.id: rule.newest for rule in (*FILE_RULES, *RULES)}
+    assert sum(refused) == 21  # of 74, as docs/int8.md says
+
+
 def test_rules_that_newer_versions_dropped():
     for change in (no_zero_point("c1.relu.dq"), int8_stored):
         model = good()
@@ -532,7 +563,8 @@ def test_the_command_prints_a_table_and_one_json_line(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "TensorRT 8.6: errors 1, warnings 0"
     assert lines[1].split() == ["error", "Q15", "c1.w.dq"]
-    assert lines[3] == "TensorRT 10.3: keeps every rule"
+    assert lines[3].strip().startswith("TensorRT for RTX 1.7 compiles graphs that break Q15; ")
+    assert lines[4] == "TensorRT 10.3: keeps every rule"
     assert json.loads(lines[-1]) == {
         "onnx": str(tmp_path / "m.onnx"), "errors": {"8.6": 1, "10.3": 0}, "warnings": {"8.6": 0, "10.3": 0},
         "rules": ["Q15"], "passed": False,
