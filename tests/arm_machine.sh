@@ -11,7 +11,7 @@ set -euo pipefail
 
 DEBIAN=bookworm
 # With --variant=extract even what is essential must be named. numpy needs libstdc++, OpenVINO libgomp.
-PACKAGES=dash,bash,coreutils,sed,grep,findutils,tar,gzip,libc-bin,base-files,mawk,util-linux,python3,libstdc++6,libgomp1
+PACKAGES=dash,bash,coreutils,sed,grep,findutils,tar,gzip,libc-bin,base-files,mawk,util-linux,python3,python3-venv,libstdc++6,libgomp1
 # The first bytes of a 64-bit ARM program, and which of their bits count; from qemu's scripts/qemu-binfmt-conf.sh.
 MAGIC='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 MASK='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
@@ -29,13 +29,13 @@ prepare() {
     mkdir -p "$folder"
     # Static, so that it runs inside the other root. Of trixie: bookworm's knows no Neoverse-N2 and -V1.
     [ -x "$folder/qemu/usr/bin/qemu-aarch64" ] || unpack amd64 trixie "$folder/qemu" qemu-user
-    if [ ! -e "$folder/root/.ready" ]; then
+    if [ "$(cat "$folder/root/.ready" 2>/dev/null)" != "$PACKAGES" ]; then
         rm -rf "$folder/root"
         unpack arm64 "$DEBIAN" "$folder/root" "$PACKAGES"
         echo 'root:x:0:0:root:/root:/bin/bash' >"$folder/root/etc/passwd"
         echo 'root:x:0:' >"$folder/root/etc/group"
         mkdir -p "$folder"/root/{proc,sys,dev,root,tmp,app/site,app/shared}
-        touch "$folder/root/.ready"
+        printf '%s' "$PACKAGES" >"$folder/root/.ready"
     fi
     # Fetched by this machine's pip for the other platform: under emulation pip alone takes a minute.
     for minor in 17 26 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done

@@ -133,7 +133,8 @@ RULES: tuple[Rule[Graph], ...] = (
 
 def taken_by_newest() -> set[str]:
     """Ids of the rules whose breaches `NEWEST` compiles."""
-    return {rule.id for rule in (*FILE_RULES, *RULES) if rule.newest == "takes"}
+    verdicts = [*((r.id, r.newest) for r in FILE_RULES), *((r.id, r.newest) for r in RULES)]
+    return {rule for rule, newest in verdicts if newest == "takes"}
 
 
 def check_graph(model: onnx.ModelProto, tensorrt: str) -> list[Finding]:
