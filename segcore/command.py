@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.errors import GateError, InputError
+from segcore.text import read_text
 from segcore.words import plural, rough_time
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"--config {path}: must be a YAML file, no such file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(read_text(path, f"--config {path}"))
     except yaml.YAMLError as error:
         raise InputError(f"--config {path}: must be YAML, got {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):

@@ -6,7 +6,9 @@ over what it reads: `check_apart`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -102,7 +104,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that a reader sees the old content or the new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
+    # Its own name would be too long where the file's is as long as it may be.
+    temporary = path.with_name(f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MINUS = "−"
 
@@ -95,6 +96,12 @@ def plural(number: int, word: str) -> str:
     if number == 1:
         return f"{number} {word}"
     return f"{number} {word}{'es' if word.endswith(('tch', 's', 'x')) else 's'}"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first few, and how many more: "a.txt, b.txt and 3 more"."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
 def rough_time(seconds: float) -> str:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import InputError
+from segcore.text import read_text
 
 Block = Literal["plain", "residual", "reparam", "separable", "inverted"]
 
@@ -143,8 +144,8 @@ def find_design(choice: str | dict[str, Any]) -> Design:
             "student.search writes one"
         )
     try:
-        fields = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fields = yaml.safe_load(read_text(path, f"--design {choice}"))
+    except yaml.YAMLError as error:
         raise InputError(f"--design {choice}: must be YAML, got {str(error).splitlines()[0]}") from None
     if not isinstance(fields, dict):
         raise InputError(f"--design {choice}: must hold `name: value` lines, got {type(fields).__name__}")

@@ -127,5 +127,8 @@ def test_a_format_that_cannot_be(tmp_path):
         write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "tiff"])
     assert str(caught.value) == "format: must be one of png, nifti, dicom-seg, json, got tiff"
     with pytest.raises(InputError, match="DICOM"):
-        write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "dicom-seg"])
+        write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["dicom-seg"])
     assert list(tmp_path.iterdir()) == []
+    made = write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "dicom-seg"])
+    assert [path.name for path in made] == ["mask.png", "not-written.txt"]
+    assert "must be DICOM" in made[1].read_text()

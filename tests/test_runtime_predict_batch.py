@@ -91,7 +91,7 @@ def test_every_input_has_one_line(done, tree):
 
 
 def test_one_by_one_and_overlapping_give_the_same(exported, tree, done, tmp_path):
-    inputs = list_inputs(tree)
+    inputs = list_inputs(tree).inputs
     with Predictor.open(exported("openvino", "fp32"), threads=1) as predictor:
         one_by_one = [predict_input(predictor, item, tmp_path / "a", Outputs()) for item in inputs]
         overlapping = list(predict_files(predictor, inputs, tmp_path / "b"))
@@ -229,7 +229,7 @@ def test_a_process_that_dies_twice_at_an_input_is_its_failure(exported, tree, tm
     nibabel = pytest.importorskip("nibabel")
     long = tmp_path / "long.nii"
     nibabel.save(nibabel.Nifti1Image(np.zeros((96, 96, 4000), np.uint8), np.eye(4)), long)
-    short = [one for one in list_inputs(tree) if one.path.name.startswith("p")]
+    short = [one for one in list_inputs(tree).inputs if one.path.name.startswith("p")]
     options = PredictorOptions(exported("openvino", "fp32"), threads=1)
     (tmp_path / "masks").mkdir()
     kills, records = 0, []
@@ -267,7 +267,7 @@ def test_workers_that_all_die_at_opening_end_the_run(exported, tree, tmp_path):
             list(
                 predict_in_processes(
                     PredictorOptions(exported("openvino", "fp32")),
-                    list_inputs(tree),
+                    list_inputs(tree).inputs,
                     tmp_path,
                     Outputs(),
                     workers=2,
@@ -285,7 +285,7 @@ def test_workers_that_cannot_open_the_model_say_why(tree, tmp_path):
     with pytest.raises(InputError) as error:
         list(
             predict_in_processes(
-                PredictorOptions(tmp_path / "none"), list_inputs(tree), tmp_path, Outputs(), workers=2
+                PredictorOptions(tmp_path / "none"), list_inputs(tree).inputs, tmp_path, Outputs(), workers=2
             )
         )
     assert str(error.value) == f"bundle {tmp_path / 'none'}: must be a folder with manifest.json, got none"

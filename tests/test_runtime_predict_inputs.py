@@ -29,10 +29,10 @@ def test_a_tree_is_mirrored(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / name)
     (tmp_path / "notes.md").write_text("no picture")
-    found = list_inputs(tmp_path)
+    found = list_inputs(tmp_path).inputs
     assert sorted(cases(found)) == ["b", "sub/a", "sub/dir/a"]
     assert {one.case: one.path.name for one in found}["sub/dir/a"] == "a.JPG"
-    assert found == list_inputs(tmp_path)
+    assert found == list_inputs(tmp_path).inputs
     assert [one.shown for one in found] == [str(one.path) for one in found]
 
 
@@ -48,13 +48,13 @@ def test_a_tree_is_mirrored(tmp_path):
 )
 def test_only_known_suffixes_are_taken_off(tmp_path, name, case):
     (tmp_path / name).write_bytes(b"")
-    assert list_inputs(tmp_path / name) == (PredictionInput(tmp_path / name, case),)
+    assert list_inputs(tmp_path / name).inputs == (PredictionInput(tmp_path / name, case),)
 
 
 def test_outputs_that_would_meet_get_other_names(tmp_path):
     for name in ("a.png", "a.jpg", "b.png", "b/c.png", "d.png"):
         picture(tmp_path / name)
-    assert cases(list_inputs(tmp_path)) == ["a.jpg", "a.png", "b/c", "b.png", "d"]
+    assert cases(list_inputs(tmp_path).inputs) == ["a.jpg", "a.png", "b/c", "b.png", "d"]
     picture(tmp_path / "a.png.png")
     assert message(tmp_path) == (
         f"--image {tmp_path}: must have names that differ in more than the suffix, got {tmp_path / 'a.png'} and "
@@ -65,7 +65,7 @@ def test_outputs_that_would_meet_get_other_names(tmp_path):
 def test_deidentified_cases_are_numbers(tmp_path):
     for name in ("jane doe.png", "sub/john.png"):
         picture(tmp_path / name)
-    found = list_inputs(tmp_path, deidentify=True)
+    found = list_inputs(tmp_path, deidentify=True).inputs
     assert [(one.case, one.shown) for one in found] == [("case-000001", "case-000001"), ("case-000002",) * 2]
     assert found[0].path.name == "jane doe.png"
 
@@ -74,13 +74,13 @@ def test_a_list_is_relative_to_itself(tmp_path):
     picture(tmp_path / "in" / "a.png")
     listed = tmp_path / "in" / "list.txt"
     listed.write_text("﻿a.png\n\n../other/b.png\r\n/else/c.dcm\n", encoding="utf-8")
-    found = list_inputs(listed)
+    found = list_inputs(listed).inputs
     assert cases(found) == ["a", "other/b", "else/c"]
     assert found[0].path == tmp_path / "in" / "a.png"
     assert str(found[2].path) == "/else/c.dcm"
     table = tmp_path / "in" / "index.csv"
     table.write_text('image,case,age\na.png,"ward 3/first",5\nb.png,,\n')
-    assert [(one.case, one.path.name) for one in list_inputs(table)] == [
+    assert [(one.case, one.path.name) for one in list_inputs(table).inputs] == [
         ("ward 3/first", "a.png"),
         ("b", "b.png"),
     ]
@@ -120,10 +120,10 @@ def test_nothing_there(tmp_path):
 def test_a_series_is_its_folder(tmp_path, dicom_files):
     volume = np.zeros((3, 8, 8), np.int16)
     dicom_files.make_series(tmp_path / "study" / "ct", volume)
-    assert list_inputs(tmp_path) == (PredictionInput(tmp_path / "study" / "ct", "study/ct"),)
-    assert cases(list_inputs(tmp_path / "study" / "ct")) == ["ct"]
+    assert list_inputs(tmp_path).inputs == (PredictionInput(tmp_path / "study" / "ct", "study/ct"),)
+    assert cases(list_inputs(tmp_path / "study" / "ct").inputs) == ["ct"]
     picture(tmp_path / "study" / "ct" / "key.png")
-    assert cases(list_inputs(tmp_path)) == ["study/ct/series", "study/ct/key"]
+    assert cases(list_inputs(tmp_path).inputs) == ["study/ct/series", "study/ct/key"]
 
 
 def test_uploads_are_called_by_their_names(tmp_path):

@@ -1,6 +1,7 @@
 """DICOM series and NIfTI volumes through the command: slices, formats, volumes, and what must not be told."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -80,13 +81,18 @@ def test_dicom_seg_is_for_dicom(exported, archive, tmp_path):
     with pytest.raises(InputError):
         run(exported, archive, tmp_path / "out", to=("dicom-seg",), overlays=False)
     found = records(tmp_path / "out")
-    assert found["film/plain"]["error"] == (
-        f"image {archive / 'film' / 'plain.png'}: must be DICOM for --to dicom-seg, which refers to its source, "
-        "is not; use --to nifti"
-    )
+    told = "--to dicom-seg: plain.png must be DICOM, is a picture file; choose nifti or png"
+    assert found["film/plain"]["error"] == told
     assert found["ct"]["files"] == {"dicom-seg": "masks/ct.dcm"}
     masks = read_mask_file(tmp_path / "out" / "masks" / "ct.dcm", read_scan(archive / "ct"))
     assert found["ct"]["area_px"] == {"lung": int(masks.sum())}
+    # Beside another format it costs that one nothing, and is told.
+    with pytest.raises(InputError, match=r"--to png dicom-seg: 1 of 3 images lack a file"):
+        run(exported, archive, tmp_path / "both", to=("png", "dicom-seg"), overlays=False)
+    found = records(tmp_path / "both")
+    assert found["film/plain"]["files"] == {"png": "masks/film/plain.png"}
+    assert found["film/plain"]["not_written"] == {"dicom-seg": told}
+    assert (tmp_path / "both" / "masks" / "film" / "plain.png").is_file()
 
 
 def test_what_deidentify_tells_nobody(exported, archive, dicom_files, tmp_path, capsys):
@@ -98,7 +104,8 @@ def test_what_deidentify_tells_nobody(exported, archive, dicom_files, tmp_path, 
         run(exported, archive, out, **words)
     found = records(out)
     assert sorted(found) == [f"case-00000{n}" for n in (1, 2, 3, 4)]
-    assert [found[case].get("error") is None for case in sorted(found)] == [True, True, False, False]
+    assert [found[case].get("error") is None for case in sorted(found)] == [True, True, False, True]
+    assert "not_written" in found["case-000004"]
     said = capsys.readouterr()
     told = said.out + "".join(line for line in said.err.splitlines() if line.startswith("error"))
     for path in out.rglob("*"):
@@ -140,12 +147,34 @@ def test_a_reference_class_is_one_of_the_models(exported, archive, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_one_cut_off_slice_fails_its_series_alone(exported, archive, tmp_path):
+def test_one_cut_off_slice_costs_itself_and_its_series_says_so(exported, archive, tmp_path):
     middle = sorted((archive / "ct").iterdir())[1]
     middle.write_bytes(middle.read_bytes()[:-5000])
-    with pytest.raises(InputError, match=r"1 of 3 images could not be used"):
+    with pytest.raises(InputError, match=r"1 of 4 images could not be used"):
         run(exported, archive, tmp_path / "out")
     found = records(tmp_path / "out")
-    assert set(found["ct"]) == {"case", "error"}
+    failed, series = f"ct/{middle.stem}", found["ct/series-1"]
+    assert set(found[failed]) == {"case", "error"}
     assert "error" not in found["film/plain"]
-    assert not (tmp_path / "out" / "masks" / "ct").exists()
+    assert series["slices"] == len(list((archive / "ct").iterdir())) - 1
+    assert series["remarks"] == [f"1 file beside the series damaged, a slice may be missing: {middle.name}"]
+
+
+def test_names_as_long_as_a_disk_allows_and_in_no_encoding(exported, tmp_path):
+    """A picture of 255 bytes has a mask of as many; what would need more is told, and costs the others nothing."""
+    picture = np.zeros((16, 16), np.uint8)
+    (tmp_path / "in").mkdir()
+    names = ("x" * 247, "y" * 251, os.fsdecode(b"M\xfcller"))
+    for name in names:
+        Image.fromarray(picture).save(tmp_path / "short.png")
+        (tmp_path / "short.png").rename(tmp_path / "in" / f"{name}.png")
+    with pytest.raises(InputError, match=r"1 of 3 images lack a file"):
+        run(exported, tmp_path / "in", tmp_path / "out", to=("png", "nifti", "json"))
+    found = records(tmp_path / "out")
+    assert set(found) == {names[0], names[1], "Müller"}
+    assert set(found[names[0]]["files"]) == {"png", "nifti", "json"}
+    assert set(found["Müller"]["files"]) == {"png", "nifti", "json"}
+    assert set(found[names[1]]["files"]) == {"png"}
+    assert {"nifti", "json"} == set(found[names[1]]["not_written"])
+    assert all("is too long for this disk" in text for text in found[names[1]]["not_written"].values())
+    assert (tmp_path / "out" / "masks" / "Müller.png").is_file()

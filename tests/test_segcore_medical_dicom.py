@@ -358,6 +358,58 @@ def test_uneven_frames_have_no_volume(dicom_files, tmp_path):
     scan = read_scan(path)
     assert scan.spacing_mm == (0.5, 0.5)
     assert (scan.slice_spacing_mm, scan.affine) == (None, None)
+    assert scan.uneven == "3 to 6 mm between neighbours"
+
+
+def test_frames_are_put_in_the_order_of_their_places(dicom_files, tmp_path):
+    volume = np.stack([RAMP + i for i in range(4)])
+    order = [2, 0, 3, 1]  # the slice that each frame of the file is
+    path = dicom_files.make_enhanced(
+        tmp_path / "e.dcm", volume[order], positions_mm=[(0, 0, 3 * k) for k in order]
+    )
+    scan = read_scan(path)
+    assert scan.frames == (1, 3, 0, 2)
+    assert scan.slice_spacing_mm == 3.0
+    for i in range(4):
+        np.testing.assert_array_equal(scan.values(i), volume[i])
+    np.testing.assert_allclose(scan.affine @ [0, 0, 3, 1], [0, 0, 9, 1])
+
+
+def test_several_frames_at_a_place_stay_as_they_are_and_are_no_volume(dicom_files, tmp_path):
+    """Times of a beating heart, echoes, directions of diffusion."""
+    volume = np.stack([RAMP + i for i in range(6)])
+    path = dicom_files.make_enhanced(
+        tmp_path / "e.dcm", volume, positions_mm=[(0, 0, 3 * (i % 2)) for i in range(6)]
+    )
+    scan = read_scan(path)
+    assert (scan.frames, scan.affine, scan.slice_spacing_mm) == ((), None, None)
+    assert scan.uneven == "6 frames at 2 places"
+    np.testing.assert_array_equal(scan.values(1), volume[1])
+
+
+@pytest.mark.parametrize("value", [-2000, 63536])  # writers mistake the sign
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_padding_takes_no_part_in_the_range_and_is_black(dicom_files, tmp_path, value, photometric):
+    pixels = np.array([[-2000, 0, 50, 100, -2000]], np.int16)
+    item = dicom_files.dicom(pixels, PhotometricInterpretation=photometric)
+    item.add_new(0x00280120, "US" if value > 0 else "SS", value)
+    item.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    scan = read_scan(tmp_path / "a.dcm")
+    expected = [0, 0, 128, 255, 0] if photometric == "MONOCHROME2" else [0, 255, 128, 0, 0]
+    assert np.abs(scan.display(0)[0].astype(int) - expected).max() <= 1
+    assert scan.display(0)[0, 0] == scan.display(0)[0, 4] == 0
+    values = scan.values(0)[0]
+    assert (
+        values == (pixels[0] if photometric == "MONOCHROME2" else -1 - pixels[0])
+    ).all()  # as pydicom gives them
+
+
+def test_padding_may_be_a_range(dicom_files, tmp_path):
+    pixels = np.array([0, 5, 9, 100, 200, 300], np.uint16)
+    tags = {"PixelPaddingValue": 9, "PixelPaddingRangeLimit": 0}
+    assert ramp_scan(dicom_files, tmp_path, pixels, **tags).display(0)[0].tolist() == [0, 0, 0, 0, 128, 255]
+    only = ramp_scan(dicom_files, tmp_path, np.array([7, 7], np.uint16), PixelPaddingValue=7)
+    assert only.display(0).tolist() == [[0, 0]]  # padding alone is a picture
 
 
 # --- the patient ---

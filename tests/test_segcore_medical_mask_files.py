@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("nibabel")
 
 import nibabel
 from PIL import Image
+from pydicom import config as pydicom_config
 from pydicom import dcmread
 from pydicom.sr._concepts_dict import concepts
 from pydicom.uid import generate_uid
@@ -125,7 +127,7 @@ def test_every_format_gives_the_mask_back(tmp_path, layout, scan_of, three):
         ("none", np.zeros((scan.slices, *SIZE), np.uint8)),
     ):
         kept = masks.copy()
-        written = write_masks(tmp_path, name, scan, masks, three, MASK_FORMATS)
+        written = write_masks(tmp_path, name, scan, masks, three, MASK_FORMATS).files
         assert (masks == kept).all()
         for kind in ("dicom-seg", "nifti"):
             assert (read_mask_file(tmp_path / written[kind][0], scan) == masks).all(), (name, kind)
@@ -230,12 +232,18 @@ def test_names_of_patients_survive_another_character_set(tmp_path, scan_of, thre
 def test_a_source_without_what_a_segmentation_refers_to_is_named(tmp_path, scan_of, manifest):
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"):
         scan = scan_of("dx", **{keyword: None})
+        expected = f"--to dicom-seg: x.dcm must have {keyword} in its header, has none; choose nifti or png"
         with pytest.raises(InputError) as error:
-            write_masks(tmp_path, "mask", scan, random_masks(1, 1), manifest, ["png", "dicom-seg"])
+            write_masks(tmp_path, "mask", scan, random_masks(1, 1), manifest, ["json", "dicom-seg"])
+        assert str(error.value) == expected
         assert list(tmp_path.iterdir()) == []
-        assert str(error.value) == (
-            f"--format dicom-seg: x.dcm must have {keyword} in its header, has none; choose nifti or png"
+        written = write_masks(
+            tmp_path, "mask", scan, random_masks(1, 1), manifest, ["png", "nifti", "dicom-seg"]
         )
+        assert written.files == {"png": ["mask.png"], "nifti": ["mask.nii.gz"]}
+        assert written.failed == {"dicom-seg": expected}
+        for file in tmp_path.iterdir():
+            file.unlink()
 
 
 def test_what_may_be_empty_may_be_missing(tmp_path, scan_of, manifest):
@@ -249,19 +257,140 @@ def test_what_may_be_empty_may_be_missing(tmp_path, scan_of, manifest):
         assert [line for line in dciodvfy(tmp_path / "mask.dcm") if "DICOMDIR" not in line] == []
 
 
-@pytest.mark.parametrize(("kind", "got"), [("image", "a plain picture"), ("nifti", "a NIfTI")])
+@pytest.mark.parametrize(("kind", "got"), [("image", "a picture file"), ("nifti", "a NIfTI")])
 def test_only_dicom_has_a_segmentation(tmp_path, manifest, kind, got):
     scan = hand_made(name="chest.png", kind=kind)
+    expected = f"--to dicom-seg: chest.png must be DICOM, is {got}; choose nifti or png"
     with pytest.raises(InputError) as error:
-        write_masks(tmp_path, "mask", scan, random_masks(1, 1), manifest, ["png", "dicom-seg"])
-    assert str(error.value) == (f"--format dicom-seg: chest.png must be DICOM, is {got}; choose nifti or png")
+        write_masks(tmp_path, "mask", scan, random_masks(1, 1), manifest, ["dicom-seg"])
+    assert str(error.value) == expected
     assert list(tmp_path.iterdir()) == []
+    written = write_masks(tmp_path, "mask", scan, random_masks(1, 1), manifest, ["png", "dicom-seg"])
+    assert (written.files, written.failed) == ({"png": ["mask.png"]}, {"dicom-seg": expected})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept", "what"),
+    [
+        ("PatientSex", "MALE", "", "left out"),
+        ("PatientBirthDate", "19801301", "", "left out"),
+        ("PatientBirthDate", "1980/1/1", "", "left out"),
+        ("StudyTime", "25:61", "", "left out"),
+        ("StudyDate", "", "", None),
+        ("PatientID", "7" * 80, "7" * 64, "shortened"),
+        ("StudyID", "a study with a long name", "a study with a l", "shortened"),
+        ("AccessionNumber", "1" * 30, "1" * 16, "shortened"),
+        ("PatientName", "M" * 100 + "^J", "M" * 64, "shortened"),
+    ],
+)
+def test_a_malformed_header_is_mended_and_told(tmp_path, scan_of, manifest, keyword, value, kept, what):
+    for name in ("ct", "dx"):
+        scan = scan_of(name)
+        for header in scan.header:
+            with pydicom_config.disable_value_validation():
+                setattr(header, keyword, value)
+        written = write_masks(tmp_path, "mask", scan, random_masks(scan.slices, 1), manifest, ["dicom-seg"])
+        assert str(dcmread(tmp_path / "mask.dcm").get(keyword)) == kept
+        told = () if what is None else (f"DICOM-SEG: {keyword} {what}, which is malformed in the source",)
+        assert written.remarks == told
+        assert str(scan.header[0].get(keyword)) == value  # the scan's own header stays
+
+
+def test_a_segmentation_of_frames_in_another_order_lies_on_them(dicom_files, tmp_path, manifest):
+    order = [2, 0, 3, 1]
+    path = dicom_files.make_enhanced(
+        tmp_path / "e.dcm", np.zeros((4, *SIZE), np.uint16), positions_mm=[(0, 0, 3 * k) for k in order],
+        SliceThickness=3,
+    )  # fmt: skip
+    scan = read_scan(path)
+    masks = random_masks(4, 1)
+    write_masks(tmp_path, "mask", scan, masks, manifest, ["dicom-seg", "nifti"])
+    assert (read_mask_file(tmp_path / "mask.dcm", scan) == masks).all()
+    assert (read_mask_file(tmp_path / "mask.nii.gz", scan) == masks).all()
+    seg = dcmread(tmp_path / "mask.dcm")
+    for group, pixels in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True):
+        z = group.PlanePositionSequence[0].ImagePositionPatient[2]
+        assert (pixels == masks[round(z / 3)]).all()
+        frame = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        assert order[int(frame) - 1] == round(z / 3)
+
+
+def test_slices_that_are_no_volume_have_every_file_but_a_nifti(dicom_files, tmp_path, manifest):
+    paths = dicom_files.make_series(tmp_path / "ct", np.zeros((5, *SIZE), np.uint16), slice_spacing_mm=2.0)
+    paths[2].unlink()
+    scan, masks = read_scan(tmp_path / "ct"), random_masks(4, 1)
+    written = write_masks(tmp_path, "mask", scan, masks, manifest, MASK_FORMATS)
+    assert set(written.files) == {"png", "dicom-seg", "json"}
+    assert written.failed["nifti"].startswith(
+        "--to nifti: ct must have evenly spaced slices to be a volume, has 4 mm"
+    )
+    assert written.remarks == (f"slices are no volume: {scan.uneven}",)
+    assert json.loads((tmp_path / "mask.json").read_text())["details"]["remarks"] == list(written.remarks)
+    assert (read_mask_file(tmp_path / "mask.dcm", scan) == masks).all()
+
+
+def test_an_unknown_distance_is_nobodys_millimetre(dicom_files, tmp_path, manifest):
+    film = dicom_files.make_dicom(
+        tmp_path / "dx.dcm", np.zeros(SIZE, np.uint16), Modality="DX", PixelSpacing=[0.2, 0.2]
+    )
+    write_masks(tmp_path, "dx", read_scan(film), random_masks(1, 1), manifest, ["dicom-seg"])
+    measures = dcmread(tmp_path / "dx.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert list(measures.PixelSpacing) == [0.2, 0.2]
+    assert "SliceThickness" not in measures
+    clip = dicom_files.make_dicom(
+        tmp_path / "us.dcm",
+        np.zeros((3, *SIZE), np.uint8),
+        frames=True,
+        Modality="US",
+        PixelSpacing=[0.2, 0.2],
+    )
+    scan = read_scan(clip)
+    write_masks(tmp_path, "us", scan, random_masks(3, 1), manifest, ["nifti"])
+    back = read_scan(tmp_path / "us.nii.gz")
+    assert nibabel.load(tmp_path / "us.nii.gz").header.get_xyzt_units()[0] == "unknown"
+    assert (back.slice_spacing_mm, back.affine) == (None, None)
+    assert back.spacing_mm == pytest.approx((0.2, 0.2))
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (0, 2), (1, 0), (3, 4), (0, 0)])
+@pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
+def test_a_nifti_mask_has_both_forms_of_its_image(tmp_path, manifest, codes, unit):
+    image = nibabel.Nifti1Image(np.zeros((6, 5, 4), np.uint8) + 9, None)
+    turn = np.array([[0.0, -1.5, 0, 7], [1.2, 0, 0, -3], [0, 0, 2.5, 11], [0, 0, 0, 1]])
+    shifted = turn.copy()
+    shifted[:3, 3] += (10, -5, 30)
+    image.set_qform(turn, codes[0])
+    image.set_sform(shifted, codes[1])
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "t1.nii.gz")
+    source = nibabel.load(tmp_path / "t1.nii.gz").header
+    scan = read_scan(tmp_path / "t1.nii.gz")
+    write_masks(tmp_path, "mask", scan, np.zeros((scan.slices, *scan.size_px), np.uint8), manifest, ["nifti"])
+    written = nibabel.load(tmp_path / "mask.nii.gz").header
+    for name in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+                 "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units", "dim"):  # fmt: skip
+        np.testing.assert_array_equal(written[name], source[name], err_msg=name)
+
+
+def test_what_a_library_cannot_write_is_a_sentence(tmp_path, scan_of, manifest, monkeypatch):
+    import highdicom.seg
+
+    def refuse(*_, **__):
+        raise ValueError("value of patient_birth_date 'Mustermann' is no date")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+    written = write_masks(tmp_path, "mask", scan_of("ct"), random_masks(6, 1), manifest, ["png", "dicom-seg"])
+    assert written.failed == {
+        "dicom-seg": "--to dicom-seg: x.dcm must have a PatientBirthDate that can be written, has not (ValueError); "
+        "choose nifti or png"
+    }
+    assert written.files.keys() == {"png"}
 
 
 def test_png_is_black_and_white_for_one_class_and_indices_for_several(tmp_path, manifest, three):
     scan = hand_made(name="chest.png")
     masks = random_masks(1, 1)
-    assert write_masks(tmp_path, "one", scan, masks, manifest, ["png"]) == {"png": ["one.png"]}
+    assert write_masks(tmp_path, "one", scan, masks, manifest, ["png"]).files == {"png": ["one.png"]}
     assert (np.asarray(Image.open(tmp_path / "one.png")) == 255 * masks[0]).all()
     assert (read_mask_file(tmp_path / "one.png", scan) == 255 * masks).all()
     write_masks(tmp_path, "three", scan, masks, three, ["png"])
@@ -271,7 +400,7 @@ def test_png_is_black_and_white_for_one_class_and_indices_for_several(tmp_path, 
 def test_numbered_pngs_replace_only_their_own_kind(tmp_path, three):
     scan = hand_made(slices=12)
     masks = random_masks(12, 3)
-    written = write_masks(tmp_path, "scan", scan, masks, three, ["png"])
+    written = write_masks(tmp_path, "scan", scan, masks, three, ["png"]).files
     assert written["png"] == [f"scan/{n:04d}.png" for n in range(1, 13)]
     fewer = hand_made(slices=3)
     write_masks(tmp_path, "scan", fewer, masks[:3], three, ["png"])
@@ -362,7 +491,10 @@ def test_a_nifti_of_fractions_is_no_mask(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.full((30, 20), 0.5, np.float32), np.eye(4)), path)
     with pytest.raises(InputError) as error:
         read_mask_file(path, hand_made())
-    assert str(error.value) == f"mask {path}: must hold class indices 0 to 255, got fractions"
+    assert (
+        str(error.value)
+        == f"mask {path}: must hold class indices 0 to 255, got fractions; save class indices"
+    )
 
 
 def test_a_segmentation_of_another_picture_is_refused_without_a_uid(tmp_path, scan_of, manifest):
@@ -474,7 +606,7 @@ def test_the_record_has_the_case_and_nothing_of_the_header(tmp_path, scan_of, th
     written = write_masks(
         tmp_path, "s", scan, masks, three, ["json", "nifti"], details=details, bundle_sha256="cd" * 32
     )
-    assert written == {"nifti": ["s.nii.gz"], "json": ["s.json"]}
+    assert written.files == {"nifti": ["s.nii.gz"], "json": ["s.json"]}
     text = (tmp_path / "s.json").read_text()
     record = json.loads(text)
     assert record["schema_version"] == 1
@@ -578,3 +710,71 @@ def test_codes_are_those_of_the_dictionary():
             assert meaning in meanings[code], name
     assert segment_codes("Left_Lung") == segment_codes("left lung")
     assert segment_codes("something new").kind == ("85756007", "Tissue")
+
+
+# --- readers that are not ours ---
+
+
+def voxels_mm(marked: np.ndarray, affine: np.ndarray) -> set[tuple[float, ...]]:
+    """Where the marked voxels of an array lie, by its affine, rounded to a thousandth of a millimetre."""
+    index = np.argwhere(marked)
+    places = index @ affine[:3, :3].T + affine[:3, 3]
+    return {tuple(float(n) + 0.0 for n in place) for place in np.round(places, 3)}
+
+
+def seg_by_pydicom(path: Path, scan: Scan) -> np.ndarray:
+    """Class indices N×H×W, each frame on the slice that it says it is of."""
+    seg = dcmread(path)
+    found = np.zeros((scan.slices, *scan.size_px), np.uint8)
+    frames = seg.pixel_array.reshape(-1, *scan.size_px)
+    slices = {str(header.SOPInstanceUID): i for i, header in enumerate(scan.header)}
+    for group, pixels in zip(seg.PerFrameFunctionalGroupsSequence, frames, strict=True):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        place = slices[str(source.ReferencedSOPInstanceUID)]
+        if len(scan.header) == 1 and "ReferencedFrameNumber" in source:
+            place = int(source.ReferencedFrameNumber) - 1
+        shared = seg.SharedFunctionalGroupsSequence[0]
+        of = group if "SegmentIdentificationSequence" in group else shared
+        found[place][pixels > 0] = of.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_readers_find_every_pixel_in_its_place(tmp_path, layout, scan_of, three):
+    scan = scan_of(layout)
+    masks = random_masks(scan.slices, 3)
+    written = write_masks(tmp_path, "mask", scan, masks, three, ["png", "nifti", "dicom-seg"]).files
+    pngs = np.stack([np.asarray(Image.open(tmp_path / name)) for name in written["png"]])
+    assert (pngs == masks).all()
+    image = nibabel.load(tmp_path / "mask.nii.gz")
+    stored = np.asarray(image.dataobj).reshape(masks.shape[2], masks.shape[1], masks.shape[0])
+    assert (stored.transpose(2, 1, 0) == masks).all()
+    if scan.affine is not None:
+        np.testing.assert_allclose(image.affine, np.diag([-1.0, -1, 1, 1]) @ scan.affine, atol=1e-5)
+    assert (seg_by_pydicom(tmp_path / "mask.dcm", scan) == masks).all()
+    command = Path(sys.executable).with_name("segimage2itkimage")
+    # dcmqi reads segmentations with planes alone, which a source without a frame of reference has not.
+    if scan.affine is None or not scan.header[0].get("FrameOfReferenceUID") or not command.exists():
+        return
+    words = [
+        command,
+        "--inputDICOM",
+        tmp_path / "mask.dcm",
+        "--outputDirectory",
+        tmp_path / "itk",
+        "--outputType",
+        "nii",
+    ]
+    (tmp_path / "itk").mkdir()
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    to_ras = np.diag([-1.0, -1, 1, 1]) @ scan.affine
+    for k, path in enumerate(
+        sorted((tmp_path / "itk").glob("*.nii*"), key=lambda p: int(p.name.split(".")[0])), 1
+    ):
+        theirs = nibabel.load(path)
+        marked = np.asarray(theirs.dataobj) > 0
+        assert voxels_mm(marked, theirs.affine) == voxels_mm(masks.transpose(2, 1, 0) == k, to_ras), (
+            layout,
+            k,
+        )

@@ -74,7 +74,8 @@ def test_something_else(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     assert message(path) == (
-        f"image {path}: must be PNG, JPEG, TIFF, DICOM or NIfTI, got something else or a damaged header; save it again"
+        f"image {path}: must be PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or NIfTI, got something else or a damaged "
+        "header; save it again"
     )
 
 

@@ -1,13 +1,15 @@
 """A folder that is one DICOM series, and all that can be wrong with one; which inputs a folder tree holds."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from segcore.errors import InputError
-from segcore.medical.read import read_scan, scan_paths
+from segcore.medical.dicom.series import SeriesFiles
+from segcore.medical.read import find_scans, read_scan
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -93,19 +95,43 @@ def test_one_depth_for_all_slices(dicom_files, tmp_path):
 def test_a_missing_slice(dicom_files, tmp_path):
     paths = dicom_files.make_series(tmp_path / "ct", VOLUME, slice_spacing_mm=2.0)
     paths[2].unlink()
-    assert message(tmp_path / "ct") == (
-        f"folder {tmp_path / 'ct'}: must hold evenly spaced slices, got 4 mm instead of 2 mm "
-        f"between {paths[1].name} and {paths[3].name}; add the 1 that is missing"
-    )
+    scan = read_scan(tmp_path / "ct")
+    assert scan.uneven == f"4 mm and not 2 mm between {paths[1].name} and {paths[3].name}"
+    assert (scan.slices, scan.affine, scan.slice_spacing_mm) == (4, None, None)
+    assert scan.spacing_mm == (0.5, 0.5)
 
 
 def test_uneven_slices(dicom_files, tmp_path):
     paths = dicom_files.make_series(tmp_path / "ct", VOLUME, slice_spacing_mm=2.0)
     edit(paths[4], ImagePositionPatient=[-10, -20, -22.5])
-    assert message(tmp_path / "ct") == (
-        f"folder {tmp_path / 'ct'}: must hold evenly spaced slices, got 1.5 mm instead of 2 mm "
-        f"between {paths[3].name} and {paths[4].name}; split it"
+    assert (
+        read_scan(tmp_path / "ct").uneven
+        == f"1.5 mm and not 2 mm between {paths[3].name} and {paths[4].name}"
     )
+
+
+@pytest.mark.parametrize(
+    ("tags", "what"),
+    [
+        ({"TriggerTime": ("10", "35")}, "several times"),
+        ({"EchoTime": ("4.6", "9.2")}, "several echoes"),
+        ({"AcquisitionNumber": ("1", "2")}, "several acquisitions"),
+        ({"ContentTime": ("120000", "120005")}, "several times"),
+    ],
+)
+def test_several_pictures_at_a_place_are_told_by_what_they_differ_in(dicom_files, tmp_path, tags, what):
+    first = dicom_files.make_series(tmp_path / "mr", VOLUME)
+    second = dicom_files.make_series(tmp_path / "later", VOLUME)
+    uid = pydicom.dcmread(first[0]).SeriesInstanceUID
+    for which, paths in enumerate((first, second)):
+        for path in paths:
+            edit(path, SeriesInstanceUID=uid, **{key: values[which] for key, values in tags.items()})
+            if which:
+                path.rename(tmp_path / "mr" / f"z{path.name}")
+    (tmp_path / "later").rmdir()
+    text = message(tmp_path / "mr")
+    assert text.startswith(f"folder {tmp_path / 'mr'}: must hold every place once, got {what} at each, as ")
+    assert text.endswith("; give each its own folder")
 
 
 def test_a_slice_twice(dicom_files, tmp_path):
@@ -181,10 +207,11 @@ def test_strange_files_and_harmless_ones(dicom_files, tmp_path):
     for name in ("DICOMDIR", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"whatever")
     assert read_scan(folder).slices == 5
+    assert read_scan(folder).remarks() == ()
     (folder / "notes.txt").write_text("hello")
-    assert message(folder) == (
-        f"folder {folder}: must hold DICOM files only to be a series, got notes.txt; move it away"
-    )
+    scan = read_scan(folder)
+    assert scan.slices == 5
+    assert scan.remarks() == ("1 file beside the series left out, no picture: notes.txt",)
 
 
 def test_folder_without_files(tmp_path):
@@ -241,7 +268,7 @@ def test_scan_paths(dicom_files, tmp_path):
         (tmp_path / "mixed" / name).write_text("text")
     (tmp_path / ".git").mkdir()
     Image.fromarray(grey).save(tmp_path / ".git" / "b.png")
-    assert [path.relative_to(tmp_path).as_posix() for path in scan_paths(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in list(find_scans(tmp_path).scans)] == [
         "chest/front.dcm",
         "chest/side.dcm",
         "ct",
@@ -255,35 +282,77 @@ def test_scan_paths(dicom_files, tmp_path):
         "mr/2",
         "us/clip",
     ]
-    assert scan_paths(tmp_path / "ct") == [tmp_path / "ct"]
+    assert list(find_scans(tmp_path / "ct").scans) == [tmp_path / "ct"]
 
 
-def test_a_damaged_slice_stays_with_its_series(dicom_files, tmp_path):
-    """Else a series cut short would be read as if it were whole."""
+@pytest.mark.parametrize("kept", [400, -20])
+def test_a_damaged_slice_costs_itself_and_its_series_says_so(dicom_files, tmp_path, kept):
+    """Unsaid, a series cut short would be read as if it were whole."""
     paths = dicom_files.make_series(tmp_path / "ct", VOLUME)
-    paths[4].write_bytes(paths[4].read_bytes()[:400])
-    assert scan_paths(tmp_path) == [tmp_path / "ct"]
-    assert message(tmp_path / "ct") == (
-        f"DICOM {paths[4]}: must be a whole DICOM file, got a damaged or truncated header; copy it again"
-    )
+    paths[4].write_bytes(paths[4].read_bytes()[:kept])
+    series, damaged = sorted(find_scans(tmp_path).scans, key=lambda one: isinstance(one, Path))
+    assert damaged == paths[4]
+    scan = read_scan(series)
+    assert scan.slices == 4
+    assert scan.remarks() == (f"1 file beside the series damaged, a slice may be missing: {paths[4].name}",)
+    assert message(paths[4]).startswith(f"DICOM {paths[4]}: must ")
+    assert message(tmp_path / "ct").startswith(f"DICOM {paths[4]}: must ")  # given by itself it must be whole
 
 
-def test_two_series_in_one_folder_are_an_input_that_fails(dicom_files, tmp_path):
+def test_a_flat_study_is_its_series_and_what_is_no_picture_is_counted(dicom_files, tmp_path):
+    """As a PACS exports it: every file of a study in one folder."""
     for name in ("a", "b"):
         for path in dicom_files.make_series(tmp_path / name, VOLUME):
             path.rename(tmp_path / f"{name}-{path.name}")
         (tmp_path / name).rmdir()
-    assert scan_paths(tmp_path) == [tmp_path]
-    assert "must hold one series, got 2, of 5 and 5 files" in message(tmp_path)
+    scout = dicom_files.make_series(tmp_path / "c", VOLUME[:2], orientation=CORONAL)
+    for path in scout:  # in another plane, though of the first series
+        edit(path, SeriesInstanceUID=pydicom.dcmread(next(tmp_path.glob("a-*"))).SeriesInstanceUID)
+        path.rename(tmp_path / f"c-{path.name}")
+    (tmp_path / "c").rmdir()
+    dicom_files.make_dicom(tmp_path / "film.dcm", VOLUME[0], Modality="DX")
+    for name, kind in (("sr", "88.33"), ("ps", "11.1"), ("seg", "66.4")):
+        dicom_files.make_dicom(tmp_path / name, VOLUME[0])
+        edit(tmp_path / name, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}")
+    for name in ("LICENSE", "a.zip", "old.nrrd"):
+        (tmp_path / name).write_text("text")
+    found = find_scans(tmp_path)
+    series = [one for one in found.scans if isinstance(one, SeriesFiles)]
+    assert sorted(len(one.files) for one in series) == [2, 5, 5]
+    assert {one.name for one in series} == {"series-1", "series-2", "series-3"}
+    assert [one.name for one in found.scans if isinstance(one, Path)] == ["film.dcm"]
+    assert sorted(read_scan(one).slices for one in series) == [2, 5, 5]
+    assert found.told() == [
+        "left out: 1 file, no picture: LICENSE",
+        "left out: 1 file, packed; unpack them first: a.zip",
+        "left out: 1 file, in a format that is not read; convert them to PNG, DICOM or NIfTI: old.nrrd",
+        "left out: 1 file, DICOM objects that are no picture (a presentation state): ps",
+        "left out: 1 file, DICOM objects that are no picture (a segmentation): seg",
+        "left out: 1 file, DICOM objects that are no picture (a structured report): sr",
+    ]
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    grey = np.zeros((4, 4), np.uint8)
+    for name in ("in/a.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(grey).save(tmp_path / name)
+    (tmp_path / "in" / "more").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to("../in")
+    found = find_scans(tmp_path / "in")
+    assert [one.relative_to(tmp_path).as_posix() for one in found.scans] == ["in/a.png", "in/more/b.png"]
+    assert found.told() == ["left out: 1 file, which link back to a folder above: back"]
 
 
 def test_nothing_to_read(tmp_path):
     (tmp_path / "README.txt").write_text("hello")
     with pytest.raises(InputError) as error:
-        scan_paths(tmp_path)
+        list(find_scans(tmp_path).scans)
     assert (
-        str(error.value) == f"folder {tmp_path}: must hold images (PNG, JPEG, TIFF, DICOM or NIfTI), got none"
+        str(error.value)
+        == f"folder {tmp_path}: must hold images (PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or "
+        "NIfTI), got 1 file, no picture: README.txt"
     )
     with pytest.raises(InputError) as error:
-        scan_paths(tmp_path / "none")
+        list(find_scans(tmp_path / "none").scans)
     assert str(error.value) == f"folder {tmp_path / 'none'}: must be a folder, no such folder"

@@ -155,7 +155,8 @@ def main(settings: BatchSettings) -> None:
 def measure_batch(settings: BatchSettings) -> BatchRecord:
     """Everything between the settings and the files."""
     bundle = open_bundle(settings.bundle)
-    inputs = list_inputs(settings.image)[: settings.images]
+    listed_inputs = list_inputs(settings.image).inputs
+    inputs = [one for one in listed_inputs if isinstance(one.path, Path)][: settings.images]
     threads = settings.threads or available_threads()
     load = os.getloadavg()[0]
     ray_images_s: float | None = None
@@ -192,7 +193,7 @@ def _write_list(inputs: Sequence[PredictionInput], path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "case"])
-        writer.writerows((one.path.resolve(), one.case) for one in inputs)
+        writer.writerows((one.path.resolve(), one.case) for one in inputs if isinstance(one.path, Path))
     return path
 
 

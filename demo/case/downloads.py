@@ -51,8 +51,12 @@ PAGE = DownloadFormat("page", "page of the case (HTML, PDF)")
 
 
 def formats_for(scan: Scan) -> list[DownloadFormat]:
-    """What the page offers for a scan: a DICOM segmentation only of a DICOM, because it refers to its source."""
-    return [one for one in FORMATS if one.key != "dicom-seg" or scan.kind == "dicom"] + [PAGE]
+    """What the page offers for a scan: a DICOM segmentation only of a DICOM, because it refers to its source; a NIfTI
+    only of slices that are a volume."""
+    cannot = {"dicom-seg"} if scan.kind != "dicom" else set()
+    if scan.uneven:
+        cannot.add("nifti")
+    return [one for one in FORMATS if one.key not in cannot] + [PAGE]
 
 
 def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) -> list[Path]:
@@ -108,6 +112,8 @@ def write_mask_files(
 ) -> list[Path]:
     """Writes mask.png (mask-png.zip of several slices), mask.nii.gz, mask-seg.dcm and case.json, as asked for.
 
+    What cannot be written beside others is told in not-written.txt.
+
     Args:
         scan: what was segmented.
         masks: N×H×W uint8 class indices, one a slice.
@@ -121,7 +127,7 @@ def write_mask_files(
             JSON, and so that a segmentation calls the class semi-automatic.
 
     Raises:
-        InputError: an unknown format, or a segmentation that cannot refer to its source.
+        InputError: an unknown format, or nothing of what was asked for can be written.
     """
     wanted: set[MaskFormat] = {key for key in get_args(MaskFormat) if key in formats}
     if unknown := sorted(set(formats) - wanted):
@@ -141,8 +147,11 @@ def write_mask_files(
         prompted=() if prompt is None else (prompt["class"],),
     )
     files: dict[str, list[str]] = {
-        key: [_name_for_reader(folder, key, names)] for key, names in written.items()
+        key: [_name_for_reader(folder, key, names)] for key, names in written.files.items()
     }
+    if written.failed:  # told beside the files that could be written
+        write_text(folder / "not-written.txt", "\n".join(written.failed.values()) + "\n")
+        files["not written"] = ["not-written.txt"]
     if "json" in wanted:
         measured = measure_scan(scan, masks, manifest.classes, reference=reference)
         text = case_json(

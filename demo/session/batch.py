@@ -22,6 +22,7 @@ from runtime.predictor import Predictor
 from segcore.errors import InputError
 from segcore.measure.masks import ClassMeasurements, VolumeMeasurements, describe
 from segcore.medical.dicom.file import is_dicom
+from segcore.medical.dicom.series import SeriesFiles
 from segcore.medical.mask_files import MaskFormat
 
 ZIP_NAME = "sam2edge-masks.zip"
@@ -140,7 +141,8 @@ def _predict_inputs(
         return
     dicom, others = list[PredictionInput](), list[PredictionInput]()
     for input_ in inputs:
-        (dicom if _looks_like_dicom(input_.path) else others).append(input_)
+        is_dicom = isinstance(input_.path, SeriesFiles) or _looks_like_dicom(input_.path)
+        (dicom if is_dicom else others).append(input_)
     if dicom:
         yield from predict_files(predictor, dicom, folder, outputs)
     left = tuple(key for key in outputs.formats if key != "dicom-seg")

@@ -19,7 +19,8 @@ from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
 from segcore.medical.archive import unpack
-from segcore.medical.read import scan_paths
+from segcore.medical.dicom.series import SeriesFiles
+from segcore.medical.read import find_scans
 from segcore.picture.overlay import as_rgb
 from segcore.picture.scan import Scan
 
@@ -47,10 +48,22 @@ def receive(sent: Sequence[str], folder: Path) -> list[Path]:
             for file in files:
                 _take_file(file, folder)
             sent_one = folder / files[0].name if len(files) == 1 else folder
-            return [sent_one] if sent_one.is_file() else scan_paths(folder)
+            if sent_one.is_file():
+                return [sent_one]
+            found = find_scans(folder).scans
+            return [_own_folder(scan) if isinstance(scan, SeriesFiles) else scan for scan in found]
     finally:
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def _own_folder(series: SeriesFiles) -> Path:
+    """Of several series in one folder each is moved to its own, so that a path stands for it."""
+    folder = series.folder / series.name
+    folder.mkdir()
+    for file in series.files:
+        file.replace(folder / file.name)
+    return folder
 
 
 def _take_file(file: Path, folder: Path) -> None:

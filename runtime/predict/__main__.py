@@ -37,7 +37,7 @@ from runtime.predict.files import (
     predict_with_prompt,
     read_question,
 )
-from runtime.predict.inputs import PredictionInput, inputs_sha256, list_inputs
+from runtime.predict.inputs import InputList, PredictionInput, inputs_sha256, list_inputs
 from runtime.predict.parallel import predict_in_processes, predict_with_ray
 from runtime.predict.write import Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
@@ -126,7 +126,8 @@ def main(settings: PredictSettings) -> None:
         GateError: the masks of the golden cases come out differently here than where the bundle was exported.
     """
     choose_cuda(settings.cuda_library)
-    bundle, inputs = _check_inputs(settings)
+    bundle, listed = _check_inputs(settings)
+    inputs = listed.inputs
     question = read_question(
         bundle,
         inputs,
@@ -149,16 +150,23 @@ def main(settings: PredictSettings) -> None:
         "prompt": question and {"class": question.class_name, **question.prompt.model_dump(mode="json")},
     }
     with out_folder(settings.out, made_from, overwrite=settings.overwrite) as folder:
-        failed = _predict_missing(settings, bundle, inputs, folder, question)
+        failed, incomplete = _predict_missing(settings, bundle, inputs, folder, question)
     # Only now: the files have their final paths, and what an earlier, interrupted run finished is told, too.
     for record in read_records(settings.out):
         if "error" not in record:
             print(json.dumps(_with_paths(record, settings.out)), flush=True)
+    for line in listed.left_out:
+        log(line)
     if failed:
         raise InputError(_failure_summary(settings, failed, len(inputs)))
+    if incomplete:
+        raise InputError(
+            f"--to {' '.join(settings.to)}: {incomplete} of {len(inputs)} images lack a file, each is named in "
+            f"predictions.jsonl; all others are in {settings.out}"
+        )
 
 
-def _check_inputs(settings: PredictSettings) -> tuple[Bundle, tuple[PredictionInput, ...]]:
+def _check_inputs(settings: PredictSettings) -> tuple[Bundle, InputList]:
     check_apart(settings.out, settings.image, "--image")
     check_apart(settings.out, settings.bundle, "--bundle")
     if settings.defer_to is not None:
@@ -169,16 +177,16 @@ def _check_inputs(settings: PredictSettings) -> tuple[Bundle, tuple[PredictionIn
         raise InputError(
             f"--reference-class: must be one of {', '.join(classes)}, got {settings.reference_class}"
         )
-    inputs = list_inputs(settings.image, deidentify=settings.deidentify)
+    listed = list_inputs(settings.image, deidentify=settings.deidentify)
     if settings.image.is_file():  # a list may name files in OUT, which --overwrite would delete
         out = settings.out.resolve()
-        for input_ in inputs:
-            if out in input_.path.resolve().parents:
+        for input_ in listed.inputs:
+            if isinstance(input_.path, Path) and out in input_.path.resolve().parents:
                 raise InputError(
                     f"--out {settings.out}: must be apart from the files of --image, holds {input_.path}; "
                     "choose another"
                 )
-    return bundle, inputs
+    return bundle, listed
 
 
 def _predict_missing(
@@ -187,8 +195,8 @@ def _predict_missing(
     inputs: Sequence[PredictionInput],
     folder: Path,
     question: PromptQuestion | None,
-) -> int:
-    """Segments what has no line yet, and says how many inputs have failed in all.
+) -> tuple[int, int]:
+    """Segments what has no line yet, and says how many inputs in all have failed, and lack a file.
 
     Raises:
         InputError: all have; then nothing is kept.
@@ -214,7 +222,7 @@ def _predict_missing(
         seconds, done = time.perf_counter() - begin, len(left) - (records.failed - failed_before)
         if len(left) > 1:
             log(f"{done} images in {seconds:.1f} s, {done / seconds:.1f} images/s with reading and writing")
-        return records.failed
+        return records.failed, records.incomplete
 
 
 def _append_records(
@@ -231,6 +239,8 @@ def _append_records(
             records.add(record)
             bar.update()
             error = record.get("error", "")
+            for text in record.get("not_written", {}).values():
+                bar.write(f"error: {text}")
             if error and total > 1:
                 bar.write(f"error: {error}")
                 bar.note(f"{records.failed} failed")

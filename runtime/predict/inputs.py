@@ -6,9 +6,7 @@ array that a model is asked about, H×W or H×W×C: a scan's slice. Where users 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,22 +16,24 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from segcore.dataset.scan_cases import without_suffix
 from segcore.errors import InputError
-from segcore.medical.read import scan_paths
+from segcore.medical.dicom.series import SeriesFiles
+from segcore.medical.read import find_scans
+from segcore.text import path_in, read_table, read_text, readable_name
 
 LIST_SUFFIXES = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
 class PredictionInput:
-    """One file, or one folder with a DICOM series.
+    """One file, one folder with a DICOM series, or one series of a folder's several.
 
     Attributes:
-        path: where it is.
+        path: where it is, or which files it is.
         case: what its record and its outputs are called: `sub/dir/NAME` gives masks/sub/dir/NAME.png.
         name: what error messages call it; by default the path.
     """
 
-    path: Path
+    path: Path | SeriesFiles
     case: str
     name: str = ""
 
@@ -42,8 +42,21 @@ class PredictionInput:
         return self.name or str(self.path)
 
 
-def list_inputs(image: Path, *, deidentify: bool = False) -> tuple[PredictionInput, ...]:
-    """The inputs that `--image` names, in a fixed order, with different cases.
+@dataclass(frozen=True)
+class InputList:
+    """What `--image` names.
+
+    Attributes:
+        inputs: in a fixed order, with different cases.
+        left_out: a line for each kind of file of a folder that is no input.
+    """
+
+    inputs: tuple[PredictionInput, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def list_inputs(image: Path, *, deidentify: bool = False) -> InputList:
+    """Lists the inputs that `--image` names.
 
     Args:
         image: a file, a folder tree, a folder with a DICOM series, or a list: `.txt` with a path a line, or `.csv`
@@ -54,24 +67,26 @@ def list_inputs(image: Path, *, deidentify: bool = False) -> tuple[PredictionInp
         InputError: no such file, nothing in it, or two inputs whose outputs would have one name. What a list names
             and is not there is an input like others: it fails when it is read.
     """
+    found: list[tuple[Path | SeriesFiles, str]]
+    left_out: tuple[str, ...] = ()
     if image.is_dir():
-        found = [(path, _case_name(path.relative_to(image), image)) for path in scan_paths(image)]
+        folder = find_scans(image)
+        found, left_out = [(scan, _case_of(scan, image)) for scan in folder.scans], tuple(folder.told())
     elif not image.is_file():
         raise InputError(
             f"--image {image}: must be an image, a folder or a list of images, no such file or folder"
         )
     elif image.suffix.lower() in LIST_SUFFIXES:
-        found = _read_list(image)
+        found = [*_read_list(image)]
     else:
         found = [(image, _case_name(PurePath(image.name), image))]
     if not found:
         raise InputError(f"--image {image}: must hold images, DICOM or NIfTI files, got none")
     if deidentify:
         running = [f"case-{n:06d}" for n in range(1, len(found) + 1)]
-        return tuple(
-            PredictionInput(path, case, case) for (path, _), case in zip(found, running, strict=True)
-        )
-    return _separate_cases([PredictionInput(path, case) for path, case in found], image)
+        named = (PredictionInput(path, case, case) for (path, _), case in zip(found, running, strict=True))
+        return InputList(tuple(named), tuple(line.rpartition(": ")[0] for line in left_out))
+    return InputList(_separate_cases([PredictionInput(path, case) for path, case in found], image), left_out)
 
 
 def inputs_sha256(inputs: Sequence[PredictionInput]) -> str:
@@ -90,14 +105,20 @@ def name_inputs(files: Iterable[Path]) -> tuple[PredictionInput, ...]:
     return tuple(inputs.values())
 
 
+def _case_of(scan: Path | SeriesFiles, root: Path) -> str:
+    if isinstance(scan, SeriesFiles):
+        return _case_name(scan.folder.relative_to(root) / scan.name, root)
+    return _case_name(scan.relative_to(root), root)
+
+
 def _case_name(path: PurePath, root: Path) -> str:
     """`sub/dir/NAME.nii.gz` → `sub/dir/NAME`; the root's own name where the root is itself the input.
 
     Only known suffixes are taken off: DICOM files are often named by a UID, whose last number is none.
     """
     if not path.parts:
-        return root.resolve().name
-    return path.with_name(without_suffix(path.name)).as_posix()
+        return readable_name(root.resolve().name)
+    return readable_name(path.with_name(without_suffix(path.name)).as_posix())
 
 
 def _separate_cases(inputs: list[PredictionInput], image: Path) -> tuple[PredictionInput, ...]:
@@ -111,7 +132,10 @@ def _separate_cases(inputs: list[PredictionInput], image: Path) -> tuple[Predict
     for input_ in inputs:
         if input_.case in colliding:
             case = PurePosixPath(input_.case)
-            case = case / "series" if input_.path.is_dir() else case.with_name(input_.path.name)
+            if isinstance(input_.path, SeriesFiles) or input_.path.is_dir():
+                case = case / "series"
+            else:
+                case = case.with_name(readable_name(input_.path.name))
             input_ = replace(input_, case=case.as_posix())
         separated.append(input_)
     if still := _colliding_cases(separated):
@@ -131,41 +155,31 @@ def _colliding_cases(inputs: Sequence[PredictionInput]) -> set[str]:
 
 
 def _read_list(image: Path) -> list[tuple[Path, str]]:
-    try:
-        text = image.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        rows = _csv_rows(text, image) if image.suffix.lower() == ".csv" else _text_rows(text)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--image {image}: must be a list in UTF-8, got {error}; save it again") from None
+    name = f"--image {image}"
+    if image.suffix.lower() == ".csv":
+        columns, table = read_table(image, name, ("image", "case"))
+        if "image" not in columns:
+            raise InputError(f"{name}: must have a column image, got {', '.join(columns) or 'none'}")
+        rows = [(line, row["image"], row.get("case", "")) for line, row in table]
+    else:
+        lines = read_text(image, name).split("\n")
+        rows = [(n, line.strip(), "") for n, line in enumerate(lines, start=1) if line.strip()]
     found: list[tuple[Path, str]] = []
-    for line, (name, case) in rows:
-        if not name or "\0" in name + case:
-            raise InputError(f"--image {image}: line {line} must name an image, got {name!r}; fill it in")
+    for line, cell, case in rows:
+        if not cell or "\0" in cell + case:
+            raise InputError(f"{name}: line {line} must name an image, got {cell!r}; fill it in")
         parts = PurePosixPath(case).parts
         if case and (not parts or parts[0] == "/" or ".." in parts or "\\" in case):
             raise InputError(
-                f"--image {image}: case of line {line} must be a name for output files, got {case!r}; "
+                f"{name}: case of line {line} must be a name for output files, got {case!r}; "
                 "use no .. and begin with no /"
             )
-        path = image.parent / name
+        path = path_in(image.parent, cell)
         # ../other/a.png and /other/a.png both give other/a: outputs stay in OUT.
-        below = PurePath(
-            *[part for part in PurePath(name).parts if part not in ("..", PurePath(name).anchor)]
-        )
+        own = PurePath(cell if path == image.parent / cell else cell.replace("\\", "/"))
+        below = PurePath(*[part for part in own.parts if part not in ("..", own.anchor)])
         found.append((path, PurePosixPath(case).as_posix() if case else _case_name(below, path)))
     twice = [path for path, times in Counter(path for path, _ in found).items() if times > 1]
     if twice:
-        raise InputError(f"--image {image}: must name each image once, {twice[0]} comes again; remove a line")
+        raise InputError(f"{name}: must name each image once, {twice[0]} comes again; remove a line")
     return found
-
-
-def _text_rows(text: str) -> list[tuple[int, tuple[str, str]]]:
-    return [(n, (line.strip(), "")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _csv_rows(text: str, image: Path) -> list[tuple[int, tuple[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    if "image" not in (reader.fieldnames or ()):
-        raise InputError(
-            f"--image {image}: must have a column image, got {', '.join(reader.fieldnames or ())}"
-        )
-    return [(reader.line_num, (row["image"].strip(), (row.get("case") or "").strip())) for row in reader]

@@ -32,6 +32,7 @@ from runtime.predict.files import PredictorOptions, open_predictor, predict_inpu
 from runtime.predict.inputs import PredictionInput
 from runtime.predict.write import Outputs
 from segcore.errors import GateError, InputError, need
+from segcore.medical.dicom.series import SeriesFiles
 
 _TRIES = 2
 """How often an input is begun whose process dies."""
@@ -230,7 +231,7 @@ def predict_with_ray(
         actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)  # type: ignore[no-untyped-call]
         # Another host has another working directory.
         here = Path.cwd()
-        sent = [replace(input_, path=here / input_.path, name=input_.shown) for input_ in inputs]
+        sent = [replace(input_, path=_below(here, input_.path), name=input_.shown) for input_ in inputs]
         opened = replace(
             options,
             bundle=here / options.bundle,
@@ -279,7 +280,7 @@ def _run_actors(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # what an actor dies at is missing, and is noticed by the caller
-    rows = [{"input": json.dumps([str(input_.path), input_.case, input_.name])} for input_ in inputs]
+    rows = [{"input": _row_of(input_)} for input_ in inputs]
     blocks = -(-len(rows) // block)
     actors = min(actors, blocks)
     items = ray.data.from_items(rows, override_num_blocks=blocks)
@@ -296,6 +297,32 @@ def _run_actors(
         )
     for row in records.iter_rows():
         yield json.loads(row["record"])
+
+
+def _below(folder: Path, path: Path | SeriesFiles) -> Path | SeriesFiles:
+    """The absolute path of what is relative to a folder."""
+    if isinstance(path, Path):
+        return folder / path
+    files, damaged = (tuple(folder / file for file in group) for group in (path.files, path.damaged))
+    return replace(path, folder=folder / path.folder, files=files, damaged=damaged)
+
+
+def _row_of(input_: PredictionInput) -> str:
+    path = input_.path
+    if isinstance(path, Path):
+        return json.dumps([str(path), [], input_.case, input_.name])
+    files = [list(map(str, path.files)), path.number, list(map(str, path.damaged))]
+    return json.dumps([str(path.folder), files, input_.case, input_.name])
+
+
+def _input_of(text: str) -> PredictionInput:
+    """`_row_of` backwards."""
+    path, series, case, name = json.loads(text)
+    if not series:
+        return PredictionInput(Path(path), case, name)
+    files, number, damaged = series
+    paths = tuple(map(Path, files)), number, tuple(map(Path, damaged))
+    return PredictionInput(SeriesFiles(Path(path), *paths), case, name)
 
 
 class _PredictionActor:
@@ -319,10 +346,7 @@ class _PredictionActor:
     def _predict_row(self, text: str) -> dict[str, Any]:
         if self._unopened is not None:
             return self._unopened
-        path, case, name = json.loads(text)
         try:
-            return predict_input(
-                self._predictor, PredictionInput(Path(path), case, name), self._folder, self._outputs
-            )
+            return predict_input(self._predictor, _input_of(text), self._folder, self._outputs)
         except OSError as error:
             return {_DISK_ERROR: [error.errno, error.strerror, str(error.filename or self._folder)]}

@@ -23,6 +23,7 @@ from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
 from segcore.errors import InputError
 from segcore.measure.masks import measure_scan
+from segcore.medical.dicom.series import SeriesFiles
 from segcore.medical.mask_files import MaskFormat, write_masks
 from segcore.picture.overlay import overlay
 from segcore.picture.scan import Scan
@@ -106,6 +107,10 @@ def failure_record(input_: PredictionInput, error: Exception, outputs: Outputs) 
         text = str(error)
     elif isinstance(error, MemoryError):
         text = f"image {input_.shown}: must fit into memory, does not; shrink it, or use a machine with more"
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        text = (
+            f"image {input_.shown}: must have a shorter name, those of its outputs are too long for this disk"
+        )
     elif isinstance(error, OSError):
         text = f"image {input_.shown}: must be readable, is not ({error.strerror or type(error).__name__})"
     else:  # no message: a library's may quote what a header holds
@@ -114,22 +119,23 @@ def failure_record(input_: PredictionInput, error: Exception, outputs: Outputs) 
             f"image {input_.shown}: must be read and segmented, our code failed "
             f"({type(error).__name__} at {Path(last.filename).name}:{last.lineno}); please report it"
         )
+    return {"case": input_.case, "error": _shown_text(text, input_, outputs)}
+
+
+def _shown_text(text: str, input_: PredictionInput, outputs: Outputs) -> str:
+    """An error or a remark with the input as it is called here, and with `deidentify` without any file's name."""
     if input_.shown != str(input_.path):
         text = text.replace(str(input_.path), input_.shown)
     if outputs.deidentify:
-        inside = [path.name for path in input_.path.rglob("*")] if input_.path.is_dir() else []
-        for name in sorted([input_.path.name, *inside], key=len, reverse=True):
-            text = text.replace(name, input_.shown if name == input_.path.name else "a file")
-    return {"case": input_.case, "error": text}
+        place = input_.path.folder if isinstance(input_.path, SeriesFiles) else input_.path
+        inside = [path.name for path in place.rglob("*")] if place.is_dir() else []
+        for name in sorted([place.name, *inside], key=len, reverse=True):
+            text = text.replace(name, input_.shown if name == place.name else "a file")
+    return text
 
 
 def _write_files(prediction: ScanPrediction, folder: Path, outputs: Outputs) -> dict[str, Any]:
     input_, scan, maker = prediction.input, prediction.scan, prediction.maker
-    if "dicom-seg" in outputs.formats and scan.kind != "dicom":
-        raise InputError(
-            f"image {input_.shown}: must be DICOM for --to dicom-seg, which refers to its source, is not; "
-            "use --to nifti"
-        )
     if outputs.deidentify:
         scan = replace(scan, name=input_.case)
     masks = np.stack([each.mask for each in prediction.predictions])
@@ -150,10 +156,16 @@ def _write_files(prediction: ScanPrediction, folder: Path, outputs: Outputs) -> 
         prompted=(prediction.prompted,) if prediction.prompted else (),
     )
     files: dict[str, str] = {}
-    for form, paths in written.items():
+    for form, paths in written.files.items():
         numbered = form == "png" and scan.slices > 1  # a folder of a file a slice
         files[form] = str(place if numbered else place.parent / paths[0])
     record |= {"mask": next(iter(files.values())), "files": files}
+    if written.remarks:
+        record["remarks"] = [_shown_text(remark, input_, outputs) for remark in written.remarks]
+    if written.failed:
+        record["not_written"] = {
+            form: _shown_text(text, input_, outputs) for form, text in written.failed.items()
+        }
     if outputs.overlays:
         record["overlay"] = f"overlays/{input_.case}" + (".png" if scan.slices == 1 else "")
         _draw_overlays(prediction, masks, folder / record["overlay"])
@@ -222,12 +234,13 @@ class RecordFile:
     Attributes:
         done: cases that have a line.
         failed: how many of them could not be used.
+        incomplete: how many of them lack a file that was asked for.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.done: set[str] = set()
-        self.failed = 0
+        self.failed = self.incomplete = 0
         whole = 0
         for line in file:
             if not line.endswith(b"\n"):  # torn by a kill while it was written: its input is done again
@@ -248,6 +261,7 @@ class RecordFile:
     def _count_record(self, record: dict[str, Any]) -> None:
         self.done.add(record["case"])
         self.failed += "error" in record
+        self.incomplete += "not_written" in record
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from segcore.bundle.manifest import DataRecord, Manifest
+from segcore.command import log
 from segcore.dataset.case import Case, FileSource, PhantomSource, Source
 from segcore.dataset.listing import MAX_CLASSES, list_data
 from segcore.dataset.scan_cases import ScanSource
@@ -99,8 +100,13 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str
     values = {c.id: s.values for c, s in zip(listing.cases, checked, strict=True)}
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
-    classes, scale = read_classes(frozenset().union(*values.values()), listing.class_names)
-    cases = tuple(replace(case, mask_scale=scale) for case in assign_splits(listing.cases, data, seed, fold))
+    classes = read_classes(frozenset().union(*values.values()), listing.class_names)
+    for line in (*listing.left_out, *absent_classes(frozenset().union(*values.values()), classes)):
+        log(f"--data {data}: {line}")
+    cases = tuple(
+        replace(case, mask_scale=mask_scale(values[case.id], classes))
+        for case in assign_splits(listing.cases, data, seed, fold)
+    )
     digest = hashlib.sha256(
         "|".join(f"{c.id},{c.patient},{s.fingerprint}" for c, s in zip(cases, checked, strict=True)).encode()
     )
@@ -162,21 +168,25 @@ def assign_splits(cases: Sequence[Case], data: str, seed: int, fold: str = "") -
 def odd_masks(
     values: Mapping[str, frozenset[int]], labelled: Sequence[Case], names: tuple[str, ...] | None
 ) -> Iterator[tuple[str, str]]:
-    """(case, message) of each mask whose stored values cannot be class indices like the others'."""
-    seen = frozenset[int]().union(*(values[c.id] for c in labelled))
-    if _is_0_255(seen, names):
-        return
-    # Where most masks are 0/255, the others are the odd ones, not those.
-    white = sum(255 in values[c.id] and values[c.id] <= {0, 255} for c in labelled)
-    if (names is None or len(names) == 1) and 2 * white >= sum(bool(values[c.id] - {0}) for c in labelled):
-        odd = [c for c in labelled if not values[c.id] <= {0, 255}]
+    """(case, message) of each mask whose stored values cannot be what the others' are.
+
+    Of one class a mask is 0/255 or 0/1, each file by its own kind: PNG is mostly the one, NIfTI and DICOM-SEG the
+    other. Of several it holds class indices.
+    """
+    seen = [values[c.id] for c in labelled if values[c.id] - {0}]
+    # Where most masks are of one class, the others are the odd ones, not those.
+    if len(names) == 1 if names else 2 * sum(map(_is_one_class, seen)) >= len(seen):
+        odd = [c for c in labelled if not _is_one_class(values[c.id])]
+        expected = "0/255 or 0/1, as masks of one class do"
+        if names is None and not any(255 in values[c.id] for c in labelled):
+            odd = [c for c in labelled if max(values[c.id], default=0) > MAX_CLASSES]
+            expected = f"0/255, 0/1 or class indices up to {MAX_CLASSES}"
     else:
         top = len(names) if names else MAX_CLASSES
         odd = [c for c in labelled if max(values[c.id], default=0) > top]
-    expected = f"0/255, 0/1 or class indices up to {MAX_CLASSES}, the same way in every mask"
-    if names:
-        indices = f"class indices 0 to {len(names)} (classes.txt names {len(names)})"
-        expected = indices if len(names) > 1 else f"0/255 or {indices}, the same way in every mask"
+        expected = f"class indices 0 to {top}" + (
+            f" (classes.txt names {top})" if names else ", or 0/255 in every mask"
+        )
     # Of all odd slices of a mask file, so that its cases get one message.
     found: dict[Path | None, frozenset[int]] = {}
     for case in odd:
@@ -189,14 +199,32 @@ def odd_masks(
         yield case.id, f"mask {path}: must hold {expected}, got values {shown}; {save}"
 
 
-def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], int]:
-    """Foreground class names, and what stored values are divided by."""
-    if _is_0_255(seen, names):
-        return names or ("foreground",), 255
-    count = max(seen, default=0)
+def read_classes(seen: frozenset[int], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Foreground class names: the user's, else one for 0/255 and 0/1, else one for each index up to the largest."""
     if names:
-        return names, 1
-    return ("foreground",) if count <= 1 else tuple(f"class{k}" for k in range(1, count + 1)), 1
+        return names
+    count = max(seen - {255} if seen <= {0, 1, 255} else seen, default=0)
+    return ("foreground",) if count <= 1 else tuple(f"class{k}" for k in range(1, count + 1))
+
+
+def mask_scale(values: frozenset[int], classes: tuple[str, ...]) -> int:
+    """What a mask's stored values are divided by to be class indices."""
+    return 255 if len(classes) == 1 and 255 in values else 1
+
+
+def absent_classes(seen: frozenset[int], classes: tuple[str, ...]) -> list[str]:
+    """A line where masks skip a class: 0, 1 and 3, as after somebody took class 2 out."""
+    absent = [k for k in range(1, len(classes) + 1) if k not in seen]
+    if len(classes) == 1 or not absent or not seen - {0}:
+        return []
+    shown = ", ".join(f"{k} ({classes[k - 1]})" for k in absent)
+    return [
+        f"classes that never occur in any mask: {shown} of {len(classes)}; a model learns to never draw them"
+    ]
+
+
+def _is_one_class(values: frozenset[int]) -> bool:
+    return values <= {0, 255} or values <= {0, 1}
 
 
 @dataclass(frozen=True)
@@ -214,10 +242,6 @@ def _check_and_hash(case: Case) -> _CaseCheck:
 def _mask_path(case: Case) -> Path | None:
     assert isinstance(case.source, FileSource | ScanSource)
     return case.source.mask_path
-
-
-def _is_0_255(seen: frozenset[int], names: tuple[str, ...] | None) -> bool:
-    return seen <= {0, 255} and 255 in seen and (names is None or len(names) == 1)
 
 
 # Procedural data sets.

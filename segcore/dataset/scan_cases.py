@@ -23,6 +23,7 @@ from segcore.dataset.case import Case, FileSource
 from segcore.errors import InputError
 from segcore.image import IMAGE_SUFFIXES
 from segcore.picture.scan import DICOM_SUFFIXES, NIFTI_SUFFIXES, SCAN_SUFFIXES, Scan
+from segcore.text import readable_name
 
 _MOST_KEPT = (
     4  # volumes: a pool of readers goes through the cases in order and is inside two or three at a time
@@ -57,7 +58,7 @@ def is_mask_folder(path: Path) -> bool:
 
 def stem_of(path: Path) -> str:
     """A file's name without its suffix; a folder's whole name ("1.2.840" has no suffix)."""
-    return path.name if path.is_dir() else without_suffix(path.name)
+    return readable_name(path.name if path.is_dir() else without_suffix(path.name))
 
 
 def without_suffix(name: str) -> str:

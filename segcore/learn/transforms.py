@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import InputError
+from segcore.text import read_text
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
@@ -284,8 +285,8 @@ def read_augment(value: object) -> str | list[dict[str, Any]]:
     import yaml
 
     try:
-        entries = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        entries = yaml.safe_load(read_text(path, f"--augment {path}"))
+    except yaml.YAMLError as error:
         raise InputError(f"--augment {path}: must be YAML, got {str(error).splitlines()[0]}") from None
     return as_entries(parse_transforms(entries, f"--augment {path}"))
 

@@ -24,9 +24,13 @@ Nothing of it comes from a DICOM header but the modality, the size and the spaci
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,13 +47,29 @@ from segcore.medical.dicom.file import is_dicom
 from segcore.medical.nifti import encode_nifti, nifti_version, read_nifti_mask
 from segcore.medical.seg.read import read_seg
 from segcore.medical.seg.write import encode_seg
-from segcore.outfolder import write_bytes, write_text
+from segcore.outfolder import write_bytes
 from segcore.picture.scan import Scan, check_mask_size
 
 MaskFormat = Literal["png", "nifti", "dicom-seg", "json"]
 MASK_FORMATS: tuple[MaskFormat, ...] = get_args(MaskFormat)
 CASE_SCHEMA_VERSION = 1
+_SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm", "json": ".json"}
 _NUMBERED = re.compile(r"\d{4,}\.png")
+
+
+@dataclass(frozen=True)
+class WrittenMasks:
+    """What became of one scan's masks.
+
+    Attributes:
+        files: of each format that was written, as paths relative to the folder.
+        failed: why a format could not be.
+        remarks: what the record should say of the scan and its files.
+    """
+
+    files: dict[MaskFormat, list[str]]
+    failed: dict[MaskFormat, str]
+    remarks: tuple[str, ...]
 
 
 def write_masks(
@@ -63,8 +83,10 @@ def write_masks(
     details: Mapping[str, Any] | None = None,
     bundle_sha256: str | None = None,
     prompted: Collection[str] = (),
-) -> dict[MaskFormat, list[str]]:
+) -> WrittenMasks:
     """Writes the masks of one scan in the formats asked for; each file appears whole or not at all.
+
+    A format that cannot hold this scan costs the others nothing.
 
     Args:
         folder: there already; files of the same names are replaced.
@@ -77,37 +99,65 @@ def write_masks(
         bundle_sha256: of the model's bundle, for json and the segmentation's algorithm version.
         prompted: classes that a reader's click or box had a part in, which a segmentation calls semi-automatic.
 
-    Returns:
-        What was written, as paths relative to `folder`.
-
     Raises:
-        InputError: dicom-seg of a scan that is no DICOM or whose header cannot be referred to.
+        InputError: no mask could be written in any format: dicom-seg of a scan that is no DICOM or whose header cannot
+            be referred to, nifti of slices that are no volume.
     """
     if masks.dtype != np.uint8 or masks.shape != (scan.slices, *scan.size_px):
         raise ValueError(
             f"masks must be uint8 {(scan.slices, *scan.size_px)}, got {masks.dtype} {masks.shape}"
         )
     if unknown := sorted(set(formats) - set(MASK_FORMATS)):
-        raise InputError(f"--format: must be of {', '.join(MASK_FORMATS)}, got {unknown[0]}")
-    # First, because a source may not do for one: then nothing is written.
-    seg = encode_seg(scan, masks, manifest, bundle_sha256, prompted) if "dicom-seg" in formats else b""
+        raise InputError(f"--to: must be of {', '.join(MASK_FORMATS)}, got {unknown[0]}")
+    encoded: dict[MaskFormat, bytes] = {}
+    failed: dict[MaskFormat, str] = {}
+    remarks = list(scan.remarks())
+    if scan.uneven:
+        remarks.append(f"slices are no volume: {scan.uneven}")
+    # Before anything is written, because a source may not do for one.
+    for form in ("nifti", "dicom-seg"):
+        if form not in formats:
+            continue
+        try:
+            if form == "nifti":
+                words = f"sam2edge {manifest.name}, research use only"
+                encoded[form] = encode_nifti(scan, masks, description=words)
+            else:
+                encoded[form], mended = encode_seg(scan, masks, manifest, bundle_sha256, prompted)
+                remarks += [f"DICOM-SEG: {each}, which is malformed in the source" for each in mended]
+        except InputError as error:
+            failed[form] = str(error)
+    if failed and not encoded and "png" not in formats:
+        raise InputError(next(iter(failed.values())))
     written: dict[MaskFormat, list[str]] = {}
     if "png" in formats:
         written["png"] = _write_png(folder, stem, masks * np.uint8(255 if len(manifest.classes) == 1 else 1))
-    if "nifti" in formats:
-        written["nifti"] = [f"{stem}.nii.gz"]
-        words = f"sam2edge {manifest.name}, research use only"
-        write_bytes(folder / f"{stem}.nii.gz", encode_nifti(scan, masks, description=words))
-    if "dicom-seg" in formats:
-        written["dicom-seg"] = [f"{stem}.dcm"]
-        write_bytes(folder / f"{stem}.dcm", seg)
+
+    def write(form: MaskFormat, content: bytes) -> None:
+        name = f"{stem}{_SUFFIXES[form]}"
+        try:
+            write_bytes(folder / name, content)
+            written[form] = [name]
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            failed[form] = (
+                f"--to {form}: {scan.name} must have a shorter name, {name} is too long for this disk"
+            )
+
+    for form, content in encoded.items():
+        write(form, content)
     if "json" in formats:
         text = case_json(
-            scan, masks, manifest, details=details or {}, files=written, bundle_sha256=bundle_sha256
+            scan,
+            masks,
+            manifest,
+            details={**(details or {}), **({"remarks": remarks} if remarks else {})},
+            files=written,
+            bundle_sha256=bundle_sha256,
         )
-        written["json"] = [f"{stem}.json"]
-        write_text(folder / f"{stem}.json", text)
-    return written
+        write("json", text.encode())
+    return WrittenMasks(written, failed, tuple(remarks))
 
 
 def read_mask_file(path: Path, scan: Scan) -> np.ndarray:
@@ -249,7 +299,9 @@ def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
         return [f"{stem}.png"]
     digits = max(4, len(str(len(masks))))
     names = [f"{n:0{digits}d}.png" for n in range(1, len(masks) + 1)]
-    target, partial = folder / stem, folder / f"{stem}.partial"
+    # Its own name with a suffix would be too long where it is as long as it may be.
+    target = folder / stem
+    partial = folder / f"{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}.partial"
     if target.exists() and not _is_ours(target):
         raise InputError(
             f"{target}: must be free for the masks, is there and holds other files; move it away"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segcore.errors import InputError, need
-from segcore.image import MAX_PIXELS, MAX_SIDE_PX
+from segcore.image import MAX_PIXELS, MAX_SIDE_PX, class_indices
 from segcore.medical.dicom.file import MAX_VOXELS
 from segcore.picture.scan import Scan, check_mask_size
 
@@ -30,6 +30,10 @@ _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Where columns, rows and slices run to, by the patient axis nearest a single slice's normal; volumes are axial.
 _SHOWN = {"S": ("L", "P", "S"), "A": ("L", "I", "A"), "R": ("P", "I", "R")}
 _CLOSE_VOXELS = 0.05
+_PLACE_FIELDS = (
+    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
 _NO_PLACE, _SCANNER = 0, 1
 """Codes of NIfTI's forms: no place in the patient is known, and scanner coordinates."""
 
@@ -44,6 +48,7 @@ class NiftiHeader:
         oriented: False where the file says nothing of the patient's axes; it is shown as stored then.
         axes: which of the file's axes run along the scan's columns, rows and slices.
         flips: whether each of those three runs backwards in the file.
+        place: the file's own fields that say where it lies, which a mask repeats: qform, sform, their codes and unit.
     """
 
     affine: np.ndarray
@@ -51,6 +56,7 @@ class NiftiHeader:
     oriented: bool
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
+    place: dict[str, Any]
 
     def to_stored(self, masks: np.ndarray) -> np.ndarray:
         """Masks N×H×W on the scan's grid as an array of `shape`, to be saved with `affine`."""
@@ -96,7 +102,12 @@ def read_nifti(path: Path) -> Scan:
     as_stored = dtype.name in ("uint8", "uint16") and (slope, intercept) == (1.0, 0.0)
     columns, rows, slices = (int((*shape, 1)[axis]) for axis in header.axes)
     affine = _LPS_RAS @ header.affine @ _from_scan(header) if header.oriented else None
-    spacing_mm = np.linalg.norm(header.affine[:3, list(header.axes)], axis=0)
+    distances_mm: list[float | None] = list(np.linalg.norm(header.affine[:3, list(header.axes)], axis=0))
+    if (
+        not header.oriented and not int(raw["xyzt_units"]) & 7
+    ):  # no place, no unit: a 1 is what nobody filled in
+        distances_mm = [None if length == 1.0 else length for length in distances_mm]
+    across, down, between = distances_mm
 
     def values(index: int) -> np.ndarray:
         stored: np.ndarray = header.from_stored(volume())[index]
@@ -120,8 +131,8 @@ def read_nifti(path: Path) -> Scan:
         size_px=(rows, columns),
         values=values,
         display=lambda index: full_range(values(index)),
-        spacing_mm=(float(spacing_mm[1]), float(spacing_mm[0])),
-        slice_spacing_mm=float(spacing_mm[2]) if slices > 1 else None,
+        spacing_mm=None if across is None or down is None else (float(down), float(across)),
+        slice_spacing_mm=None if between is None or slices == 1 else float(between),
         affine=affine,
         header=header,
     )
@@ -137,40 +148,45 @@ def read_nifti_mask(path: Path, scan: Scan) -> np.ndarray:
     values = np.stack([mask.values(index) for index in range(mask.slices)])
     if values.ndim != 3:
         raise InputError(f"mask {path}: must be one grey channel, got RGB; save class indices as grey")
-    if (values != np.round(values)).any():
-        raise InputError(f"mask {path}: must hold class indices 0 to 255, got fractions")
-    if values.min() < 0 or values.max() > 255:
-        raise InputError(
-            f"mask {path}: must hold class indices 0 to 255, got values {values.min():g} to {values.max():g}"
-        )
-    return np.ascontiguousarray(_on_grid(values.astype(np.uint8), mask, scan, path))
+    return np.ascontiguousarray(_on_grid(class_indices(values, f"mask {path}"), mask, scan, path))
 
 
 def encode_nifti(scan: Scan, masks: np.ndarray, *, description: str) -> bytes:
     """The bytes of a .nii.gz: uint8 class indices, and the scan's place in the patient where it is known.
 
     Args:
-        scan: its grid. A NIfTI's mask has the axes, shape and affine of the NIfTI. Others have columns, rows, slices;
-            without a place in the patient the file says none, so that readers keep rows and columns as they are.
+        scan: its grid. A NIfTI's mask has the axes and shape of the NIfTI, and its qform, sform, codes and unit. Others
+            have columns, rows, slices; without a place in the patient the file says none, so that readers keep rows
+            and columns as they are.
         masks: N×H×W uint8.
         description: at most 79 characters of ASCII, for the header.
+
+    Raises:
+        InputError: the slices are not evenly spaced, which no NIfTI can say.
     """
     nibabel = _load_nibabel()
-    placed = scan.affine is not None
+    if scan.uneven:
+        raise InputError(
+            f"--to nifti: {scan.name} must have evenly spaced slices to be a volume, has {scan.uneven}; use png or "
+            "dicom-seg"
+        )
+    header = nibabel.Nifti1Header()
     if scan.kind == "nifti":
-        stored, affine = scan.header.to_stored(masks), scan.header.affine
+        stored = scan.header.to_stored(masks)
+        for name, value in scan.header.place.items():
+            header[name] = value
     else:
-        stored, affine = masks.transpose(2, 1, 0), _LPS_RAS @ (scan.affine if placed else _own_affine(scan))
-        if scan.slices == 1 and not placed:
+        stored = masks.transpose(2, 1, 0)
+        if scan.slices == 1 and scan.affine is None:
             stored = stored[..., 0]
-    image = nibabel.Nifti1Image(np.ascontiguousarray(stored, np.uint8), affine)
-    image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    image.header.set_xyzt_units("mm" if placed or scan.spacing_mm else "unknown")
-    code = _SCANNER if placed else _NO_PLACE  # the spacing stays in either case
-    image.set_sform(affine, code=code)
-    image.set_qform(affine, code=code if _right_angled(affine) else _NO_PLACE)
+        _set_place(header, scan)
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(np.uint8)
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    header["magic"], header["vox_offset"] = b"n+1", _HEADERS[1][0] + 4
     # No time in the gzip header: equal masks are equal files.
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+    voxels = np.asarray(stored, np.uint8).tobytes(order="F")
+    return gzip.compress(header.binaryblock + bytes(4) + voxels, compresslevel=6, mtime=0)
 
 
 def full_range(values: np.ndarray) -> np.ndarray:
@@ -282,8 +298,10 @@ def _find_axes(path: Path, raw: Any, shape: tuple[int, ...]) -> NiftiHeader:
             f"NIfTI {path}: must have an affine of three different directions, got another; save it with a right one"
         )
     oriented = bool(int(raw["qform_code"]) > 0 or int(raw["sform_code"]) > 0)
+    place = {name: raw[name].copy() for name in _PLACE_FIELDS}
+    place["pixdim"][4:] = 1.0  # of time and the like, which a mask has not
     if not oriented:  # as ITK reads it: columns along the first axis, rows along the second
-        return NiftiHeader(affine, shape, False, (0, 1, 2), (False, False, False))
+        return NiftiHeader(affine, shape, False, (0, 1, 2), (False, False, False), place)
     orientations: Any = library  # its functions have no types
     own = orientations.io_orientation(affine)
     normal = "RAS"[int(own[2, 0])] if (*shape, 1)[2] == 1 else "S"
@@ -291,7 +309,7 @@ def _find_axes(path: Path, raw: Any, shape: tuple[int, ...]) -> NiftiHeader:
     order = [int(i) for i in np.argsort(change[:, 0])]
     columns, rows, slices = order
     flips = [bool(change[axis, 1] < 0) for axis in order]
-    return NiftiHeader(affine, shape, True, (columns, rows, slices), (flips[0], flips[1], flips[2]))
+    return NiftiHeader(affine, shape, True, (columns, rows, slices), (flips[0], flips[1], flips[2]), place)
 
 
 def _from_scan(header: NiftiHeader) -> np.ndarray:
@@ -403,9 +421,20 @@ def _another_grid(path: Path, scan: Scan) -> InputError:
 # The place that a mask is written with.
 
 
-def _own_affine(scan: Scan) -> np.ndarray:
+def _set_place(header: Any, scan: Scan) -> None:
+    """The scan's place where it has one; else its distances, and no unit where one of them is unknown (stored as 1)."""
+    if scan.affine is not None:
+        affine = _LPS_RAS @ scan.affine
+        header.set_sform(affine, code=_SCANNER)
+        header.set_qform(affine, code=_SCANNER if _right_angled(affine) else _NO_PLACE)
+        header.set_xyzt_units("mm")
+        return
     rows, columns = scan.spacing_mm or (1.0, 1.0)
-    return np.diag([columns, rows, scan.slice_spacing_mm or 1.0, 1.0])
+    affine = _LPS_RAS @ np.diag([columns, rows, scan.slice_spacing_mm or 1.0, 1.0])
+    header.set_sform(affine, code=_NO_PLACE)
+    header.set_qform(affine, code=_NO_PLACE)
+    known = scan.spacing_mm is not None and (scan.slices == 1 or scan.slice_spacing_mm is not None)
+    header.set_xyzt_units("mm" if known else "unknown")
 
 
 def _right_angled(affine: np.ndarray) -> bool:

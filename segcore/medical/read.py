@@ -1,21 +1,49 @@
-"""Opens any file that a hospital gives, by its content: PNG, JPEG, TIFF, DICOM, a DICOM series' folder, NIfTI."""
+"""Opens any file that a hospital gives, by its content: a picture, DICOM, a DICOM series' folder, NIfTI."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from segcore.errors import InputError
 from segcore.image import image_size, read_image
-from segcore.medical.dicom.file import is_dicom, numbers_of, read_header, text_of, whole_number
-from segcore.medical.dicom.series import is_clutter, read_dicom, read_series
+from segcore.medical.dicom.file import (
+    is_dicom,
+    numbers_of,
+    object_that_is_no_picture,
+    open_dicom,
+    read_header,
+    text_of,
+    whole_number,
+)
+from segcore.medical.dicom.series import SeriesFiles, is_clutter, read_dicom, read_series
 from segcore.medical.nifti import full_range, nifti_version, read_nifti
 from segcore.picture.scan import SCAN_SUFFIXES, Scan
+from segcore.text import readable_name
+from segcore.words import plural, shortened
 
-_IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
+# Too short to be told by alone: only where the suffix agrees.
+_WEAK_MAGIC = {
+    b"BM": (".bmp",),
+    b"RIFF": (".webp",),
+    **{f"P{n}".encode(): (".pgm", ".ppm", ".pbm", ".pnm") for n in range(1, 7)},
+}
+_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".iso")
+# Pictures and volumes that nothing here reads: they are told apart from files that are none.
+_UNREAD = (
+    ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".pcx", ".tga", ".sgi", ".exr", ".hdr", ".img",
+    ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc", ".vtk", ".vti", ".svs", ".ndpi", ".czi", ".lif",
+    ".npy", ".npz", ".mat", ".h5", ".hdf5", ".raw", ".mp4", ".avi", ".mov", ".mpg", ".mkv", ".wmv", ".pdf",
+)  # fmt: skip
 # One file a picture, even where a study's pictures share a series. Source: DICOM PS3.3, C.7.3.1.1.1.
 _PROJECTIONS = {
     "CR",
@@ -35,57 +63,95 @@ _PROJECTIONS = {
     "SM",
     "DG",
 }
-_LISTING_TAGS = ["SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient"]
 
 
-def read_scan(path: Path, *, deidentify: bool = False) -> Scan:
+@dataclass(frozen=True)
+class FolderScans:
+    """What a folder holds.
+
+    Attributes:
+        scans: each to be given to `read_scan`, in a fixed order.
+        left_out: why → the files of that kind that are no input.
+    """
+
+    scans: tuple[Path | SeriesFiles, ...]
+    left_out: dict[str, tuple[Path, ...]]
+
+    def told(self) -> list[str]:
+        """A line for each kind that was left out, with the first names."""
+        return [
+            f"left out: {plural(len(files), 'file')}, {why}: {shortened([file.name for file in files])}"
+            for why, files in self.left_out.items()
+        ]
+
+
+def read_scan(source: Path | SeriesFiles, *, deidentify: bool = False) -> Scan:
     """Opens one input; pixels are read when they are asked for, slice by slice.
 
     What the file is follows from its content, not from its name. A folder is one DICOM series.
 
     Args:
-        path: file or folder.
+        source: file or folder, or one series of a folder's several.
         deidentify: drop from a DICOM header what could say who, when and where; see
         `segcore.medical.dicom.deidentify`.
 
     Raises:
         InputError: no such file, not an image, damaged, cut off, too large, ambiguous, or in a form that no decoder
-            reads; for a folder also several series, and slices that are missing, double or unlike. What concerns one
-            slice's pixels is raised when they are asked for.
+            reads; for a folder also several series, and slices that are double or unlike. What concerns one slice's
+            pixels is raised when they are asked for.
     """
-    if path.is_dir():
-        return read_series(path, deidentify=deidentify)
-    match _file_kind(path):
+    scan = _open_scan(source, deidentify=deidentify)
+    return replace(scan, name=readable_name(scan.name))
+
+
+def _open_scan(source: Path | SeriesFiles, *, deidentify: bool) -> Scan:
+    if isinstance(source, SeriesFiles) or source.is_dir():
+        return read_series(source, deidentify=deidentify)
+    match _file_kind(source):
         case "dicom":
-            return read_dicom(path, deidentify=deidentify)
+            return read_dicom(source, deidentify=deidentify)
         case "nifti":
-            return read_nifti(path)
+            return read_nifti(source)
         case "image":
-            return _read_picture(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        image_size(path)  # its words for no file and an empty one
+            return _read_picture(source)
+    if not source.is_file() or source.stat().st_size == 0:
+        image_size(source)  # its words for no file and an empty one
     raise InputError(
-        f"image {path}: must be PNG, JPEG, TIFF, DICOM or NIfTI, got something else or a damaged header; save it again"
+        f"image {source}: must be PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or NIfTI, got something else or a "
+        "damaged header; save it again"
     )
 
 
-def scan_paths(folder: Path) -> list[Path]:
-    """The inputs in a folder and all folders in it, each to be given to `read_scan`, in a fixed order.
+def find_scans(folder: Path) -> FolderScans:
+    """The inputs in a folder and all folders in it, those that are links, too; and what is none.
 
-    A DICOM series of several slices is its folder; any other file that is an image by content is itself. So is one
-    that has an image's suffix and is none, or is damaged: reading it tells. Other files are left out (README.txt,
-    tables, DICOMDIR). Nothing that a file holds is an error here: a folder of two series is one input, and
-    `read_scan` says what is wrong with it.
+    DICOM files are put together by series: a folder that holds one is that input, of several each is one. A file that
+    is an image by content is itself; so is one that has an image's suffix and is none, or is damaged: reading it tells.
+    Other files are left out and counted, by kind. Nothing that a file holds is an error here.
 
     Raises:
         InputError: no such folder, or nothing in it is an input.
     """
     if not folder.is_dir():
         raise InputError(f"folder {folder}: must be a folder, no such folder")
-    found = sorted(path for place, files in _files_by_folder(folder) for path in _folder_inputs(place, files))
-    if not found:
-        raise InputError(f"folder {folder}: must hold images (PNG, JPEG, TIFF, DICOM or NIfTI), got none")
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    scans: list[Path | SeriesFiles] = []
+    for place, files in _files_by_folder(folder, left_out):
+        scans += _folder_scans(place, files, left_out)
+    found = FolderScans(
+        tuple(sorted(scans, key=_sort_key)), {why: tuple(paths) for why, paths in left_out.items()}
+    )
+    if not scans:
+        there = "; ".join(line.removeprefix("left out: ") for line in found.told())
+        raise InputError(
+            f"folder {folder}: must hold images (PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or NIfTI), got "
+            f"{there or 'none'}"
+        )
     return found
+
+
+def _sort_key(source: Path | SeriesFiles) -> Path:
+    return source.files[0] if isinstance(source, SeriesFiles) else source
 
 
 def _file_kind(path: Path) -> Literal["image", "dicom", "nifti"] | None:
@@ -96,8 +162,10 @@ def _file_kind(path: Path) -> Literal["image", "dicom", "nifti"] | None:
             head = stream.read(132)
     except OSError:
         return None
-    if head.startswith(_IMAGE_MAGIC) and head[128:] != b"DICM":
-        return "image"
+    if head[128:] != b"DICM":
+        weak = (suffixes for magic, suffixes in _WEAK_MAGIC.items() if head.startswith(magic))
+        if head.startswith(_IMAGE_MAGIC) or any(path.name.lower().endswith(suffixes) for suffixes in weak):
+            return "image"
     if is_dicom(head):
         return "dicom"
     return "nifti" if nifti_version(path) else None
@@ -114,40 +182,99 @@ def _read_picture(path: Path) -> Scan:
     )
 
 
-def _files_by_folder(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+def _files_by_folder(folder: Path, left_out: dict[str, list[Path]]) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder and its files. Links are followed, but not back to a folder that they lie in."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        above = {os.path.realpath(one) for one in (here, *here.parents) if one.is_relative_to(folder)}
+        followed = []
+        for name in sorted(folders):
+            if name.startswith("."):
+                continue
+            if os.path.realpath(Path(place, name)) in above:
+                left_out["which link back to a folder above"].append(Path(place, name))
+            else:
+                followed.append(name)
+        folders[:] = followed
         yield Path(place), [path for name in sorted(names) if not is_clutter(path := Path(place, name))]
 
 
-def _folder_inputs(folder: Path, files: list[Path]) -> Iterator[Path]:
-    contents = {path: _file_kind(path) for path in files}
-    dicom = [path for path in files if contents[path] == "dicom"]
-    if _hold_stack(dicom):
-        yield folder
-        dicom = []
+def _folder_scans(
+    folder: Path, files: list[Path], left_out: dict[str, list[Path]]
+) -> Iterator[Path | SeriesFiles]:
+    dicom = []
     for path in files:
-        if contents[path] in ("image", "nifti") or (
-            contents[path] is None and path.name.lower().endswith(SCAN_SUFFIXES)
-        ):
+        kind, name = _file_kind(path), path.name.lower()
+        if kind == "dicom":
+            dicom.append(path)
+        elif kind or name.endswith(SCAN_SUFFIXES):
             yield path
-    yield from dicom
+        elif name.endswith(_ARCHIVES):
+            left_out["packed; unpack them first"].append(path)
+        elif name.endswith(_UNREAD):
+            left_out["in a format that is not read; convert them to PNG, DICOM or NIfTI"].append(path)
+        else:
+            left_out["no picture"].append(path)
+    yield from _dicom_scans(folder, dicom, left_out)
 
 
-def _hold_stack(files: list[Path]) -> bool:
-    """Whether some of one folder's DICOM files are slices that belong together."""
-    series = defaultdict(list)
+def _dicom_scans(
+    folder: Path, files: list[Path], left_out: dict[str, list[Path]]
+) -> Iterator[Path | SeriesFiles]:
+    """A folder's DICOM files: series of slices that belong together, and single pictures."""
+    groups: dict[Hashable, list[tuple[Path, Dataset]]] = defaultdict(list)
+    alone, damaged, others = list[Path](), list[Path](), 0
     for path in files:
         try:
-            header = read_header(path, _LISTING_TAGS)
+            header = open_dicom(path).header
         except InputError:
-            continue  # damaged: of the stack if there is one, else an input by itself
-        if (whole_number(header, "NumberOfFrames") or 1) == 1:
-            series[text_of(header, "SeriesInstanceUID")].append(header)
-    for headers in series.values():
-        sizes = {(whole_number(h, "Rows"), whole_number(h, "Columns")) for h in headers}
-        placed = all(numbers_of(h, "ImagePositionPatient") for h in headers)
-        projections = any(text_of(h, "Modality") in _PROJECTIONS for h in headers)
-        if len(headers) > 1 and (placed or (len(sizes) == 1 and not projections)):
-            return True
-    return False
+            # No picture by its kind, or damaged: then it is an input by itself, so that it costs nobody else.
+            if kind := _other_object(path):
+                left_out[f"DICOM objects that are no picture ({kind})"].append(path)
+                others += 1
+            else:
+                damaged.append(path)
+            continue
+        if (whole_number(header, "NumberOfFrames") or 1) > 1:
+            alone.append(path)
+        else:
+            groups[_series_key(header, path)].append((path, header))
+    stacks = []
+    for group in groups.values():
+        if _is_stack([header for _, header in group]):
+            stacks.append(tuple(path for path, _ in group))
+        else:
+            alone += [path for path, _ in group]
+    if len(stacks) == 1 and len(stacks[0]) + others == len(files):
+        yield folder  # which `read_scan` takes as that series
+    else:
+        for number, stack in enumerate(stacks, start=1):
+            yield SeriesFiles(folder, stack, number, tuple(damaged))
+    yield from (*alone, *damaged)
+
+
+def _other_object(path: Path) -> str:
+    """ "a segmentation", "a structured report" …; empty for a picture, and for what cannot be told."""
+    try:
+        what = object_that_is_no_picture(read_header(path, ["SOPClassUID"]))
+    except InputError:
+        return ""
+    return re.split("[,;]", what)[0]
+
+
+def _series_key(header: Dataset, path: Path) -> Hashable:
+    """Equal for slices that belong together; a scout lies in another plane than its series."""
+    series = text_of(header, "SeriesInstanceUID")
+    return (
+        series or path.name,
+        whole_number(header, "Rows"),
+        whole_number(header, "Columns"),
+        tuple(round(n, 3) + 0.0 for n in numbers_of(header, "ImageOrientationPatient")),
+    )
+
+
+def _is_stack(headers: list[Dataset]) -> bool:
+    """Whether files of one series are slices, and not pictures taken one by one."""
+    placed = all(numbers_of(h, "ImagePositionPatient") for h in headers)
+    projections = any(text_of(h, "Modality") in _PROJECTIONS for h in headers)
+    return len(headers) > 1 and (placed or not projections)

@@ -31,12 +31,17 @@ class Scan:
         display: slice index → the same slice as H×W or H×W×3 uint8, through the file's own window.
         spacing_mm: distance of neighbouring rows and columns; None where the file does not say.
         slice_spacing_mm: distance of neighbouring slices; None for one slice, or where the file does not say.
+        uneven: how its slices lie where that is in no even distance, "5 mm and not 2.5 mm between a.dcm and b.dcm": no
+            volume then; empty where they do, or have no place.
         windows: the file's own display windows, the default first; empty where it has none.
         modality: DICOM's "CT", "DX", "US"; "" where unknown.
         patient: a pseudonym that is the same for one patient's files, never a name or a hospital's number; None where
             unknown.
         affine: 4×4, from (column, row, slice, 1) to millimetres in DICOM's patient axes (left, posterior, superior);
             None where unknown.
+        frames: of one file with several pictures the number of each slice in the file, from 0, where the slices are in
+            another order; empty where they are in the file's.
+        remarks: what the record should say of how the file was read, as far as it has been read.
         header: what an output file needs of the source (see segcore.medical). It may hold a patient's name: no log,
             report, record or picture takes anything from it.
     """
@@ -49,10 +54,13 @@ class Scan:
     display: Callable[[int], np.ndarray]
     spacing_mm: tuple[float, float] | None = None
     slice_spacing_mm: float | None = None
+    uneven: str = ""
     windows: tuple[Window, ...] = ()
     modality: str = ""
     patient: str | None = None
     affine: np.ndarray | None = None
+    frames: tuple[int, ...] = ()
+    remarks: Callable[[], tuple[str, ...]] = tuple
     header: Any = field(default=None, repr=False, compare=False)
 
     def slice_name(self, index: int) -> str:

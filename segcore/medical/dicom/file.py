@@ -57,6 +57,7 @@ class DicomFile:
         offset: where the pixel data's value begins, in bytes (of a deflated file: after inflating).
         pixel_vr: "OB" or "OW" as written; "OW" in an implicit syntax.
         changed_ns: when the file was last written, so that another one in its place is noticed.
+        remarks: what the record should say of how it was read; filled while it is.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class DicomFile:
     offset: int
     pixel_vr: str
     changed_ns: int
+    remarks: set[str] = field(default_factory=set, compare=False)
 
     def stream(self) -> BinaryIO:
         """The file at the first byte of the pixel data's value.
@@ -277,13 +279,20 @@ def _check_whole(header: Dataset, path: Path) -> None:
 # Checks that the header promises a picture, and that the file holds as many pixels as promised.
 
 
-def _refuse_other_objects(header: Dataset, path: Path) -> None:
+def object_that_is_no_picture(header: Dataset) -> str:
+    """What a DICOM object is, and what to give in its place, where it is no picture; "" for one that is."""
     kind = text_of(header, "SOPClassUID") or text_of(
         getattr(header, "file_meta", header), "MediaStorageSOPClassUID"
     )
     for start, what in _NOT_PICTURES.items():
         if (kind == start or kind.startswith(f"{start}.")) and kind != _RT_IMAGE:
-            raise InputError(f"DICOM {path}: must be an image, got {what}")
+            return what
+    return ""
+
+
+def _refuse_other_objects(header: Dataset, path: Path) -> None:
+    if what := object_that_is_no_picture(header):
+        raise InputError(f"DICOM {path}: must be an image, got {what}")
 
 
 def _transfer_syntax(header: Dataset, path: Path) -> UID:

@@ -1,5 +1,6 @@
-"""Decodes one frame's stored values, with the decoder chosen here for each transfer syntax.
+"""Decodes one frame's stored values, with the decoders listed here for each transfer syntax, one after another.
 
+A file counts as damaged when no installed decoder reads it; which one did is remarked where it was not the first.
 What a compressed frame says of its own picture is read before any decoder is asked: it must be what the header says.
 """
 
@@ -16,11 +17,12 @@ from segcore.errors import InputError
 from segcore.medical.dicom.file import DEFLATED, DicomFile, whole_number
 from segcore.medical.dicom.gdcm_process import decode_by_gdcm
 
-# pydicom's names of decoders, the first that is installed. Never "pylibjpeg" for the JPEGs: its decoder of them is GPL.
-_JPEG, _JPEG_LOSSLESS = ("pillow",), ("gdcm",)
-_JPEG_LS, _JPEG_2000 = ("pyjpegls",), ("pylibjpeg",)
-# pydicom's own: pylibjpeg-rle 2.2.0 is faster, but on damaged data it panics with a backtrace on the terminal.
-_RLE = ("pydicom",)
+# pydicom's names of decoders, in the order in which the installed ones are tried. pylibjpeg's decoder of the JPEGs is
+# GPL and not of the extra: it is asked where the user has installed it.
+_JPEG, _JPEG_LOSSLESS = ("pillow", "gdcm", "pylibjpeg"), ("gdcm", "pylibjpeg")
+_JPEG_LS, _JPEG_2000 = ("pyjpegls", "gdcm", "pylibjpeg"), ("pylibjpeg", "pillow", "gdcm")
+# Not pylibjpeg-rle 2.2.0: it is faster, but on damaged data it panics with a backtrace on the terminal.
+_RLE = ("pydicom", "gdcm")
 _DECODERS = {
     "1.2.840.10008.1.2": (),
     "1.2.840.10008.1.2.1": (),
@@ -51,7 +53,7 @@ def check_syntax(file: DicomFile) -> None:
     Raises:
         InputError: naming the transfer syntax, and the extra that reads it or what to do.
     """
-    _decoder_name(file)
+    _installed_decoders(file)
     # Source: DICOM PS3.5, 8.2.1; pydicom 3.0.2 refuses it with Pillow and with GDCM.
     if file.syntax == "1.2.840.10008.1.2.4.51" and whole_number(file.header, "BitsStored") != 8:
         raise InputError(
@@ -69,35 +71,63 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
     from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import as_pixel_options
 
-    name = _decoder_name(file)
+    names = _installed_decoders(file)
     # `DicomFile.stream` has inflated a deflated file, which is then explicit little endian.
     syntax = "1.2.840.10008.1.2.1" if file.syntax == DEFLATED else file.syntax
     options = as_pixel_options(file.header, number_of_frames=file.frames)
     options |= {"pixel_keyword": "PixelData", "pixel_vr": file.pixel_vr}
     try:
         with file.stream() as stream:
-            if file.syntax.is_encapsulated:
-                codestream = _checked_codestream(stream, file, index)
-            if name == "gdcm":
-                # GDCM ends its process on damaged data, so it works in another one, which is sent this frame alone.
-                options = {**options, "number_of_frames": 1}
-                options.pop("extended_offsets", None)
-                return decode_by_gdcm(codestream, file.syntax, options)
-            # Not validated: it would read the whole of a large file to count its bytes, which open_dicom has done.
-            frame, _ = get_decoder(syntax).as_array(
-                stream, index=index, decoding_plugin=name, validate=False, **options
-            )
+            if not file.syntax.is_encapsulated:
+                # Not validated: it would read the whole of a large file to count its bytes, which open_dicom has done.
+                frame, _ = get_decoder(syntax).as_array(stream, index=index, validate=False, **options)
+                return np.asarray(frame)
+            codestream = _checked_codestream(stream, file, index)
     except InputError:
         raise
     except Exception:
-        # The decoders raise anything; what they say may quote the header, so it is not repeated.
-        raise InputError(
-            f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
-        ) from None
+        raise _damaged_error(file) from None
+    options = {**options, "number_of_frames": 1}  # each decoder is sent this frame alone
+    options.pop("extended_offsets", None)
+    for name in names:
+        try:
+            frame = _decoded_by(name, codestream, file, options)
+        except (
+            Exception
+        ):  # the decoders raise anything; what they say may quote the header, so it is not repeated
+            continue
+        if name != names[0]:
+            file.remarks.add(f"pixels decoded by {name}, which {names[0]} could not read")
+        return frame
+    raise _damaged_error(file)
+
+
+def _decoded_by(name: str, codestream: bytes, file: DicomFile, options: dict[str, Any]) -> np.ndarray:
+    """One frame's codestream by one of pydicom's decoders, which raises what it likes."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+
+    if name == "gdcm":
+        # GDCM ends its process on damaged data, so it works in another one.
+        return decode_by_gdcm(codestream, file.syntax, options)
+    frame, _ = get_decoder(file.syntax).as_array(
+        encapsulate([codestream]), index=0, decoding_plugin=name, validate=False, **options
+    )
     return np.asarray(frame)
 
 
-def _decoder_name(file: DicomFile) -> str:
+def _damaged_error(file: DicomFile) -> InputError:
+    return InputError(
+        f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
+    )
+
+
+def _installed_decoders(file: DicomFile) -> tuple[str, ...]:
+    """Those of a compressed file's syntax, the best first; none for an uncompressed one.
+
+    Raises:
+        InputError: of an unknown syntax, or none is installed.
+    """
     from pydicom.pixels import get_decoder
 
     names = _DECODERS.get(file.syntax)
@@ -107,11 +137,10 @@ def _decoder_name(file: DicomFile) -> str:
             f"{_STORE_UNCOMPRESSED}"
         )
     if not names:
-        return ""
-    installed = get_decoder(file.syntax).available_plugins
-    for name in names:
-        if name in installed:
-            return name
+        return ()
+    there = get_decoder(file.syntax).available_plugins
+    if found := tuple(name for name in names if name in there):
+        return found
     raise InputError(
         f"DICOM {file.path}: is in the transfer syntax {_syntax_name(file)}, whose decoder must be installed, is not; "
         "run: pip install 'sam2edge[medical]'"
@@ -135,9 +164,7 @@ def _checked_codestream(stream: BinaryIO, file: DicomFile, index: int) -> bytes:
         return frame
     found = _jpeg_2000_codestream(frame) if names == _JPEG_2000 else _jpeg_codestream(frame)
     if found is None or (names == _JPEG_LOSSLESS and not found.lossless):
-        raise InputError(
-            f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
-        )
+        raise _damaged_error(file)
     if found.size_px != file.size_px:
         (height, width), (own_height, own_width) = file.size_px, found.size_px
         raise InputError(
@@ -191,9 +218,7 @@ def _jpeg_2000_codestream(frame: bytes) -> _Codestream | None:
 
     Source: ITU-T T.800, A.5.1.
     """
-    at = frame.find(
-        b"\xff\x4f\xff\x51", 0, 1024
-    )  # start of the codestream and its size marker, past any boxes
+    at = frame.find(b"\xff\x4f\xff\x51")  # start of the codestream and its size marker, past any boxes
     if at < 0 or at + 43 > len(frame):
         return None
     right, bottom, left, top = struct.unpack(">4L", frame[at + 8 : at + 24])

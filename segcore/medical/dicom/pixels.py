@@ -25,7 +25,11 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 # Refused by name; anything else might be a patient's, written into the wrong element.
 _REFUSED = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB")
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _NARROWEST = 1e-3
+# X-ray angiography and fluoroscopy: their modality's table leads back to the beam, and is not for display; the stored
+# pixels are the picture. Source: DICOM PS3.3, C.8.7.1.1.2.
+_TABLE_NOT_SHOWN = "1.2.840.10008.5.1.4.1.1.12."
 # A window's explanation is free text, which may hold anything: it is repeated only where it is made of these words.
 _WINDOW_WORDS = re.compile(
     r"(abdomen|angio|bone|brain|breast|chest|contrast|default|ear|hard|harder|head|heart|high|inner|kidney|liver|low"
@@ -112,8 +116,10 @@ def gives_float(file: DicomFile) -> bool:
     pixels = pixels_of(file)
     if not pixels.grey:
         return False
-    table = "ModalityLUTSequence" in file.header
-    return pixels.signed or table or any(_rescale_of(file, i) != (1.0, 0.0) for i in range(file.frames))
+    rescaled = _has_modality_table(file) or any(
+        _rescale_of(file, i) != (1.0, 0.0) for i in range(file.frames)
+    )
+    return pixels.signed or rescaled
 
 
 def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
@@ -124,7 +130,7 @@ def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
     pixels = pixels_of(file)
     if not pixels.grey:
         return _rgb_values(stored_frame(file, index), file)
-    values: np.ndarray = _modality_values(file, index)
+    values: np.ndarray = _modality_values(file, index, stored_frame(file, index).astype(np.int32))
     if pixels.inverted:
         values = np.asarray(_ends_sum(file, index) - values)
     if as_float:
@@ -137,13 +143,17 @@ def frame_values(file: DicomFile, index: int, *, as_float: bool) -> np.ndarray:
 def frame_display(file: DicomFile, index: int) -> np.ndarray:
     """One frame through its VOI LUT, else its first window, else the full range of its values; colours as they are.
 
+    Padding takes no part in the range, and is black.
+
     Returns:
         H×W or H×W×3 (RGB), uint8. 8-bit values without a window are shown as stored.
     """
     pixels = pixels_of(file)
     if not pixels.grey or pixels.allocated == 1:
         return frame_values(file, index, as_float=False)
-    values: np.ndarray = _modality_values(file, index)
+    stored = stored_frame(file, index).astype(np.int32)
+    padding = _padding_of(file, stored)
+    values = _modality_values(file, index, stored)
     listed = _file_windows(file, index)
     shown: np.ndarray
     group = frame_group(file.header, "FrameVOILUTSequence", index)
@@ -155,10 +165,13 @@ def frame_display(file: DicomFile, index: int) -> np.ndarray:
     elif pixels.stored == 8 and not gives_float(file):  # the usual 8-bit picture is what it shows
         shown = values / 255.0
     else:
-        low, high = float(values.min()), float(values.max())
+        pictured = values if padding is None else values[~padding]
+        low, high = float(pictured.min()), float(pictured.max())
         shown = (values - low) / ((high - low) or 1.0)
     if pixels.inverted:
         shown = 1.0 - shown
+    if padding is not None:
+        shown = np.where(padding, 0.0, shown)
     return np.round(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -177,16 +190,47 @@ def windows_of(file: DicomFile, index: int) -> tuple[Window, ...]:
 # From stored integers to the scan's values.
 
 
-def _modality_values(file: DicomFile, index: int) -> np.ndarray:
+def _modality_values(file: DicomFile, index: int, stored: np.ndarray) -> np.ndarray:
     """A grey frame after the modality's rescale, MONOCHROME1 as it is: H×W, float64, or int32 where none applies."""
     pixels = pixels_of(file)
-    values: np.ndarray = stored_frame(file, index).astype(np.int32)
+    values = stored
     if not pixels.signed:
-        values &= 2**pixels.stored - 1  # an overlay may lie in the bits above. Source: DICOM PS3.5, 8.1.1
-    if "ModalityLUTSequence" in file.header:
+        values = values & (
+            2**pixels.stored - 1
+        )  # an overlay may lie in the bits above. Source: DICOM PS3.5, 8.1.1
+    if _has_modality_table(file):
         return _through_table(values, file.header, "ModalityLUTSequence", file)[0]
     slope, intercept = _rescale_of(file, index)
     return values if (slope, intercept) == (1.0, 0.0) else values * slope + intercept
+
+
+def _has_modality_table(file: DicomFile) -> bool:
+    """An empty sequence, as de-identifiers leave it, is none; a rescale beside it counts then."""
+    kind = text_of(file.header, "SOPClassUID")
+    return bool(file.header.get("ModalityLUTSequence")) and not kind.startswith(_TABLE_NOT_SHOWN)
+
+
+def _padding_of(file: DicomFile, stored: np.ndarray) -> np.ndarray | None:
+    """Which stored numbers are padding and no part of the picture, H×W bool; None where the file names none.
+
+    A value alone, or all from it to the limit. Writers mistake the sign, so equal bits are equal numbers.
+
+    Source: DICOM PS3.3, C.7.5.1.1.2.
+    """
+    value = whole_number(file.header, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = whole_number(file.header, "PixelPaddingRangeLimit")
+    pixels = pixels_of(file)
+    size, half = 2**pixels.allocated, 2 ** (pixels.allocated - 1)
+
+    def as_stored(number: int) -> int:
+        number %= size
+        return number - size if pixels.signed and number >= half else number
+
+    ends = sorted(as_stored(number) for number in (value, value if limit is None else limit))
+    padding: np.ndarray = (stored >= ends[0]) & (stored <= ends[1])
+    return padding if padding.any() and not padding.all() else None
 
 
 def _rescale_of(file: DicomFile, index: int) -> tuple[float, float]:
@@ -199,7 +243,7 @@ def _rescale_of(file: DicomFile, index: int) -> tuple[float, float]:
 
 def _ends_sum(file: DicomFile, index: int) -> float:
     """The smallest and the largest value that can occur, added: MONOCHROME1 is turned over by this minus a value."""
-    if "ModalityLUTSequence" in file.header:
+    if _has_modality_table(file):
         return _through_table(np.zeros(1, np.int32), file.header, "ModalityLUTSequence", file)[1]
     slope, intercept = _rescale_of(file, index)
     # Of low and high: (slope·low + intercept) + (slope·high + intercept).
@@ -229,19 +273,53 @@ def _through_table(
 
 def _rgb_values(stored: np.ndarray, file: DicomFile) -> np.ndarray:
     if stored.ndim == 2:
-        from pydicom.pixels import apply_color_lut
-
         try:
-            stored = np.asarray(apply_color_lut(stored, file.header))
-        except Exception:  # pydicom raises several types on a damaged palette
+            first, table = _palette_table(file)
+        except Exception:  # pydicom and numpy raise several types on a damaged palette
             raise InputError(
                 f"DICOM {file.path}: must hold the palette of its colours, got none or a damaged one; export it again"
             ) from None
-        if stored.dtype == np.uint16:  # entries of 16 bits span all of them. Source: DICOM PS3.3, C.7.6.3.1.5
-            stored = (stored >> 8).astype(np.uint8)
+        # What lies before or behind the table's entries has the colour of its first or last.
+        stored = table[np.clip(stored.astype(np.int32) - first, 0, len(table) - 1)]
     grey = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
     # Grey pictures saved as RGB are common; one channel is what they hold, as in segcore.image.
     return np.ascontiguousarray(stored[..., 0] if grey else stored)
+
+
+def _palette_table(file: DicomFile) -> tuple[int, np.ndarray]:
+    """The stored number of a palette's first entry, and the entries, K×3 uint8.
+
+    Source: DICOM PS3.3, C.7.6.3.1.5 and C.7.6.3.1.6.
+    """
+    header = file.header
+    count, first, bits = (int(n) for n in header.RedPaletteColorLookupTableDescriptor)
+    count = count or 2**16
+    if pixels_of(file).signed and first >= 2**15:
+        first -= 2**16
+    if "SegmentedRedPaletteColorLookupTableData" in header:
+        from pydicom.pixels import apply_color_lut
+
+        table = np.asarray(apply_color_lut(np.arange(first, first + count, dtype=np.int32), header))[:, :3]
+    else:
+        channels = (header[f"{name}PaletteColorLookupTableData"].value for name in ("Red", "Green", "Blue"))
+        table = np.stack([_palette_channel(data, count, file) for data in channels], axis=1)
+    # Entries of 16 bits span all of them; some writers keep 8 bits in them, a picture all but black. dcmtk sees it so.
+    if bits > 8 and table.max() > 255:
+        table = table >> 8
+    return first, table.astype(np.uint8)
+
+
+def _palette_channel(data: bytes, count: int, file: DicomFile) -> np.ndarray:
+    """A colour's entries of 8 or 16 bits, in the byte order of the file."""
+    big = file.syntax == _BIG_ENDIAN
+    if len(data) >= 2 * count:
+        return np.frombuffer(data, ">u2" if big else "<u2", count)
+    # Of two in a word the first is the low byte.
+    words = np.frombuffer(data, "<u2", len(data) // 2)
+    entries = (words.byteswap() if big else words).view(np.uint8)
+    if len(entries) < count:
+        raise ValueError
+    return entries[:count]
 
 
 # The file's own windows. Source: DICOM PS3.3, C.11.2.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ _MAY_BE_EMPTY = (
     "ReferringPhysicianName",
 )
 _SAME_MM = 1e-3
+_LONGEST = {"LO": 64, "SH": 16, "PN": 64, "ST": 1024, "LT": 10240, "AE": 16}
+"""Characters; of a name, in each of its groups."""
+_TEXTS = (*_LONGEST, "DA", "TM", "DT", "AS", "CS", "DS", "IS")
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,7 @@ def references(scan: Scan) -> list[Reference]:
     """Where each slice comes from, in the scan's order."""
     headers = scan.header
     if len(headers) == 1 and (scan.slices > 1 or "NumberOfFrames" in headers[0]):
-        return [
-            _reference_of(headers[0], frame) for frame in range(1, scan.slices + 1)
-        ]  # in the file's order
+        return [_reference_of(headers[0], frame + 1) for frame in scan.frames or range(scan.slices)]
     return [_reference_of(header, None) for header in headers]
 
 
@@ -75,17 +76,20 @@ def _reference_of(header: Any, frame: int | None) -> Reference:
     )
 
 
-def sources(scan: Scan) -> list[Any]:
-    """The headers, checked and with what may be empty filled in.
+def sources(scan: Scan) -> tuple[list[Any], list[str]]:
+    """The headers, checked, with what may be empty filled in and what is malformed mended.
 
     They share their elements with the scan's own headers: change one with `replace_element`.
+
+    Returns:
+        The headers, and what was mended, "PatientSex left out", each once.
 
     Raises:
         InputError: a header lacks what identifies a picture; the attribute is named.
     """
     from pydicom.dataset import Dataset
 
-    filled = []
+    filled, mended = [], dict[str, None]()
     for index, header in enumerate(scan.header):
         name = scan.slice_name(index) if len(scan.header) > 1 else scan.name
         for keyword in _NEEDED:
@@ -96,8 +100,64 @@ def sources(scan: Scan) -> list[Any]:
         for keyword in _MAY_BE_EMPTY:
             if keyword not in copy:
                 setattr(copy, keyword, "")
+        mended |= dict.fromkeys(_mend_texts(copy))
         filled.append(copy)
-    return filled
+    return filled, list(mended)
+
+
+def _mend_texts(header: Any) -> Iterator[str]:
+    """Sets anew, in place, each text that its value representation does not allow; says of each what became of it.
+
+    A text that is too long is cut, of a name's parts each; what cannot be mended so (a date, a sex) is left out, which
+    the patient and study attributes of a segmentation may be. UIDs stay: the picture is found by them.
+
+    Source: DICOM PS3.5, 6.2; PS3.3, C.7.1.1 and C.7.2.1.
+    """
+    for keyword in [element.keyword for element in header if element.VR in _TEXTS and element.keyword]:
+        element = header[keyword]
+        texts = element.value if element.VM > 1 else [element.value]
+        texts = ["" if text is None else str(text) for text in texts]
+        kept = [text if _is_allowed(element.VR, keyword, text) else _cut(element.VR, text) for text in texts]
+        if kept == texts:
+            continue
+        good = all(_is_allowed(element.VR, keyword, text) for text in kept)
+        replace_element(header, keyword, (kept if len(kept) > 1 else kept[0]) if good else "")
+        yield f"{keyword} {'shortened' if good and any(kept) else 'left out'}"
+
+
+def _is_allowed(vr: str, keyword: str, text: str) -> bool:
+    from pydicom import config
+    from pydicom.valuerep import validate_value
+
+    if keyword == "PatientSex":
+        return text in ("", "M", "F", "O")
+    try:
+        validate_value(vr, text, config.RAISE)
+    except ValueError:
+        return False
+    # Its regular expressions take a 13th month and a 25th hour, which highdicom does not.
+    return vr not in ("DA", "TM") or _is_a_time(vr, text)
+
+
+def _is_a_time(vr: str, text: str) -> bool:
+    from pydicom.valuerep import DA, TM
+
+    try:
+        (DA if vr == "DA" else TM)(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _cut(vr: str, text: str) -> str:
+    """As much of a text as its value representation takes; "" for one that is not just too long."""
+    if vr not in _LONGEST:
+        return ""
+    plain = "".join(c for c in text if c.isprintable() and c != "\\")
+    if vr != "PN":
+        return plain[: _LONGEST[vr]].strip()
+    groups = [("^".join(group.split("^")[:5]))[: _LONGEST[vr]] for group in plain.split("=")[:3]]
+    return "=".join(groups)
 
 
 def replace_element(dataset: Any, keyword: str, value: Any) -> None:
@@ -109,7 +169,7 @@ def replace_element(dataset: Any, keyword: str, value: Any) -> None:
 def missing(name: str, keyword: str) -> InputError:
     """The error for a source whose header cannot be referred to."""
     return InputError(
-        f"--format dicom-seg: {name} must have {keyword} in its header, has none; choose nifti or png"
+        f"--to dicom-seg: {name} must have {keyword} in its header, has none; choose nifti or png"
     )
 
 

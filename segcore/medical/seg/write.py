@@ -49,8 +49,8 @@ def encode_seg(
     manifest: Manifest,
     bundle_sha256: str | None,
     prompted: Collection[str] = (),
-) -> bytes:
-    """The file's bytes.
+) -> tuple[bytes, tuple[str, ...]]:
+    """The file's bytes, and what of the source's header could not be taken over as it is.
 
     Args:
         scan: read from DICOM.
@@ -60,31 +60,63 @@ def encode_seg(
         prompted: classes that a reader's click or box had a part in.
 
     Raises:
-        InputError: no DICOM source, or its header lacks what a SEG must refer to.
+        InputError: no DICOM source, its header lacks what a SEG must refer to, or a library cannot write it.
     """
     if scan.kind != "dicom":
-        got = "a NIfTI" if scan.kind == "nifti" else "a plain picture"
-        raise InputError(f"--format dicom-seg: {scan.name} must be DICOM, is {got}; choose nifti or png")
+        got = "a NIfTI" if scan.kind == "nifti" else "a picture file"
+        raise InputError(f"--to dicom-seg: {scan.name} must be DICOM, is {got}; choose nifti or png")
     load_highdicom()
-    headers = sources(scan)
+    headers, mended = sources(scan)
     try:
-        if has_planes(headers):
-            seg = _in_planes(scan, headers, masks, manifest, bundle_sha256)
-        else:
-            seg = _place_frames(
-                _as_single_capture(headers[0], masks, manifest, bundle_sha256, scan), scan, masks
-            )
-    except AttributeError as error:  # highdicom takes what it needs of the source without looking first
-        found = _MISSING_ATTRIBUTE.search(str(error))
-        if found is None or not found[1][:1].isupper():
-            raise
-        raise missing(scan.name, found[1]) from None
-    for segment, name in zip(seg.SegmentSequence, manifest.classes, strict=True):
-        if name in prompted:  # "calculated segment with user assistance": PS3.3, Segment Description Macro
-            segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
-    file = BytesIO()
-    seg.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+        seg = _build(scan, headers, masks, manifest, bundle_sha256)
+        for segment, name in zip(seg.SegmentSequence, manifest.classes, strict=True):
+            if (
+                name in prompted
+            ):  # "calculated segment with user assistance": PS3.3, Segment Description Macro
+                segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
+        file = BytesIO()
+        seg.save_as(file, enforce_file_format=True)
+    except InputError:
+        raise
+    except Exception as error:  # highdicom and pydicom raise what they like; their words may quote a header
+        raise _unwritable(scan.name, error) from None
+    return file.getvalue(), tuple(mended)
+
+
+def _build(
+    scan: Scan, headers: list[Any], masks: np.ndarray, manifest: Manifest, bundle_sha256: str | None
+) -> Any:
+    thickness = headers[0].get("SliceThickness")
+    if has_planes(headers):
+        return _in_planes(scan, headers, masks, manifest, bundle_sha256)
+    seg = _place_frames(_as_single_capture(headers[0], masks, manifest, bundle_sha256, scan), scan, masks)
+    if (
+        not thickness
+    ):  # highdicom wants one; the file says none, and may, where it is in no frame of reference
+        for measures in seg.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence", []):
+            del measures.SliceThickness
+        for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
+            seg.pop(keyword, None)
+    return seg
+
+
+def _unwritable(name: str, error: Exception) -> InputError:
+    """One line for what a library could not write, with the attribute where its own words name one."""
+    from pydicom.datadict import keyword_dict
+
+    found = _MISSING_ATTRIBUTE.search(str(error)) if isinstance(error, AttributeError) else None
+    if found and found[1][:1].isupper():  # highdicom takes what it needs of the source without looking first
+        return missing(name, found[1])
+    words = re.findall(r"[A-Za-z_]{3,}", str(error))
+    known = [word for word in words if word in keyword_dict]
+    known += [
+        joined for word in words if (joined := word.title().replace("_", "")) in keyword_dict and "_" in word
+    ]
+    what = known[0] if known else "header"
+    return InputError(
+        f"--to dicom-seg: {name} must have a {what} that can be written, has not ({type(error).__name__}); choose "
+        "nifti or png"
+    )
 
 
 def _in_planes(
@@ -92,6 +124,8 @@ def _in_planes(
 ) -> Any:
     """The whole SEG by highdicom; slices whose mask is empty are left out, unless all are."""
     first = headers[0]
+    if scan.frames:  # highdicom takes the masks in the order of the file's frames
+        masks = masks[np.argsort(scan.frames)]
     if "PerFrameFunctionalGroupsSequence" in first:
         shared = deepcopy(first.SharedFunctionalGroupsSequence)
         replace_element(first, "SharedFunctionalGroupsSequence", shared)
