@@ -41,9 +41,7 @@ PICTURES = 4
 EDGE_TESTS = (
     "runtime_engine",
     "runtime_parity",
-    "runtime_promptable",
     "runtime_stream",
-    "segcore_golden",
     "segcore_host",
     "segcore_metrics",
     "segcore_preprocess",
@@ -182,7 +180,7 @@ def test_the_kit_runs_from_its_script_to_its_report(machine, exported):
     measure = "--warm-up-s 0 --rounds 1 --burst-s 0.01 --threads 1"
     machine(
         "neoverse-n1",
-        f"cd /app/shared/kit && env -u PYTHONPATH ./run_on_device.sh --engine onnxruntime --offline-wheels wheels "
+        f"cd /app/shared/kit && env -u PYTHONPATH PIP_NO_COMPILE=1 ./run_on_device.sh --engine onnxruntime --offline-wheels wheels "
         f"--venv /tmp/venv --out /app/shared/device-report.json -- {measure}",
     )
     report = read_report(machine.shared / "device-report.json")
