@@ -61,7 +61,7 @@ class PredictSettings(Settings):
     bundle: Path
     """Folder of an exported bundle."""
     image: Path
-    """A PNG, JPEG, TIFF, DICOM or NIfTI file; a folder of them, with its folders; a folder with a DICOM series; or a
+    """A picture, DICOM or NIfTI file; a folder of them, with its folders, each DICOM series in it one input; or a
     list: a .txt with a path a line, or a .csv with a column image and perhaps case, relative to the list's folder."""
     out: Path
     """Folder to write: masks/, overlays/ and predictions.jsonl."""

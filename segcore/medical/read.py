@@ -223,7 +223,7 @@ def _dicom_scans(
 ) -> Iterator[Path | SeriesFiles]:
     """A folder's DICOM files: series of slices that belong together, and single pictures."""
     groups: dict[Hashable, list[tuple[Path, Dataset]]] = defaultdict(list)
-    alone, damaged, others = list[Path](), list[Path](), 0
+    alone, damaged, others = list[Path](), list[tuple[Path, Hashable]](), 0
     for path in files:
         try:
             header = open_dicom(path).header
@@ -233,24 +233,33 @@ def _dicom_scans(
                 left_out[f"DICOM objects that are no picture ({kind})"].append(path)
                 others += 1
             else:
-                damaged.append(path)
+                damaged.append((path, _key_of_damaged(path)))
             continue
         if (whole_number(header, "NumberOfFrames") or 1) > 1:
             alone.append(path)
         else:
             groups[_series_key(header, path)].append((path, header))
     stacks = []
-    for group in groups.values():
+    for key, group in groups.items():
+        paths = tuple(path for path, _ in group)
         if _is_stack([header for _, header in group]):
-            stacks.append(tuple(path for path, _ in group))
+            lost = tuple(path for path, own in damaged if own in (None, key))
+            stacks.append(SeriesFiles(folder, paths, len(stacks) + 1, lost))
         else:
-            alone += [path for path, _ in group]
-    if len(stacks) == 1 and len(stacks[0]) + others == len(files):
+            alone += paths
+    if len(stacks) == 1 and len(stacks[0].files) + others == len(files):
         yield folder  # which `read_scan` takes as that series
     else:
-        for number, stack in enumerate(stacks, start=1):
-            yield SeriesFiles(folder, stack, number, tuple(damaged))
-    yield from (*alone, *damaged)
+        yield from stacks
+    yield from (*alone, *(path for path, _ in damaged))
+
+
+def _key_of_damaged(path: Path) -> Hashable:
+    """`_series_key` of a file whose header can still be read; None where it cannot."""
+    try:
+        return _series_key(read_header(path), path)
+    except InputError:
+        return None
 
 
 def _other_object(path: Path) -> str:

@@ -71,7 +71,7 @@ class SeriesFiles:
         folder: where they lie.
         files: sorted by name.
         number: of the series in its folder, from 1.
-        damaged: files of the folder that cannot be opened, and may have been slices of it.
+        damaged: files of the folder that cannot be opened, and were or may have been slices of it.
     """
 
     folder: Path
