@@ -91,6 +91,29 @@ def test_lossless_syntaxes_give_every_bit_back(dicom_files, tmp_path, syntax):
         np.testing.assert_array_equal(read_scan(path).values(0), pixels, err_msg=name)
 
 
+def test_a_second_decoder_is_asked_before_a_file_is_damaged(dicom_files, tmp_path, monkeypatch):
+    from segcore.medical.dicom import frames
+
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    scan = read_scan(dicom_files.make_dicom(tmp_path / "a.dcm", pixels, syntax="jpeg-2000"))
+    assert scan.remarks() == ()
+    decode, asked = frames._decoded_by, []
+
+    def picky(name, *words):
+        asked.append(name)
+        if len(asked) == 1:
+            raise RuntimeError("not for me")
+        return decode(name, *words)
+
+    monkeypatch.setattr(frames, "_decoded_by", picky)
+    np.testing.assert_array_equal(scan.values(0), pixels)
+    assert asked == ["pylibjpeg", "pillow"]
+    assert scan.remarks() == ("pixels decoded by pillow, which pylibjpeg could not read",)
+    monkeypatch.setattr(frames, "_decoded_by", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match="got damaged ones"):
+        scan.values(0)
+
+
 @pytest.mark.parametrize("syntax", ["implicit", "explicit", "jpeg-2000", "rle", "deflated", "big-endian"])
 def test_frames_in_every_kind_of_syntax(dicom_files, tmp_path, syntax):
     frames = np.stack([smooth(), smooth()[::-1], smooth()[:, ::-1]])
