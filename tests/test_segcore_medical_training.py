@@ -17,7 +17,7 @@ from segcore.phantom import phantom_case
 from segcore.picture.preprocess import InputSpec
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")
 
 VOLUMES, SLICES, SIZE_PX = 5, 2, 32
@@ -43,6 +43,25 @@ def ct(tmp_path_factory, dicom_files) -> Path:
             nibabel.Nifti1Image(masks.transpose(2, 1, 0), affine), folder / "masks" / f"v{number}.nii.gz"
         )
     return folder
+
+
+def test_padding_takes_no_part_in_the_range_that_is_measured(ct, dicom_files, tmp_path):
+    from segcore.learn.loader import training_input
+
+    shutil.copytree(ct, tmp_path / "ct")
+    for path in (tmp_path / "ct" / "images").rglob("*.dcm"):
+        item = pydicom.dcmread(path)
+        pixels = item.pixel_array.copy()
+        pixels[:6] = 40_000
+        item.PixelData, item.PixelPaddingValue = pixels.tobytes(), 40_000
+        item["PixelPaddingValue"].VR = "US"
+        item.save_as(path)
+    found = {}
+    for folder in (ct, tmp_path / "ct"):
+        cases = open_dataset(str(folder)).split("train")
+        found[folder] = training_input(cases, (SIZE_PX, SIZE_PX), MEAN_STD).window
+    assert cases[0].image().max() == 40_000 - 1024  # the values themselves stay
+    assert found[tmp_path / "ct"][1] == pytest.approx(found[ct][1], abs=50)
 
 
 def test_the_loader_feeds_what_the_window_makes_of_hounsfield_units(ct):

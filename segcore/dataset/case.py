@@ -25,6 +25,10 @@ class Source(Protocol):
         """H×W or H×W×3; uint8, uint16 or float32."""
         ...
 
+    def padding(self) -> np.ndarray | None:
+        """H×W bool: pixels that are no part of the picture and of no grey range; None where there are none."""
+        ...
+
     def mask(self) -> np.ndarray:
         """H×W uint8, values as stored."""
         ...
@@ -51,6 +55,9 @@ class FileSource:
 
     def image(self) -> np.ndarray:
         return read_image(self.image_path)
+
+    def padding(self) -> None:
+        return None
 
     def mask(self) -> np.ndarray:
         assert self.mask_path is not None
@@ -83,6 +90,9 @@ class PhantomSource:
 
     def image(self) -> np.ndarray:
         return phantom_case(self.kind, self.index, seed=self.seed)[0]
+
+    def padding(self) -> None:
+        return None
 
     def mask(self) -> np.ndarray:
         return phantom_case(self.kind, self.index, seed=self.seed)[1]

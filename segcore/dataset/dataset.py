@@ -332,6 +332,10 @@ class HiddenMask:
         """H×W or H×W×3; uint8, uint16 or float32."""
         return self.source.image()
 
+    def padding(self) -> np.ndarray | None:
+        """Of the image, which is not hidden."""
+        return self.source.padding()
+
     def mask(self) -> np.ndarray:
         """Hidden: to ask for it is a bug of the caller."""
         raise ValueError("the mask of this case is hidden")

@@ -136,6 +136,10 @@ class ScanSource:
         """H×W or H×W×3; uint8, uint16 or float32 (Hounsfield units in CT)."""
         return open_scan(self.image_path).values(self.index)
 
+    def padding(self) -> np.ndarray | None:
+        """H×W bool, what the file calls padding."""
+        return open_scan(self.image_path).padding(self.index)
+
     def display(self) -> np.ndarray:
         """The slice through the file's own window, H×W or H×W×3 uint8."""
         return open_scan(self.image_path).display(self.index)

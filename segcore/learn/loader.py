@@ -62,7 +62,10 @@ def training_input(
         for i in np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _WINDOW_CASES)).astype(int))
     ]
     images = [(case.id, case.image()) for case in picked]
-    depth, values, name = training_window(images, window_named(window) if window else None)
+    shown = (
+        (case.id, _without_padding(image, case)) for case, (_, image) in zip(picked, images, strict=True)
+    )
+    depth, values, name = training_window(shown, window_named(window) if window else None)
     channels: Literal[1, 3] = 3 if any(image.ndim == 3 for _, image in images) else 1
     mean, std = mean_std[channels]
     return InputSpec(
@@ -75,6 +78,11 @@ def training_input(
         mean=mean,
         std=std,
     )
+
+
+def _without_padding(image: np.ndarray, case: Case) -> np.ndarray:
+    padding = case.source.padding()
+    return image if padding is None else image[~padding]
 
 
 class TrainingSet(torch.utils.data.Dataset[Sample]):

@@ -73,7 +73,7 @@ def training_window(
     Without `window` it is all of 8 bits, else the 0.5 and 99.5 percentiles over all images.
 
     Args:
-        images: (name, H×W or H×W×3).
+        images: (name, H×W or H×W×3, or the pixels alone that count).
         window: what the user asked for; one with a name is in Hounsfield units.
 
     Raises:

@@ -41,6 +41,8 @@ class Scan:
             None where unknown.
         frames: of one file with several pictures the number of each slice in the file, from 0, where the slices are in
             another order; empty where they are in the file's.
+        padding: slice index → H×W bool, what the file says is no part of the picture; None where there is nothing. Such
+            values take no part in a grey range.
         remarks: what the record should say of how the file was read, as far as it has been read.
         header: what an output file needs of the source (see segcore.medical). It may hold a patient's name: no log,
             report, record or picture takes anything from it.
@@ -60,6 +62,7 @@ class Scan:
     patient: str | None = None
     affine: np.ndarray | None = None
     frames: tuple[int, ...] = ()
+    padding: Callable[[int], np.ndarray | None] = lambda index: None
     remarks: Callable[[], tuple[str, ...]] = tuple
     header: Any = field(default=None, repr=False, compare=False)
 

@@ -175,6 +175,13 @@ def frame_display(file: DicomFile, index: int) -> np.ndarray:
     return np.round(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
+def frame_padding(file: DicomFile, index: int) -> np.ndarray | None:
+    """Which pixels of a frame the file calls padding, H×W bool; None where there are none, or no others."""
+    if not pixels_of(file).grey or "PixelPaddingValue" not in file.header:
+        return None
+    return _padding_of(file, stored_frame(file, index).astype(np.int32))
+
+
 def windows_of(file: DicomFile, index: int) -> tuple[Window, ...]:
     """The windows that one frame's header lists, the default first, in the scan's values; of a sigmoid the middle."""
     turned = _ends_sum(file, index) if pixels_of(file).inverted else None

@@ -31,6 +31,7 @@ from segcore.medical.dicom.file import (
 from segcore.medical.dicom.pixels import (
     check_pixels,
     frame_display,
+    frame_padding,
     frame_values,
     gives_float,
     pixels_of,
@@ -176,6 +177,7 @@ def _build_scan(name: str, frames: Sequence[tuple[DicomFile, int]], deidentify: 
         modality=_modality_text(first.header),
         patient=patient_of(first.header),
         affine=affine,
+        padding=lambda index: frame_padding(*frames[index]),
         remarks=lambda: tuple(sorted(set().union(*(file.remarks for file in files)))),
         header=tuple(
             deidentified(file.header, name=f"DICOM {file.path}") if deidentify else file.header
