@@ -14,6 +14,7 @@ from pydantic import Field
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.command import Settings, log, run_command
 from segcore.errors import InputError, need
+from segcore.text import read_text
 
 HOST = "127.0.0.1"
 
@@ -107,7 +108,11 @@ def _read_login(settings: DemoSettings) -> tuple[str, str] | None:
     if settings.user is None or settings.password_file is None:
         return None
     try:
-        password = settings.password_file.read_text().splitlines()[0].strip()
+        password = (
+            read_text(settings.password_file, f"--password-file {settings.password_file}")
+            .splitlines()[0]
+            .strip()
+        )
     except (OSError, UnicodeDecodeError, IndexError):
         password = ""
     if not password:

@@ -28,6 +28,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and wi
 _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC, _ORIENTATION = 259, 262, 274
 # JPEG's two, WebP, JPEG 2000's three: what was saved is not what is read. Source: libtiff, tiff.h.
 _LOSSY_IN_TIFF = {6, 7, 33003, 33004, 33005, 34712, 50001}
+_FOUR_BITS, _WHITE_16 = 15, 65535
 _WHOLE = 1e-3
 """A label that a writer's scale made 0.99998 is 1."""
 
@@ -102,11 +103,15 @@ def read_mask(path: Path) -> np.ndarray:
         )
     if decoded.top < 255:
         array = np.round(array * (decoded.top / 255))
+        if decoded.top == _FOUR_BITS and np.isin(array, (0, _FOUR_BITS)).all():
+            return np.where(array > 0, 255, 0).astype(np.uint8)  # white, in as many bits
     return class_indices(array, f"mask {path}")
 
 
 def class_indices(values: np.ndarray, what: str) -> np.ndarray:
     """Stored numbers as uint8; what a writer's scale moved by less than a thousandth is the index that it was.
+
+    0 and 65535 alone are black and white in 16 bits, and become 0 and 255.
 
     Args:
         values: of any type and shape.
@@ -116,6 +121,8 @@ def class_indices(values: np.ndarray, what: str) -> np.ndarray:
         InputError: fractions, or beyond 0 to 255.
     """
     whole = np.round(values)
+    if whole.max(initial=0) == _WHITE_16 and np.isin(whole, (0, _WHITE_16)).all():
+        whole = values = whole / (_WHITE_16 // 255)
     if not np.isfinite(values).all() or np.abs(values - whole).max(initial=0) > _WHOLE:
         raise InputError(f"{what}: must hold class indices 0 to 255, got fractions; save class indices")
     if whole.min(initial=0) < 0 or whole.max(initial=0) > 255:

@@ -6,6 +6,8 @@ import codecs
 import csv
 import io
 import os
+import re
+import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
@@ -61,9 +63,12 @@ def read_table(
     text = read_text(path, name)
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)  # the first of equals: a single column has none
+    if said := re.fullmatch(r"sep=(.)", first.strip(), re.IGNORECASE):  # a line that Excel writes and reads
+        separator, text = said[1], text.partition("\n")[2]
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        skipped = 1 if said else 0
+        rows = [(reader.line_num + skipped, [_plain(cell) for cell in row]) for row in reader]
     except csv.Error as error:
         raise InputError(f"{name}: must be a table, got {error}; save it again") from None
     rows = [(line, row) for line, row in rows if any(row)]
@@ -77,18 +82,28 @@ def read_table(
     ]
 
 
+def _plain(cell: str) -> str:
+    """Without what cannot be seen around it, and letters in one form: macOS writes ü as u and two dots."""
+    return unicodedata.normalize("NFC", cell.strip().strip("\u200b\ufeff").strip())
+
+
 def path_in(folder: Path, cell: str) -> Path:
-    """The file that a table's cell names; back-slashes part folders where no file has them in its name."""
-    path = folder / cell
-    if "\\" in cell and not path.exists():
-        return folder / cell.replace("\\", "/")
-    return path
+    """The file that a table's cell names.
+
+    Where there is none of that very name, back-slashes part folders, and letters may be in another form.
+    """
+    forms = [cell, cell.replace("\\", "/")]
+    paths = [folder / unicodedata.normalize(form, name) for name in forms for form in ("NFC", "NFD")]
+    return next((path for path in (folder / cell, *paths) if path.exists()), paths[2])
 
 
 def readable_name(name: str) -> str:
-    """A file's name as text that can be written: bytes that are no UTF-8 are taken for Windows' Western letters."""
+    """A file's name as text that can be written, letters in one form.
+
+    Bytes that are no UTF-8 are taken for Windows' Western letters.
+    """
     try:
         name.encode()
-        return name
     except UnicodeEncodeError:
-        return os.fsencode(name).decode("cp1252", "replace")
+        name = os.fsencode(name).decode("cp1252", "replace")
+    return unicodedata.normalize("NFC", name)

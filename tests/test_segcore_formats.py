@@ -237,6 +237,18 @@ def mask_bits(folder, _):
     return [*files, (folder / "few.pgm", np.array([[0, 1, 2, 3]], np.uint8))]
 
 
+@fact("mask: black and white in 4 and 16 bits")
+def mask_white(folder, _):
+    white = MASK * np.uint8(255)
+    (folder / "4.pgm").write_bytes(b"P5\n40 24\n15\n" + (MASK * 15).tobytes())
+    volume = np.stack([MASK.T * np.uint16(65535)] * 2, -1)
+    return [
+        (save(folder, "16.png", MASK * np.uint16(65535)), white),
+        (folder / "4.pgm", white),
+        (nifti(folder, "a.nii.gz", volume), np.stack([white] * 2)),
+    ]
+
+
 @fact("mask: GIF, BMP, WebP, PPM without loss")
 def mask_formats(folder, _):
     classes = MASK * np.uint8(3)

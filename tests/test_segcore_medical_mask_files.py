@@ -281,6 +281,8 @@ def test_only_dicom_has_a_segmentation(tmp_path, manifest, kind, got):
         ("StudyID", "a study with a long name", "a study with a l", "shortened"),
         ("AccessionNumber", "1" * 30, "1" * 16, "shortened"),
         ("PatientName", "M" * 100 + "^J", "M" * 64, "shortened"),
+        ("StudyDate", "2024-02-29", "", "left out"),
+        ("PatientSex", "F ", "F", "shortened"),
     ],
 )
 def test_a_malformed_header_is_mended_and_told(tmp_path, scan_of, manifest, keyword, value, kept, what):
@@ -370,6 +372,16 @@ def test_a_nifti_mask_has_both_forms_of_its_image(tmp_path, manifest, codes, uni
     for name in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
                  "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units", "dim"):  # fmt: skip
         np.testing.assert_array_equal(written[name], source[name], err_msg=name)
+
+
+def test_a_vendors_own_kind_of_picture_has_a_segmentation(tmp_path, scan_of, manifest):
+    scan = scan_of("ct", SOPClassUID="1.3.46.670589.11.0.0.12.1")
+    masks = random_masks(6, 1)
+    written = write_masks(tmp_path, "mask", scan, masks, manifest, ["dicom-seg"])
+    assert written.failed == {}
+    assert (seg_by_pydicom(tmp_path / "mask.dcm", scan) == masks).all()
+    source = dcmread(tmp_path / "mask.dcm").SourceImageSequence[0]
+    assert source.ReferencedSOPClassUID == "1.3.46.670589.11.0.0.12.1"
 
 
 def test_what_a_library_cannot_write_is_a_sentence(tmp_path, scan_of, manifest, monkeypatch):

@@ -52,8 +52,9 @@ def rows(
         ("case,patient,image,mask", rows(image="sub\\i{}.png", mask="sub\\m{}.png"), "utf-8", "\n"),
         ('"case","patient","image","mask"', [f'"{row.replace(",", chr(34) + "," + chr(34))}"' for row in rows()], "utf-8", "\n"),
         ("case,patient,image,mask", [*rows(), ",,,", "", "  "], "utf-8", "\n"),
+        ("sep=;\ncase;patient;image;mask", rows(";"), "utf-8", "\n"),
     ],
-    ids=["plain", "semicolons", "tabs, utf-16", "capitals", "blanks", "blank patients", "backslashes", "quotes", "empty rows"],
+    ids=["plain", "semicolons", "tabs, utf-16", "capitals", "blanks", "blank patients", "backslashes", "quotes", "empty rows", "Excel first line"],
 )  # fmt: skip
 def test_an_index_as_spreadsheets_save_it(pictures, head, body, encoding, end):
     (pictures / "Index.CSV").write_bytes(end.join((head, *body)).encode(encoding))
@@ -125,6 +126,21 @@ def test_names_of_files_that_are_no_utf_8(tmp_path):
             (tmp_path / folder / "x.png").rename(tmp_path / folder / os.fsdecode(b"M\xfcller%d.png" % i))
     assert [case.id for case in open_dataset(str(tmp_path)).cases] == ["Müller0", "Müller1", "Müller2"]
     assert [one.case for one in list_inputs(tmp_path / "images").inputs] == ["Müller0", "Müller1", "Müller2"]
+
+
+def test_letters_in_two_forms_are_one_name(tmp_path):
+    """MacOS writes ü as u and two dots: the picture's name, its mask's, and the table's may each be in either."""
+    one, two = "Mu\u0308ller", "M\u00fcller"
+    for folder, name in (("images", one), ("masks", two)):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / folder / f"{name}{i}.png")
+    assert [case.id for case in open_dataset(str(tmp_path)).cases] == [f"{two}{i}" for i in range(3)]
+    lines = [f"c{i},{(one, two)[i % 2]} {i // 2},images/{two}{i}.png,masks/{one}{i}.png" for i in range(3)]
+    (tmp_path / "index.csv").write_text("\n".join(("case,patient,image,mask", *lines)))
+    assert len(list_inputs(tmp_path / "index.csv").inputs) == 3
+    assert read_table(tmp_path / "index.csv", "t", ())[1][0][1]["patient"] == f"{two} 0"
+    assert read_table(tmp_path / "index.csv", "t", ())[1][1][1]["patient"] == f"{two} 0"
 
 
 def test_back_slashes_in_a_name_stay(tmp_path):

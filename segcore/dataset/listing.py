@@ -141,9 +141,9 @@ def _pairing_problems(
 
 def _note_others(folder: Path, others: list[Path], left_out: list[str]) -> None:
     if others:
-        left_out.append(
-            f"left out {plural(len(others), 'file')} of {folder.name}/ that are not read: {_names(others)}"
-        )
+        word = "file or folder" if any(path.is_dir() for path in others) else "file"
+        number = plural(len(others), word).replace("file or folders", "files and folders")
+        left_out.append(f"left out {number} of {folder.name}/ that are not read: {_names(others)}")
 
 
 def _names(paths: list[Path]) -> str:
@@ -162,13 +162,13 @@ def _collect_cases(pairs: Iterable[tuple[Path, Path | None]]) -> tuple[list[Case
 
 
 def _input_paths(folder: Path, *, folders: Callable[[Path], bool] = is_scan) -> tuple[list[Path], list[Path]]:
-    """Pictures, NIfTI and DICOM files and the folders that stand for one input; and the other files."""
+    """Pictures, NIfTI and DICOM files and the folders that stand for one input; and what else is there."""
     files = sorted(p for p in folder.iterdir() if not is_clutter(p))
     found = [
         p for p in files
         if (folders(p) if p.is_dir() else p.suffix.lower() in IMAGE_SUFFIXES or is_scan(p))
     ]  # fmt: skip
-    known = {*found, *(p for p in files if p.is_dir() or p.name == "classes.txt")}
+    known = {*found, *(p for p in files if p.name == "classes.txt")}
     return found, [p for p in files if p not in known]
 
 

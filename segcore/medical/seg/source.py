@@ -30,7 +30,11 @@ _MAY_BE_EMPTY = (
 _SAME_MM = 1e-3
 _LONGEST = {"LO": 64, "SH": 16, "PN": 64, "ST": 1024, "LT": 10240, "AE": 16}
 """Characters; of a name, in each of its groups."""
-_TEXTS = (*_LONGEST, "DA", "TM", "DT", "AS", "CS", "DS", "IS")
+# What highdicom or the standard takes over from the patient and the study.
+_TAKEN_OVER = (
+    *_MAY_BE_EMPTY, "IssuerOfPatientID", "PatientAge", "PatientComments", "EthnicGroup", "Occupation",
+    "AdditionalPatientHistory", "StudyDescription", "PatientOrientation", "PositionReferenceIndicator",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,17 @@ def _mend_texts(header: Any) -> Iterator[str]:
 
     Source: DICOM PS3.5, 6.2; PS3.3, C.7.1.1 and C.7.2.1.
     """
-    for keyword in [element.keyword for element in header if element.VR in _TEXTS and element.keyword]:
+    for keyword in (keyword for keyword in _TAKEN_OVER if keyword in header):
         element = header[keyword]
         texts = element.value if element.VM > 1 else [element.value]
         texts = ["" if text is None else str(text) for text in texts]
-        kept = [text if _is_allowed(element.VR, keyword, text) else _cut(element.VR, text) for text in texts]
+        kept = [
+            next(
+                (t for t in (text, text.strip()) if _is_allowed(element.VR, keyword, t)),
+                _cut(element.VR, text),
+            )
+            for text in texts
+        ]
         if kept == texts:
             continue
         good = all(_is_allowed(element.VR, keyword, text) for text in kept)

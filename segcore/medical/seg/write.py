@@ -88,7 +88,12 @@ def _build(
 ) -> Any:
     thickness = headers[0].get("SliceThickness")
     if has_planes(headers):
-        return _in_planes(scan, headers, masks, manifest, bundle_sha256)
+        try:
+            return _in_planes(scan, headers, masks, manifest, bundle_sha256)
+        except (
+            KeyError
+        ):  # highdicom knows no such kind of picture, as of a vendor's own: refer to it by its frames
+            headers, _ = sources(scan)
     seg = _place_frames(_as_single_capture(headers[0], masks, manifest, bundle_sha256, scan), scan, masks)
     if (
         not thickness
