@@ -108,12 +108,9 @@ def _read_login(settings: DemoSettings) -> tuple[str, str] | None:
     if settings.user is None or settings.password_file is None:
         return None
     try:
-        password = (
-            read_text(settings.password_file, f"--password-file {settings.password_file}")
-            .splitlines()[0]
-            .strip()
-        )
-    except (OSError, UnicodeDecodeError, IndexError):
+        text = read_text(settings.password_file, f"--password-file {settings.password_file}")
+        password = text.splitlines()[0].strip()
+    except (OSError, IndexError):
         password = ""
     if not password:
         raise InputError(
