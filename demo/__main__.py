@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 class DemoSettings(Settings):
     """Serves a page, on this computer only: what models mark, how far to trust it, how long it takes.
 
-    The page takes PNG, JPEG, TIFF, DICOM, NIfTI, a series as a ZIP or a folder. It asks nothing of any other computer.
+    The page takes pictures, DICOM, NIfTI, a series as a ZIP or a folder. It asks nothing of any other computer.
     """
 
     bundle: list[Path] = Field(min_length=1)

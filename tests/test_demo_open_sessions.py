@@ -94,14 +94,15 @@ def test_upload_is_shown_and_replaced(sessions, web):
     [
         (
             lambda web: [str(web / "a.png"), (web / "a.png").write_bytes(b"MZ program")][:1],
-            "image a.png: must be PNG, JPEG, TIFF, DICOM or NIfTI, got something else or a damaged header; save it again",
+            "image a.png: must be PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or NIfTI, got something else or a damaged "
+            "header; save it again",
         ),
         (lambda web: [sent_zip(web, ["../../evil.png"])], "ZIP study.zip: "),
         (lambda web: [sent_zip(web, ["/etc/cron.d/evil"])], "ZIP study.zip: "),
         (lambda web: [sent_zip(web, ["bomb.png"], bytes(2**26))], "ZIP study.zip: "),
         (
             lambda web: [sent_zip(web, ["readme.txt"])],
-            "must hold images (PNG, JPEG, TIFF, DICOM or NIfTI), got none",
+            "must hold images (PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, DICOM or NIfTI), got 1 file, no picture: readme.txt",
         ),
         (lambda _: [], "the upload: must hold a file, got none; choose one"),
     ],

@@ -314,6 +314,10 @@ def test_a_flat_study_is_its_series_and_what_is_no_picture_is_counted(dicom_file
     for name, kind in (("sr", "88.33"), ("ps", "11.1"), ("seg", "66.4")):
         dicom_files.make_dicom(tmp_path / name, VOLUME[0])
         edit(tmp_path / name, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}")
+    bare = dicom_files.dicom(VOLUME[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.99.9")
+    for keyword in ("Rows", "Columns", "PixelData"):
+        del bare[keyword]
+    bare.save_as(tmp_path / "vendor", enforce_file_format=True)
     for name in ("LICENSE", "a.zip", "old.nrrd"):
         (tmp_path / name).write_text("text")
     found = find_scans(tmp_path)
@@ -329,6 +333,7 @@ def test_a_flat_study_is_its_series_and_what_is_no_picture_is_counted(dicom_file
         "left out: 1 file, DICOM objects that are no picture (a presentation state): ps",
         "left out: 1 file, DICOM objects that are no picture (a segmentation): seg",
         "left out: 1 file, DICOM objects that are no picture (a structured report): sr",
+        "left out: 1 file, DICOM objects that are no picture (without pixels): vendor",
     ]
 
 

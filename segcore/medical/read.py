@@ -265,9 +265,10 @@ def _key_of_damaged(path: Path) -> Hashable:
 def _other_object(path: Path) -> str:
     """ "a segmentation", "a structured report" …; empty for a picture, and for what cannot be told."""
     try:
-        what = object_that_is_no_picture(read_header(path, ["SOPClassUID"]))
+        header = read_header(path)  # all of it: a header that is cut off must be told from one without pixels
     except InputError:
         return ""
+    what = object_that_is_no_picture(header) or ("" if "Rows" in header else "without pixels")
     return re.split("[,;]", what)[0]
 
 

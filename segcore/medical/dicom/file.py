@@ -30,9 +30,19 @@ _UNNAMED_SYNTAXES = {  # (implicit VR, little endian) of a file that does not na
     (False, True): "1.2.840.10008.1.2.1",
     (False, False): "1.2.840.10008.1.2.2",
 }
-# Objects that are no picture, by the start of their SOP class UID.
+# Objects that are no picture, by the start of their SOP class UID, the longer before the shorter.
+# Source: DICOM PS3.4, B.5, and PS3.6, A.
 _NOT_PICTURES = {
-    "1.2.840.10008.5.1.4.1.1.66": "a segmentation, which is a mask; give the image that it refers to",
+    "1.2.840.10008.5.1.4.1.1.66.1": "a registration; give the images that it registers",
+    "1.2.840.10008.5.1.4.1.1.66.3": "a registration; give the images that it registers",
+    "1.2.840.10008.5.1.4.1.1.66.2": "fiducials; give the image that they are placed on",
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation, which is a mask; give the image that it refers to",
+    "1.2.840.10008.5.1.4.1.1.66.5": "a segmentation, which is a mask; give the image that it refers to",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation, which is a mask; give the image that it refers to",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data; give the image that was made of them",
+    "1.2.840.10008.5.1.4.1.1.67": "a map of values; give the image that it is for",
+    "1.2.840.10008.5.1.4.1.1.4.2": "a spectrum; give an image",
+    "1.2.840.10008.5.1.4.1.1.9": "a waveform; give an image",
     "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object; give the image that it was planned on",
     "1.2.840.10008.5.1.4.1.1.88": "a structured report; give the image that it reports on",
     "1.2.840.10008.5.1.4.1.1.104": "a document; give the image itself",
