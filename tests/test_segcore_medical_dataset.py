@@ -282,6 +282,14 @@ def test_every_problem_of_every_scan_at_once(ct, capsys):
     assert not [secret for secret in SECRETS if secret in "".join(lines)]
 
 
+def test_a_file_is_of_one_kind_in_all_its_slices(ct):
+    mixed = ct_volume(3)[1]
+    mixed[0] *= 255
+    save_nifti(ct / "masks" / "v3.nii.gz", mixed, open_scan(ct / "images" / "v3").affine)
+    with pytest.raises(InputError, match=r"v3\.nii\.gz: must hold 0/255 or 0/1, .* got values 0, 1, 255"):
+        open_dataset(str(ct))
+
+
 def test_a_folder_of_numbered_pngs_is_a_mask_too(ct):
     before = open_dataset(str(ct))
     for number in range(VOLUMES):

@@ -173,10 +173,14 @@ def odd_masks(
     Of one class a mask is 0/255 or 0/1, each file by its own kind: PNG is mostly the one, NIfTI and DICOM-SEG the
     other. Of several it holds class indices.
     """
-    seen = [values[c.id] for c in labelled if values[c.id] - {0}]
+    files: dict[Path | None, frozenset[int]] = {}  # all slices of a file are of its kind
+    for case in labelled:
+        path = _mask_path(case)
+        files[path] = files.get(path, frozenset()) | values[case.id]
+    seen = [found for found in files.values() if found - {0}]
     # Where most masks are of one class, the others are the odd ones, not those.
     if len(names) == 1 if names else 2 * sum(map(_is_one_class, seen)) >= len(seen):
-        odd = [c for c in labelled if not _is_one_class(values[c.id])]
+        odd = [c for c in labelled if not _is_one_class(files[_mask_path(c)])]
         expected = "0/255 or 0/1, as masks of one class do"
         if names is None and not any(255 in values[c.id] for c in labelled):
             odd = [c for c in labelled if max(values[c.id], default=0) > MAX_CLASSES]
@@ -187,14 +191,9 @@ def odd_masks(
         expected = f"class indices 0 to {top}" + (
             f" (classes.txt names {top})" if names else ", or 0/255 in every mask"
         )
-    # Of all odd slices of a mask file, so that its cases get one message.
-    found: dict[Path | None, frozenset[int]] = {}
-    for case in odd:
+    for case in odd:  # of all slices of a file, so that its cases get one message
         path = _mask_path(case)
-        found[path] = found.get(path, frozenset()) | values[case.id]
-    for case in odd:
-        path = _mask_path(case)
-        shown = ", ".join(map(str, sorted(found[path])[:8])) + (", …" if len(found[path]) > 8 else "")
+        shown = ", ".join(map(str, sorted(files[path])[:8])) + (", …" if len(files[path]) > 8 else "")
         save = "save class indices as PNG" if case.volume is None else "save class indices"
         yield case.id, f"mask {path}: must hold {expected}, got values {shown}; {save}"
 
