@@ -160,6 +160,18 @@ def test_one_cut_off_slice_costs_itself_and_its_series_says_so(exported, archive
     assert series["remarks"] == [f"1 file beside the series damaged, a slice may be missing: {middle.name}"]
 
 
+def test_an_overlay_that_cannot_be_drawn_leaves_the_masks(exported, archive, tmp_path, monkeypatch):
+    from runtime.predict import write
+
+    monkeypatch.setattr(write, "overlay", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match=r"3 of 3 images lack a file"):
+        run(exported, archive, tmp_path / "out")
+    for record in records(tmp_path / "out").values():
+        assert record["overlay"] is None
+        assert "our code failed (ZeroDivisionError" in record["not_written"]["overlay"]
+        assert (tmp_path / "out" / record["mask"]).exists()
+
+
 def test_names_as_long_as_a_disk_allows_and_in_no_encoding(exported, tmp_path):
     """A picture of 255 bytes has a mask of as many; what would need more is told, and costs the others nothing."""
     picture = np.zeros((16, 16), np.uint8)

@@ -374,6 +374,17 @@ def test_a_nifti_mask_has_both_forms_of_its_image(tmp_path, manifest, codes, uni
         np.testing.assert_array_equal(written[name], source[name], err_msg=name)
 
 
+def test_what_a_library_raises_costs_its_own_file_alone(tmp_path, scan_of, manifest, monkeypatch):
+    from segcore.medical import mask_files
+
+    monkeypatch.setattr(mask_files, "encode_nifti", lambda *_, **__: 1 / 0)
+    written = write_masks(tmp_path, "mask", scan_of("ct"), random_masks(6, 1), manifest, MASK_FORMATS)
+    assert set(written.files) == {"png", "dicom-seg", "json"}
+    assert written.failed == {
+        "nifti": "--to nifti: x.dcm could not be written (ZeroDivisionError); please report it"
+    }
+
+
 def test_a_vendors_own_kind_of_picture_has_a_segmentation(tmp_path, scan_of, manifest):
     scan = scan_of("ct", SOPClassUID="1.3.46.670589.11.0.0.12.1")
     masks = random_masks(6, 1)

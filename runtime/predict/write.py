@@ -167,8 +167,15 @@ def _write_files(prediction: ScanPrediction, folder: Path, outputs: Outputs) -> 
             form: _shown_text(text, input_, outputs) for form, text in written.failed.items()
         }
     if outputs.overlays:
-        record["overlay"] = f"overlays/{input_.case}" + (".png" if scan.slices == 1 else "")
-        _draw_overlays(prediction, masks, folder / record["overlay"])
+        overlay_path = f"overlays/{input_.case}" + (".png" if scan.slices == 1 else "")
+        try:
+            _draw_overlays(prediction, masks, folder / overlay_path)
+            record["overlay"] = overlay_path
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+                raise
+            told = failure_record(input_, error, outputs)["error"]
+            record["not_written"] = {**record.get("not_written", {}), "overlay": told}
     return record
 
 

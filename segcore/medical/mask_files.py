@@ -127,6 +127,14 @@ def write_masks(
                 remarks += [f"DICOM-SEG: {each}, which is malformed in the source" for each in mended]
         except InputError as error:
             failed[form] = str(error)
+        except (OSError, MemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # what a library raises costs its own file alone; its words may quote a header
+            failed[form] = (
+                f"--to {form}: {scan.name} could not be written ({type(error).__name__}); please report it"
+            )
     if failed and not encoded and "png" not in formats:
         raise InputError(next(iter(failed.values())))
     written: dict[MaskFormat, list[str]] = {}
