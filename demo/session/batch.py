@@ -200,7 +200,12 @@ def page_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
         return [name, *["–"] * (3 + len(classes)), record["error"]]
     size = f"{record['width_px']} × {record['height_px']}"
     extents = [describe(one)[0][1] for one in _read_measurements(record)]
-    return [name, str(record["slices"]), size, _light_words(record), *extents, ""]
+    return [name, str(record["slices"]), size, _light_words(record), *extents, _remarks(record)]
+
+
+def _remarks(record: Mapping[str, Any]) -> str:
+    """What could not be written of a file that was segmented, and what is to be known of it."""
+    return "; ".join([*record.get("not_written", {}).values(), *record.get("remarks", ())])
 
 
 def _light_words(record: Mapping[str, Any]) -> str:
@@ -264,7 +269,7 @@ def _csv_row(name: str, record: Mapping[str, Any], classes: Sequence[str]) -> li
                 one.unit,
                 one.parts,
             ]
-    return [*cells, record["model"], record["engine"], record["total_ms"], record["mask"], ""]
+    return [*cells, record["model"], record["engine"], record["total_ms"], record["mask"], _remarks(record)]
 
 
 def _read_measurements(record: Mapping[str, Any]) -> list[ClassMeasurements | VolumeMeasurements]:
