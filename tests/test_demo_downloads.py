@@ -132,3 +132,16 @@ def test_a_format_that_cannot_be(tmp_path):
     made = write_mask_files(scan(), MASK[None], MANIFEST, tmp_path, ["png", "dicom-seg"])
     assert [path.name for path in made] == ["mask.png", "not-written.txt"]
     assert "must be DICOM" in made[1].read_text()
+
+
+def test_the_heading_tells_what_is_to_be_known_of_a_scan():
+    from demo.page.html_pieces import case_heading
+
+    assert "no volume" not in case_heading(scan())
+    told = replace(
+        scan(), uneven="4 mm and not 2 mm between a and b", remarks=lambda: ("1 file <b> damaged",)
+    )
+    heading = case_heading(told)
+    assert "no volume, as slices are not evenly spaced (4 mm and not 2 mm between a and b)" in heading
+    assert "1 file &lt;b&gt; damaged" in heading
+    assert [one.key for one in formats_for(told)] == ["png", "json", "page"]

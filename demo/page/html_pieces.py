@@ -62,7 +62,7 @@ def problem_line(text: str) -> str:
 
 
 def case_heading(scan: Scan) -> str:
-    """What is shown: name, size, spacing; nothing from a header that names a patient."""
+    """What is shown: name, size, spacing, what is to be known of it; nothing from a header that names a patient."""
     height, width = scan.size_px
     facts = [f"{width} × {height} pixels"]
     if scan.slices > 1:
@@ -75,6 +75,9 @@ def case_heading(scan: Scan) -> str:
         facts.append(scan.modality)
     if max(scan.size_px) > SHOWN_SIDE_PX:
         facts.append(f"shown reduced to {SHOWN_SIDE_PX} pixels, measured in full")
+    if scan.uneven:
+        facts.append(f"no volume, as slices are not evenly spaced ({scan.uneven})")
+    facts += scan.remarks()
     return f"<h2>{escape(scan.name)} <span class='hint'>{escape(', '.join(facts))}</span></h2>"
 
 
