@@ -239,7 +239,7 @@ def _dicom_scans(
             alone.append(path)
         else:
             groups[_series_key(header, path)].append((path, header))
-    stacks = []
+    stacks = list[SeriesFiles]()
     for key, group in groups.items():
         paths = tuple(path for path, _ in group)
         if _is_stack([header for _, header in group]):
