@@ -100,8 +100,9 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str
     values = {c.id: s.values for c, s in zip(listing.cases, checked, strict=True)}
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
-    classes = read_classes(frozenset().union(*values.values()), listing.class_names)
-    for line in (*listing.left_out, *absent_classes(frozenset().union(*values.values()), classes)):
+    all_values = frozenset().union(*values.values())
+    classes = read_classes(all_values, listing.class_names)
+    for line in (*listing.left_out, *absent_classes(all_values, classes)):
         log(f"--data {data}: {line}")
     cases = tuple(
         replace(case, mask_scale=mask_scale(values[case.id], classes))

@@ -92,9 +92,8 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
     for name in names:
         try:
             frame = _decoded_by(name, codestream, file, options)
-        except (
-            Exception
-        ):  # the decoders raise anything; what they say may quote the header, so it is not repeated
+        except Exception:
+            # The decoders raise anything, and what they say may quote the header, so it is not repeated.
             continue
         if name != names[0]:
             file.remarks.add(f"pixels decoded by {name}, which {names[0]} could not read")

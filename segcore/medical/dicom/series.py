@@ -262,11 +262,20 @@ def _order_of_frames(file: DicomFile) -> list[int]:
     known = [p for p in positions if p is not None]
     if plane is None or len(planes) > 1 or len(known) < len(frames):
         return frames
-    depths_mm = np.array([float(p @ np.cross(plane[0], plane[1])) for p in known])
-    order = np.argsort(depths_mm, kind="stable")
-    if (np.diff(depths_mm[order]) < _SAME_PLACE_MM).any():
+    order, steps_mm = _order_along_normal(plane, known)
+    if (steps_mm < _SAME_PLACE_MM).any():
         return frames  # several times, echoes or directions at a place
-    return [int(i) for i in order]
+    return order
+
+
+def _order_along_normal(
+    plane: np.ndarray, positions_mm: Sequence[np.ndarray]
+) -> tuple[list[int], np.ndarray]:
+    """The order of the positions along the plane's normal, and the steps between them in mm."""
+    normal = np.cross(plane[0], plane[1])  # a gantry may lean, so no single patient axis tells the order
+    depths_mm = np.array([float(p @ normal) for p in positions_mm])
+    order = np.argsort(depths_mm, kind="stable")
+    return [int(i) for i in order], np.diff(depths_mm[order])
 
 
 def _sort_by_place(folder: Path | SeriesFiles, files: list[DicomFile]) -> tuple[list[DicomFile], str]:
@@ -282,10 +291,8 @@ def _sort_by_place(folder: Path | SeriesFiles, files: list[DicomFile]) -> tuple[
             f"folder {folder}: must hold slices that all tell their position, got {missing.path.name} without; "
             "export the series again"
         )
-    normal = np.cross(plane[0], plane[1])  # a gantry may lean, so no single patient axis tells the order
-    depths_mm = np.array([float(p @ normal) for p in known])
-    order = np.argsort(depths_mm, kind="stable")
-    ordered, steps_mm = [files[i] for i in order], np.diff(depths_mm[order])
+    order, steps_mm = _order_along_normal(plane, known)
+    ordered = [files[i] for i in order]
     _check_places(folder, ordered, steps_mm)
     return ordered, _unevenness(ordered, steps_mm)
 
