@@ -129,9 +129,8 @@ def write_masks(
             failed[form] = str(error)
         except (OSError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # what a library raises costs its own file alone; its words may quote a header
+        except Exception as error:
+            # What a library raises costs its own file alone; its words may quote a header.
             failed[form] = (
                 f"--to {form}: {scan.name} could not be written ({type(error).__name__}); please report it"
             )

@@ -103,9 +103,8 @@ def read_nifti(path: Path) -> Scan:
     columns, rows, slices = (int((*shape, 1)[axis]) for axis in header.axes)
     affine = _LPS_RAS @ header.affine @ _from_scan(header) if header.oriented else None
     distances_mm: list[float | None] = list(np.linalg.norm(header.affine[:3, list(header.axes)], axis=0))
-    if (
-        not header.oriented and not int(raw["xyzt_units"]) & 7
-    ):  # no place, no unit: a 1 is what nobody filled in
+    if not header.oriented and not int(raw["xyzt_units"]) & 7:
+        # No place, no unit: a 1 is what nobody filled in.
         distances_mm = [None if length == 1.0 else length for length in distances_mm]
     across, down, between = distances_mm
 

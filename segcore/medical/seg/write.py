@@ -70,9 +70,8 @@ def encode_seg(
     try:
         seg = _build(scan, headers, masks, manifest, bundle_sha256)
         for segment, name in zip(seg.SegmentSequence, manifest.classes, strict=True):
-            if (
-                name in prompted
-            ):  # "calculated segment with user assistance": PS3.3, Segment Description Macro
+            if name in prompted:
+                # "Calculated segment with user assistance": PS3.3, Segment Description Macro.
                 segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
         file = BytesIO()
         seg.save_as(file, enforce_file_format=True)
@@ -90,14 +89,12 @@ def _build(
     if has_planes(headers):
         try:
             return _in_planes(scan, headers, masks, manifest, bundle_sha256)
-        except (
-            KeyError
-        ):  # highdicom knows no such kind of picture, as of a vendor's own: refer to it by its frames
+        except KeyError:
+            # highdicom knows no such kind of picture, as of a vendor's own: refer to it by its frames.
             headers, _ = sources(scan)
     seg = _place_frames(_as_single_capture(headers[0], masks, manifest, bundle_sha256, scan), scan, masks)
-    if (
-        not thickness
-    ):  # highdicom wants one; the file says none, and may, where it is in no frame of reference
+    if not thickness:
+        # highdicom wants one; the file says none, and may, where it is in no frame of reference.
         for measures in seg.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence", []):
             del measures.SliceThickness
         for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
