@@ -249,6 +249,9 @@ class HalfAndDisc:
     def image(self):
         return np.uint8(40 + 90 * self.mask())[..., None].repeat(3, 2)
 
+    def padding(self):
+        return None
+
     def mask(self):
         y, x = np.mgrid[:PX, :PX]
         return np.uint8(x < PX // 2) + 2 * np.uint8((x - 3 * PX // 4) ** 2 + (y - PX // 3) ** 2 < 25)

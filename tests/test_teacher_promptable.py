@@ -40,6 +40,9 @@ class HalfAndDisc:
     def image(self):
         return np.uint8(40 + 90 * self.mask())
 
+    def padding(self):
+        return None
+
     def mask(self):
         y, x = np.mgrid[:64, :64]
         return np.uint8(x < 32) + 2 * np.uint8((x - 48) ** 2 + (y - 20) ** 2 < 81)

@@ -52,6 +52,9 @@ class HalfAndDisc:
     def image(self):
         return np.uint8(40 + 90 * self.mask())[..., None].repeat(3, 2)
 
+    def padding(self):
+        return None
+
     def mask(self):
         y, x = np.mgrid[:PX, :PX]
         return np.uint8(x < 32) + 2 * np.uint8((x - 48) ** 2 + (y - 20) ** 2 < 81)
