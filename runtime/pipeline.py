@@ -36,12 +36,14 @@ class PreparedImage:
         size_px: of the input that it was prepared for.
         image: H×W×C uint8 of that size.
         pre_ms: what that took.
+        name: what an error calls it.
     """
 
     original_px: Size
     size_px: Size
     image: np.ndarray
     pre_ms: float
+    name: str = "image"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,24 @@ class ImageLogits:
     prepared: PreparedImage
     logits: np.ndarray
     engine_ms: float
+
+
+def check_numbers(logits: np.ndarray, name: str) -> None:
+    """Refuses what a model gave where it gave NaN or infinity: a mask of it is no mask.
+
+    One sum of what is in the cache already; NaN and infinity stay in a sum.
+
+    Raises:
+        InputError: naming the image.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(logits.sum())
+    if not np.isfinite(total):
+        what = "NaN" if np.isnan(total) else "infinity"
+        raise InputError(
+            f"{name}: must be segmented, the model gave {what}; its weights or this engine are at fault, which "
+            "python -m runtime.verify tells"
+        )
 
 
 class PredictionStream(Iterator[Result], Generic[Result]):

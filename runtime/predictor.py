@@ -23,7 +23,7 @@ from runtime.engines.seam import (
     choose_threads,
     open_engine,
 )
-from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, predict_all
+from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, check_numbers, predict_all
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
@@ -258,11 +258,12 @@ class Predictor:
         size_px = choose_size(self._files.sizes, image.shape[:2])
         resized = prepare(image, self.input_at(size_px), name=name)
         pre_ms = 1e3 * (perf_counter() - start)
-        return PreparedImage((image.shape[0], image.shape[1]), size_px, resized, pre_ms)
+        return PreparedImage((image.shape[0], image.shape[1]), size_px, resized, pre_ms, name)
 
     def _finish_image(self, computed: ImageLogits) -> Prediction:
         start = perf_counter()
         logits, prepared = computed.logits, computed.prepared
+        check_numbers(logits, prepared.name)
         probability = probabilities(logits, self.manifest.output, prepared.original_px)
         mask = decide(probability, self.manifest.output)
         model = self.manifest.quality

@@ -19,6 +19,7 @@ import numpy as np
 
 from runtime.engines.seam import choose_engine, choose_threads
 from runtime.engines.tensor_session import TensorSession, open_session
+from runtime.pipeline import check_numbers
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
@@ -187,6 +188,7 @@ class PromptPredictor:
         given = before.logits if before is not None and self.spec.mask_input else None
         logits, iou = self.model.decode(encoded.features, points, labels, given)
         decoded = perf_counter()
+        check_numbers(logits, "image")
         best = choose_candidate(iou, prompt, self.spec, again=given is not None)
         chosen = logits[best]
         mask_spec = answer_spec(self.manifest.output)

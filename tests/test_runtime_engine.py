@@ -104,6 +104,31 @@ def test_predictor_gives_masks_at_the_pictures_own_size(exported):
     assert min(timings.pre_ms, timings.engine_ms, timings.post_ms) > 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_model_that_gives_no_numbers_is_an_error_of_that_picture(exported, monkeypatch, engine, bad):
+    image = phantom_case("cxr", 0)[0]
+    with Predictor.open(exported("onnx", "fp32"), engine=engine, threads=1) as predictor:
+        mask = predictor.predict(image).mask
+        finish = predictor._finish_image
+
+        def spoiled(computed):
+            if computed.prepared.name == "b.png":
+                computed.logits[0, 3, 3] = bad
+            return finish(computed)
+
+        monkeypatch.setattr(predictor, "_finish_image", spoiled)
+        words = (
+            r"^b\.png: must be segmented, the model gave (NaN|infinity); .* python -m runtime\.verify tells$"
+        )
+        with pytest.raises(InputError, match=words):
+            predictor.predict(image, name="b.png")
+        answers = list(predictor.try_map([image] * 3, names=["a.png", "b.png", "c.png"]))
+    assert isinstance(answers[1], InputError)
+    np.testing.assert_array_equal(answers[0].mask, mask)
+    np.testing.assert_array_equal(answers[2].mask, mask)
+
+
 def test_engine_can_be_chosen(exported):
     with Predictor.open(exported("onnx", "fp32"), engine="onnxruntime", threads=1) as predictor:
         assert (predictor.engine_name, predictor.threads) == ("onnxruntime", 1)

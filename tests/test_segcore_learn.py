@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segcore.dataset.dataset import open_dataset
+from segcore.errors import InputError
 from segcore.learn.augment import OUTSIDE_LOGIT, Augmentation, sample_seed
 from segcore.learn.loader import EpochOrder, TrainingSet, training_input
 from segcore.learn.loop import learning_rate
@@ -208,3 +209,18 @@ def test_training_set_holds_the_pictures_that_deployment_sees():
             (item["image"] * 255).round().to(torch.uint8).permute(1, 2, 0), torch.from_numpy(picture.copy())
         )
         assert item["labelled"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(bad):
+    from segcore.learn.network import check_finite
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    check_finite(network, "training", "lower --lr")
+    with torch.no_grad():
+        network[1].running_var[1] = bad
+    expected = (
+        r"^training: must have finite weights, has 1 of 2 NaN or infinite in 1\.running_var; lower --lr$"
+    )
+    with pytest.raises(InputError, match=expected):
+        check_finite(network, "training", "lower --lr")

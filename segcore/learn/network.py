@@ -81,6 +81,20 @@ def count_macs(network: nn.Module, spec: InputSpec) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def check_finite(network: nn.Module, name: str, remedy: str) -> None:
+    """Refuses a network with a weight that is no number: it would give a mask, and nothing would look wrong.
+
+    Raises:
+        InputError: naming the first such tensor, and what to do.
+    """
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(
+                f"{name}: must have finite weights, has {bad} of {tensor.numel()} NaN or infinite in {key}; {remedy}"
+            )
+
+
 def save_weights(path: Path, network: nn.Module) -> None:
     """Writes a network's state as safetensors."""
     # A clone in plain memory order: safetensors takes neither channels-last nor shared memory.
@@ -115,6 +129,11 @@ def check_torch_bundle(bundle: Bundle, kind: str) -> None:
 
 
 def load_weights(network: nn.Module, bundle: Bundle) -> nn.Module:
-    """Loads a torch bundle's weights into the network built for it, and puts it into eval mode."""
+    """Loads a torch bundle's weights into the network built for it, and puts it into eval mode.
+
+    Raises:
+        InputError: some are NaN or infinite.
+    """
     network.load_state_dict(load_file(bundle.model_path))
+    check_finite(network, f"bundle {bundle.folder}", "train it again")
     return network.eval()

@@ -26,7 +26,7 @@ from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases
 from segcore.learn.loop import HISTORY, drop_checkpoint
-from segcore.learn.network import DeployGraph, count_macs, save_weights
+from segcore.learn.network import DeployGraph, check_finite, count_macs, save_weights
 from segcore.learn.settings import TrainSettings
 from segcore.measure.metrics import dice_per_class
 from segcore.outfolder import write_text
@@ -81,6 +81,7 @@ def seal_trained(
     estimate of its own quality. The threshold is chosen between `thresholds`.
     """
     network = copy.deepcopy(network).cpu().eval()
+    check_finite(network, "training", "it has diverged: lower --lr")
     save_weights(folder / WEIGHTS, network)
     repeatable = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     write_text(folder / RECIPE, yaml.safe_dump(repeatable, sort_keys=False))
