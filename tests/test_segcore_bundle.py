@@ -302,3 +302,106 @@ def test_full_disk_leaves_no_manifest(folder, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         seal_bundle(folder, **{k: v for k, v in FIELDS.items() if k != "files"})
     assert sorted(p.name for p in folder.iterdir()) == ["model.xml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("input.window", [100.0, 100.0]),
+        ("input.window", [200.0, 100.0]),
+        ("input.window", [0.0, float("inf")]),
+        ("input.height_px", 0),
+        ("input.width_px", 1_000_000),
+        ("input.std", [0.0]),
+        ("input.std", [0.5, 0.5, 0.5]),
+        ("input.mean", [0.1, 0.2]),
+        ("output.activation", "sigmoid"),
+        ("output.channels", 4),
+        ("output.channels", 1),
+        ("output.stride", 1000),
+        ("output.threshold", 0.0),
+        ("output.threshold", float("nan")),
+        ("output.temperature", 0.0),
+        ("output.temperature", 1e9),
+        ("classes", []),
+        ("classes", ["a", "a"]),
+        ("classes", ["a", "\x1b[2J"]),
+        ("classes", ["a", "b" * 300]),
+        ("name", ""),
+        ("name", "x\ny"),
+        ("variants", [{"file": "model.xml", "height_px": 0, "width_px": 8}]),
+        ("variants", [{"file": "model.xml", "height_px": 8, "width_px": 8, "batch": 0}]),
+    ],
+)
+def test_a_field_that_no_model_has_is_refused(folder, path, value):
+    fields = json.loads(GOLDEN.replace("SHA", SHA))
+    *parents, last = path.split(".")
+    place = fields
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    (folder / MANIFEST).write_text(json.dumps(fields))
+    with pytest.raises(InputError) as error:
+        open_bundle(folder)
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+    assert MANIFEST in str(error.value)
+
+
+def test_weights_that_nobody_listed_are_refused(folder):
+    (folder / MANIFEST).write_text(GOLDEN.replace("SHA", SHA))
+    open_bundle(folder)
+    (folder / "model.bin").write_bytes(b"weights")  # OpenVINO would take it, unhashed
+    with pytest.raises(InputError, match=r"model\.bin must be listed in manifest\.json"):
+        open_bundle(folder)
+
+
+def test_onnx_that_takes_weights_from_another_file_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(__import__("numpy").ones((64, 64), "float32"), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["location"])
+    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in ("x", "location")]
+    model = helper.make_model(helper.make_graph([node], "g", shapes[:1], shapes[1:], [weight]))
+    for inside in (True, False):
+        folder = tmp_path / str(inside)
+        folder.mkdir()
+        onnx.save(
+            model,
+            folder / "model.onnx",
+            save_as_external_data=not inside,
+            location="w.data",
+            size_threshold=0,
+        )
+        fields = {**FIELDS, "format": "onnx", "precision": "fp32", "model_file": "model.onnx"}
+        fields.pop("files")
+        seal_bundle(folder, **fields)
+        if inside:
+            open_bundle(folder)
+        else:
+            with pytest.raises(
+                InputError, match=r"model\.onnx must hold its weights, takes some from another file"
+            ):
+                open_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "x" * 300, "a\0b"])
+def test_names_that_no_file_should_have_are_refused(folder, name):
+    fields = json.loads(GOLDEN.replace("SHA", SHA))
+    fields["files"][name] = fields["files"]["model.xml"]
+    (folder / MANIFEST).write_text(json.dumps(fields))
+    with pytest.raises(InputError) as error:
+        open_bundle(folder)
+    assert str(error.value).isprintable()
+
+
+def test_a_folder_that_is_a_link_is_refused(folder):
+    (folder / "real").mkdir()
+    (folder / "real" / "a.bin").write_bytes(CONTENT)
+    (folder / "adapter").symlink_to("real")
+    fields = json.loads(GOLDEN.replace("SHA", SHA))
+    fields["files"]["adapter/a.bin"] = fields["files"]["model.xml"]
+    (folder / MANIFEST).write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"adapter/a\.bin must be a file, is a link"):
+        open_bundle(folder)

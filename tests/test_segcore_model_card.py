@@ -209,7 +209,8 @@ def test_a_bundle_without_a_card_still_opens(tmp_path):
 
 
 def test_words_of_users_are_no_markup():
-    card = model_card(manifest(name="<b>x</b>\n# y | z", classes=("*a*", "[b](c)")))
+    output = {"activation": "softmax", "channels": 3, "stride": 1}
+    card = model_card(manifest(name="<b>x</b> # y | z", classes=("*a*", "[b](c)"), output=output))
     assert card.splitlines()[0] == r"# \<b\>x\</b\> \# y \| z"
     assert r"1 \*a\*, 2 \[b\](c)" in card
     assert "   `` python -m export --out `x` ``" in card

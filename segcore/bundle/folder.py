@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,9 @@ from segcore.errors import InputError
 from segcore.outfolder import write_text
 
 MANIFEST = "manifest.json"
+_LONGEST_PATH = 255
+_EXTERNAL = re.compile(rb"\x6a(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])\x0a\x08location\x12")
+"""In an ONNX file: a tensor's `external_data` with the key `location`, as protobuf writes it; read without onnx."""
 _NOT_HANDED_DOWN = {"compiled", "files", "metrics", "schema_version"}
 
 
@@ -98,6 +102,15 @@ def open_bundle(folder: Path | str) -> Bundle:
     for name in (manifest.model_file, *(file for v in manifest.variants for file in (v.file, v.golden))):
         if name not in manifest.files:
             raise InputError(f"bundle {folder}: {name} must be listed in {MANIFEST}, is not; export it again")
+        # OpenVINO takes an IR's weights from the file of the same name beside it, whoever put it there.
+        weights = PurePosixPath(name).with_suffix(".bin").as_posix()
+        if name.endswith(".xml") and weights not in manifest.files and (folder / weights).exists():
+            raise InputError(f"bundle {folder}: {weights} must be listed in {MANIFEST}, is not; export it again")
+    for name in manifest.files:
+        if name.endswith(".onnx") and _EXTERNAL.search((folder / name).read_bytes()):
+            raise InputError(
+                f"bundle {folder}: {name} must hold its weights, takes some from another file; do not use this bundle"
+            )
     return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
 
 
@@ -131,12 +144,17 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     pure = PurePosixPath(name)
+    if not name.isprintable() or len(name.encode("utf-8", "replace")) > _LONGEST_PATH:
+        raise InputError(
+            f"bundle {folder}: file names must be printable, at most {_LONGEST_PATH} bytes, got {name[:40]!r}; do not "
+            "use this bundle"
+        )
     if pure.is_absolute() or ".." in pure.parts or "\\" in name:
         raise InputError(
             f"bundle {folder}: file paths must stay inside the bundle, got {name}; do not use this bundle"
         )
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
+    if any((folder / part).is_symlink() for part in (pure, *pure.parents) if part.parts):
         raise InputError(f"bundle {folder}: {name} must be a file, is a link; copy the bundle with its files")
     if not path.is_file():
         raise InputError(f"bundle {folder}: {name} must be there, is missing; copy the bundle again")

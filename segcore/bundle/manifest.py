@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from segcore.bundle.guard_record import GuardRecord
 from segcore.host import Made
-from segcore.picture.preprocess import InputSpec, OutputSpec
+from segcore.picture.preprocess import MAX_INPUT_PX, InputSpec, OutputSpec, output_spec
 from segcore.picture.prompts import PromptSpec
 from segcore.picture.quality import Calibration, QualityModel
 
 SCHEMA_VERSION = 1
+MAX_CLASSES = 32
+_LONGEST_NAME = 200
+"""Characters of a model's or a class's name."""
 
 
 class _ManifestPart(BaseModel):
@@ -68,9 +72,9 @@ class Variant(_ManifestPart):
 
     file: str
     golden: str = "golden.npz"
-    height_px: int
-    width_px: int
-    batch: int = 1
+    height_px: int = Field(gt=0, le=MAX_INPUT_PX)
+    width_px: int = Field(gt=0, le=MAX_INPUT_PX)
+    batch: int = Field(1, gt=0, le=4096)
     typing: Literal["fp32", "fp16"] = "fp32"
 
     @property
@@ -202,6 +206,23 @@ class Manifest(_ManifestPart):
     model_file: str
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _means_what_it_says(self) -> Self:
+        if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be 1 to {MAX_CLASSES} different names, got {len(self.classes)}")
+        for what, text in (("name", self.name), *(("class", name) for name in self.classes)):
+            if not text.strip() or not text.isprintable() or len(text) > _LONGEST_NAME:
+                raise ValueError(
+                    f"{what} must be 1 to {_LONGEST_NAME} printable characters, got {text[:40]!r}"
+                )
+        expected = output_spec(self.classes, self.output.stride)
+        if (self.output.activation, self.output.channels) != (expected.activation, expected.channels):
+            raise ValueError(
+                f"output must be {expected.activation} of {expected.channels} for {len(self.classes)} classes, got "
+                f"{self.output.activation} of {self.output.channels}"
+            )
+        return self
 
     @property
     def main(self) -> Variant:

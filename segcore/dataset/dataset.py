@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segcore.bundle.manifest import DataRecord, Manifest
+from segcore.bundle.manifest import MAX_CLASSES, DataRecord, Manifest
 from segcore.command import log
 from segcore.dataset.case import Case, FileSource, PhantomSource, Source
-from segcore.dataset.listing import MAX_CLASSES, list_data
+from segcore.dataset.listing import list_data
 from segcore.dataset.scan_cases import ScanSource
 from segcore.dataset.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
 from segcore.errors import InputError

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from segcore.bundle.manifest import MAX_CLASSES
 from segcore.dataset.case import Case
 from segcore.dataset.scan_cases import cases_of, is_mask_folder, is_scan, stem_of
 from segcore.errors import InputError
@@ -16,7 +17,6 @@ from segcore.phantom import PHANTOM_KINDS
 from segcore.text import path_in, read_table, read_text
 from segcore.words import plural, shortened
 
-MAX_CLASSES = 32
 _INDEX_COLUMNS = {"case", "patient", "image", "mask", "split", "spacing_row_mm", "spacing_col_mm"}
 
 

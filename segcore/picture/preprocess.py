@@ -14,11 +14,21 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import Self
 
 from segcore.errors import InputError
 
 Activation = Literal["sigmoid", "softmax"]
+MAX_INPUT_PX = 8192
+"""Side of a network's input, far above what anything here trains at."""
 Depth = Literal["uint8", "uint16", "float32"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
 
@@ -119,10 +129,10 @@ class InputSpec(BaseModel):
     given as numbers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    height_px: int = Field(gt=0)
-    width_px: int = Field(gt=0)
+    height_px: int = Field(gt=0, le=MAX_INPUT_PX)
+    width_px: int = Field(gt=0, le=MAX_INPUT_PX)
     channels: Literal[1, 3]
     depth: Depth = "uint8"
     window: tuple[float, float] = (0.0, 255.0)
@@ -130,6 +140,18 @@ class InputSpec(BaseModel):
     resize_filter: Literal["bilinear", "area"] = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _means_what_it_says(self) -> Self:
+        if not self.window[0] < self.window[1]:
+            raise ValueError(
+                f"window must rise from black to white, got {self.window[0]:g} to {self.window[1]:g}"
+            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+            raise ValueError(
+                f"mean and std must be 1 or 3 numbers each, std above 0, got {self.mean} and {self.std}"
+            )
+        return self
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -150,13 +172,20 @@ class OutputSpec(BaseModel):
     Logits are divided by `temperature` before they become probabilities, which `threshold` is compared with.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     activation: Activation
-    channels: int = Field(gt=0)
-    stride: int = Field(gt=0)
+    channels: int = Field(gt=0, le=256)
+    stride: int = Field(gt=0, le=64)
     threshold: float = Field(default=0.5, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=1000)
+
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Self:
+        if (self.activation == "sigmoid") != (self.channels == 1):
+            wanted = "1 channel" if self.activation == "sigmoid" else "2 channels or more"
+            raise ValueError(f"{self.activation} must have {wanted}, got {self.channels}")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_a_temperature_of_1(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
