@@ -13,10 +13,11 @@ from export.int8.guard import POINT, case_dice
 from export.job import Job
 from runtime.engines.seam import Engine
 from runtime.parity import check_parity
-from segcore.bundle.golden import GOLDEN_FILE, save_golden
+from segcore.bundle.golden import WholeWay, golden_masks, golden_pictures, mask_digest, save_golden
 from segcore.dataset.case import Case
 from segcore.errors import GateError
 from segcore.picture.preprocess import InputSpec, prepare
+from segcore.picture.prompts import PromptSpec
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,32 @@ def real_reference(graph: nn.Module, cases: Sequence[Case], spec: InputSpec) -> 
     return Reference(stacked, _torch_logits(graph, stacked), sizes, tuple(truths))
 
 
-def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str = GOLDEN_FILE) -> None:
+def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str) -> None:
     """Writes golden cases. Their logits are torch's; those of int8 are the engine's own: int8 is another function.
 
     Args:
         job: its precision and folder.
-        engine: opened on the model.
+        engine: opened on the file that they are for.
         reference: the golden inputs, with torch's answer.
         file: name of the file.
     """
-    logits = engine.run(reference.inputs) if job.precision == "int8" else reference.logits
-    save_golden(job.folder, reference.inputs, logits, file=file)
+    save_golden(job.folder, reference.inputs, _golden_logits(job, engine, reference), file=file)
+
+
+def keep_whole_way(job: Job, engine: Engine, reference: Reference, prompt: PromptSpec | None) -> None:
+    """`keep_golden` of the model itself, with pictures and masks of the whole way, which are the engine's own."""
+    spec, output = job.parent.input, job.parent.output
+    pictures = golden_pictures(spec)
+    whole = WholeWay(
+        pictures,
+        golden_masks(pictures, engine.run, spec, output),
+        mask_digest(spec, output, job.parent.classes, prompt),
+    )
+    save_golden(job.folder, reference.inputs, _golden_logits(job, engine, reference), whole=whole)
+
+
+def _golden_logits(job: Job, engine: Engine, reference: Reference) -> np.ndarray:
+    return engine.run(reference.inputs) if job.precision == "int8" else reference.logits
 
 
 def gate_engines(

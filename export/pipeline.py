@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from export.compiler import judge_graphs
-from export.gate import gate_engines, golden_reference, keep_golden, real_reference
+from export.gate import gate_engines, golden_reference, keep_whole_way, real_reference
 from export.int8.guarded import write_guarded
 from export.job import Job
 from export.model_file import write_model
@@ -55,7 +55,7 @@ def write_bundle(job: Job) -> Manifest:
     with ExitStack() as stack:
         engines = _open_engines(job, stack)
         gate = gate_engines(job, engines, references)
-        keep_golden(job, next(iter(engines.values())), references["golden"])
+        keep_whole_way(job, next(iter(engines.values())), references["golden"], prompt)
     manifest = seal_bundle(
         job.folder,
         **{

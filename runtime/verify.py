@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runtime.buckets import Size
 from runtime.parity import (
     PARITY_LIMITS,
@@ -24,12 +26,22 @@ from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.bundle.folder import Bundle, open_bundle
-from segcore.bundle.golden import GOLDEN_FILE, GOLDEN_PROMPTS, ask, load_golden, load_golden_prompts
+from segcore.bundle.golden import (
+    GOLDEN_FILE,
+    GOLDEN_PROMPTS,
+    ask,
+    golden_masks,
+    load_golden,
+    load_golden_prompts,
+    load_whole_way,
+    mask_digest,
+)
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.cache import open_entry, user_cache
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host
+from segcore.measure.metrics import disagreement
 from segcore.outfolder import write_text
 from segcore.words import fixed_percent
 
@@ -80,6 +92,8 @@ class Verification:
         failures: of all of them; those of a variant begin with its name.
         left_out: variants that this engine does not open.
         prompts: of a promptable bundle's encoder and decoder; None for others.
+        whole_way: share of pixels that differ from the masks of the golden pictures, from file to mask; None for a
+            bundle that was exported before there were any.
     """
 
     engine: str
@@ -91,6 +105,7 @@ class Verification:
     failures: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     prompts: PromptParity | None = None
+    whole_way: float | None = None
 
 
 def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | None = None) -> Verification:
@@ -110,6 +125,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
         opened = {file.file for file in files}
         prompts = _verify_promptable(predictor) if is_promptable(manifest) else None
         prompt_failures = prompts.failures(PROMPT_LIMITS[manifest.precision]) if prompts else []
+        whole_way, whole_failures = _verify_whole_way(predictor)
         return Verification(
             engine=predictor.engine_name,
             engine_version=predictor.engine_version,
@@ -121,9 +137,11 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, threads: int | N
                 *model.failures,
                 *(f"{variant.file}: {text}" for variant in variants for text in variant.failures),
                 *(f"prompts: {text}" for text in prompt_failures),
+                *whole_failures,
             ),
             left_out=tuple(v.file for v in manifest.variants if v.file not in opened),
             prompts=prompts,
+            whole_way=whole_way,
         )
 
 
@@ -152,6 +170,7 @@ def prove(predictor: Predictor | PromptPredictor) -> None:
         failures = _verify_prompts(predictor).failures(limits)
     else:
         failures = [text for variant in predictor.files for text in _verify_file(predictor, variant).failures]
+        failures += _verify_whole_way(predictor)[1]
     if failures:
         raise GateError(
             f"bundle {bundle.folder} with {engine}: must compute the masks of its golden cases on this machine, does "
@@ -209,6 +228,34 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
+def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
+    """Share of pixels that differ between file and mask, and what is wrong.
+
+    The digest finds what no picture does: a threshold moved by a hair, a class renamed.
+    """
+    manifest = predictor.manifest
+    whole = load_whole_way(predictor.bundle.folder)
+    if whole is None:
+        return None, []
+    failures = []
+    if whole.digest != mask_digest(manifest.input, manifest.output, manifest.classes, manifest.prompt):
+        failures.append(
+            "the manifest's input, output, classes or prompt are not those that it was exported with"
+        )
+    masks = golden_masks(
+        whole.pictures,
+        lambda batch: predictor.run_file(predictor.files[0], batch),
+        manifest.input,
+        manifest.output,
+    )
+    shares = [disagreement(a, b) for a, b in zip(masks, whole.masks, strict=True)]
+    share, limits = float(np.mean(shares)), PARITY_LIMITS[manifest.precision]
+    if limits.mean_share is not None and share > limits.mean_share:
+        most = fixed_percent(limits.mean_share)
+        failures.append(f"from picture to mask {fixed_percent(share)} of pixels differ, at most {most} may")
+    return share, failures
+
+
 def _verify_promptable(predictor: Predictor) -> PromptParity:
     bundle = predictor.bundle
     with PromptPredictor.open(bundle, engine=predictor.engine_name, threads=predictor.threads) as prompted:
@@ -254,6 +301,12 @@ def main(settings: VerifySettings) -> None:
         print(_prompts_line(found.prompts))
     for name in found.left_out:
         print(f"{name:30}not verified: {found.engine} does not open it")
+    whole_way = (
+        "not verified: exported before it was kept"
+        if found.whole_way is None
+        else fixed_percent(found.whole_way)
+    )
+    print(f"from picture to mask          {whole_way}")
     print("FAIL" if found.failures else "PASS")
     print_result(
         bundle=str(bundle.folder),
@@ -265,6 +318,7 @@ def main(settings: VerifySettings) -> None:
         mean_share=parity.mean_share,
         worst_share=parity.worst_share,
         constant=parity.constant,
+        whole_way=found.whole_way,
         variants=[
             {"file": one.file, "mean_share": one.parity.mean_share, "worst_share": one.parity.worst_share}
             for one in found.files[1:]

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from runtime.predict.__main__ import main as predict
 from runtime.predictor import Predictor
 from runtime.verify import VerifySettings, main, prove, verify_bundle
 from segcore.bundle.folder import open_bundle, seal_bundle
-from segcore.bundle.golden import load_golden, save_golden
+from segcore.bundle.golden import load_golden, load_whole_way, save_golden
 from segcore.errors import GateError, InputError
 
 
@@ -133,3 +134,52 @@ def test_the_speed_of_int8_is_said_to_be_unmeasured_on_another_architecture(expo
         monkeypatch.setattr("platform.machine", lambda: "riscv64")
         prove(predictor)
     assert "on riscv64 it is unmeasured: python -m runtime.device --baseline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("output", {"threshold": 0.501}),
+        ("output", {"temperature": 1.2}),
+        ("output", {"stride": 2}),
+        ("input", {"window": (0.0, 250.0)}),
+        ("input", {"resize_filter": "area"}),
+        ("input", {"mean": (0.4,)}),
+        ("classes", ("other",)),
+    ],
+)
+def test_an_edit_that_changes_masks_fails_however_few_pixels_it_moves(exported, tmp_path, part, change):
+    """What was edited is hashed anew: only what was kept at export can tell."""
+    source, folder = exported("onnx", "fp32"), tmp_path / "b"
+    shutil.copytree(source, folder)
+    manifest = open_bundle(folder).manifest
+    value = change if part == "classes" else getattr(manifest, part).model_copy(update=change)
+    reseal(folder, **{part: value})
+    with pytest.raises(
+        GateError, match=r"input, output, classes or prompt are not those that it was exported with"
+    ):
+        main(VerifySettings(bundle=folder))
+    with Predictor.open(folder, threads=1) as predictor, pytest.raises(GateError, match="are not those"):
+        prove(predictor)
+
+
+def test_from_picture_to_mask_is_proved_and_older_bundles_are_told_apart(exported, tmp_path, capsys):
+    source, folder = exported("onnx", "fp32"), tmp_path / "b"
+    main(VerifySettings(bundle=source))
+    told = capsys.readouterr().out
+    assert "from picture to mask          0.000 %" in told
+    manifest = dict(open_bundle(source).manifest)
+    manifest.pop("files")
+    shutil.copytree(source, folder)
+    save_golden(folder, *load_golden(folder))
+    seal_bundle(folder, **manifest)
+    main(VerifySettings(bundle=folder))
+    told = capsys.readouterr().out
+    assert "from picture to mask          not verified: exported before it was kept" in told
+    whole = load_whole_way(source)
+    save_golden(folder, *load_golden(folder), whole=replace(whole, masks=1 - whole.masks))
+    seal_bundle(folder, **manifest)
+    with pytest.raises(
+        GateError, match=r"from picture to mask 100\.000 % of pixels differ, at most 0\.100 % may"
+    ):
+        main(VerifySettings(bundle=folder))

@@ -105,7 +105,9 @@ def open_bundle(folder: Path | str) -> Bundle:
         # OpenVINO takes an IR's weights from the file of the same name beside it, whoever put it there.
         weights = PurePosixPath(name).with_suffix(".bin").as_posix()
         if name.endswith(".xml") and weights not in manifest.files and (folder / weights).exists():
-            raise InputError(f"bundle {folder}: {weights} must be listed in {MANIFEST}, is not; export it again")
+            raise InputError(
+                f"bundle {folder}: {weights} must be listed in {MANIFEST}, is not; export it again"
+            )
     for name in manifest.files:
         if name.endswith(".onnx") and _EXTERNAL.search((folder / name).read_bytes()):
             raise InputError(

@@ -1,25 +1,30 @@
 """Golden cases: procedural pictures and the reference logits for them, in every exported bundle.
 
-They let a device without a dataset prove that its engine computes the masks that the network computes. A promptable
-bundle has golden prompts as well: questions about such pictures and the reference answers, so that its encoder and
-decoder are proved, too.
+They let a device without a dataset prove that its engine computes the masks that the network computes. Beside them
+lies the whole way: pictures as a file holds them, before window and resizing, and masks as a user gets them, after the
+threshold; and a digest of every field of the manifest that changes a mask. A promptable bundle has golden prompts as
+well: questions about such pictures and the reference answers, so that its encoder and decoder are proved, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
-from segcore.picture.preprocess import InputSpec, prepare
+from segcore.picture.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
 from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 
 GOLDEN_FILE = "golden.npz"
 GOLDEN_PROMPTS = "golden_prompts.npz"
 CASES_A_KIND = 4
+WHOLE_WAY_PX = (120, 160)
+"""Height and width of its pictures, which no network takes."""
 
 
 # Golden cases.
@@ -32,9 +37,74 @@ def golden_inputs(spec: InputSpec) -> np.ndarray:
     return np.stack([prepare(picture, byte_spec) for picture in pictures])
 
 
-def save_golden(folder: Path, inputs: np.ndarray, logits: np.ndarray, *, file: str = GOLDEN_FILE) -> None:
-    """Writes inputs N×H×W×C uint8 and the reference logits N×K×h×w float32."""
-    np.savez_compressed(folder / file, inputs=inputs, logits=logits.astype(np.float32))
+@dataclass(frozen=True)
+class WholeWay:
+    """Pictures as files hold them, and their masks.
+
+    Attributes:
+        pictures: P×H×W of the model's depth, of another size than its input.
+        masks: P×H×W uint8 class indices.
+        digest: `mask_digest` of the manifest that they were made under.
+    """
+
+    pictures: np.ndarray
+    masks: np.ndarray
+    digest: str
+
+
+def golden_pictures(spec: InputSpec) -> np.ndarray:
+    """A phantom of each kind as a file would hold it, within the model's window, P×H×W; the same bytes everywhere."""
+    height, width = WHOLE_WAY_PX
+    grey = np.stack(
+        [phantom_case(kind, 1, seed=11, size_px=width)[0][:height] for kind in PHANTOM_CLASSES]
+    ).astype(np.float64)
+    low, high = spec.window
+    values = low + grey * ((high - low) / 255.0)
+    return values.astype(np.float32) if spec.depth == "float32" else np.round(values).astype(spec.depth)
+
+
+def golden_masks(
+    pictures: np.ndarray, run: Callable[[np.ndarray], np.ndarray], spec: InputSpec, output: OutputSpec
+) -> np.ndarray:
+    """Masks of pictures P×H×W: windowed, resized, rounded, run, resized, decided. P×H×W uint8."""
+    logits = run(np.stack([prepare(picture, spec) for picture in pictures]))
+    return np.stack([mask_of_logits(each, output, pictures.shape[1:3]) for each in logits])
+
+
+def mask_digest(
+    spec: InputSpec, output: OutputSpec, classes: Sequence[str], prompt: PromptSpec | None
+) -> str:
+    """sha256 of every field of a manifest that changes a mask, whatever else is beside them."""
+    fields = {
+        "input": spec.model_dump(mode="json"),
+        "output": output.model_dump(mode="json"),
+        "classes": list(classes),
+        "prompt": prompt and prompt.model_dump(mode="json", exclude={"encoder_file", "decoder_file"}),
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def save_golden(
+    folder: Path,
+    inputs: np.ndarray,
+    logits: np.ndarray,
+    *,
+    file: str = GOLDEN_FILE,
+    whole: WholeWay | None = None,
+) -> None:
+    """Writes inputs N×H×W×C uint8 and the reference logits N×K×h×w float32, and the whole way where it is given."""
+    more = {} if whole is None else {
+        "pictures": whole.pictures, "masks": whole.masks, "digest": np.array(whole.digest)
+    }  # fmt: skip
+    np.savez_compressed(folder / file, inputs=inputs, logits=logits.astype(np.float32), **more)  # type: ignore[arg-type]
+
+
+def load_whole_way(folder: Path) -> WholeWay | None:
+    """The whole way of a bundle; None for one that was exported before there was any."""
+    with np.load(folder / GOLDEN_FILE, allow_pickle=False) as stored:
+        if "digest" not in stored:
+            return None
+        return WholeWay(stored["pictures"], stored["masks"], str(stored["digest"]))
 
 
 def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, np.ndarray]:
