@@ -49,7 +49,10 @@ def out_folder(
         return
     _open_partial(partial, wanted, out)
     try:
-        yield partial
+        with sole_user(partial / _SETTINGS, f"--out {out}"):
+            yield partial
+    except Taken:
+        raise  # it is the other run's
     except BaseException:
         # Where nothing was made yet, a wrong setting was: it must not stand in the way of the right one.
         if not keep_on_error or [path.name for path in partial.glob("*")] == [_SETTINGS]:
@@ -64,6 +67,36 @@ def out_folder(
     else:
         partial.replace(out)
     (out / _SETTINGS).unlink()  # last: a partial folder without it would be taken for foreign and removed
+
+
+class Taken(InputError):
+    """Another run is writing what this one was to write."""
+
+
+@contextmanager
+def sole_user(path: Path, name: str) -> Iterator[None]:
+    """Holds a file, which is there, for as long as the block runs; the kernel lets go of it however a process dies.
+
+    Args:
+        path: of the file.
+        name: what the error calls what it stands for.
+
+    Raises:
+        Taken: another run holds it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Taken(f"{name}: must be written by one run, another is at it; wait for it or end it") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
 
 
 def _open_partial(partial: Path, wanted: dict[str, Any], out: Path) -> None:

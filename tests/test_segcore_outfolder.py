@@ -1,5 +1,8 @@
 """A folder that is there is complete; what was interrupted is a .partial that equal settings resume."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -109,3 +112,21 @@ def test_write_text_replaces_whole(tmp_path):
     write_text(tmp_path / "a", "one")
     write_text(tmp_path / "a", "two")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "two")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")
+def test_two_runs_into_one_folder_are_not_two_writers(tmp_path):
+    """Two exports at once wrote over each other's files, and one of them died of it (SIGBUS)."""
+    out = tmp_path / "out"
+    with out_folder(out, {"a": 1}) as folder:
+        (folder / "half").write_text("half")
+        words = r"^--out .*out: must be written by one run, another is at it; "
+        with pytest.raises(InputError, match=words), out_folder(out, {"a": 1}):
+            raise AssertionError("two writers")
+        assert (folder / "half").read_text() == "half"
+        command = f"from segcore.outfolder import out_folder\nwith out_folder({str(out)!r}, {{'a': 1}}): pass"
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+        assert "another is at it" in done.stderr
+    assert [path.name for path in out.iterdir()] == ["half"]
+    with out_folder(out, {"a": 2}, overwrite=True) as folder:  # free again
+        assert folder.exists()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from segcore.errors import InputError
 from segcore.measure.masks import measure_scan
 from segcore.medical.dicom.series import SeriesFiles
 from segcore.medical.mask_files import MaskFormat, write_masks
+from segcore.outfolder import sole_user
 from segcore.picture.overlay import overlay
 from segcore.picture.scan import Scan
 
@@ -280,8 +280,7 @@ def open_records(folder: Path) -> Iterator[RecordFile]:
     """
     path = folder / PREDICTIONS_FILE
     path.touch()
-    with path.open("rb+") as file:
-        _lock_file(file, path)
+    with sole_user(path, str(path)), path.open("rb+") as file:
         try:
             records = RecordFile(file)
         except (ValueError, KeyError, TypeError):
@@ -296,19 +295,3 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     with (folder / PREDICTIONS_FILE).open("rb") as file:
         for line in file:
             yield json.loads(line)
-
-
-def _lock_file(file: IO[bytes], path: Path) -> None:
-    """For as long as the file is open; the kernel lets go of it when the process dies, however it does."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{path}: must be written by one run, another is at it; wait for it or end it"
-        ) from None
-    except OSError:
-        pass  # some network file systems have no locks
