@@ -74,7 +74,7 @@ class Variant(_ManifestPart):
     golden: str = "golden.npz"
     height_px: int = Field(gt=0, le=MAX_INPUT_PX)
     width_px: int = Field(gt=0, le=MAX_INPUT_PX)
-    batch: int = Field(1, gt=0, le=4096)
+    batch: int = Field(default=1, gt=0, le=4096)
     typing: Literal["fp32", "fp16"] = "fp32"
 
     @property
