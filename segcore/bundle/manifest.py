@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from segcore.bundle.guard_record import GuardRecord
 from segcore.host import Made
@@ -208,7 +207,7 @@ class Manifest(_ManifestPart):
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
-    def _means_what_it_says(self) -> Self:
+    def _means_what_it_says(self) -> Manifest:
         if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be 1 to {MAX_CLASSES} different names, got {len(self.classes)}")
         for what, text in (("name", self.name), *(("class", name) for name in self.classes)):

@@ -22,7 +22,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from typing_extensions import Self
 
 from segcore.errors import InputError
 
@@ -142,7 +141,7 @@ class InputSpec(BaseModel):
     std: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _means_what_it_says(self) -> Self:
+    def _means_what_it_says(self) -> InputSpec:
         if not self.window[0] < self.window[1]:
             raise ValueError(
                 f"window must rise from black to white, got {self.window[0]:g} to {self.window[1]:g}"
@@ -181,7 +180,7 @@ class OutputSpec(BaseModel):
     temperature: float = Field(default=1.0, gt=0, le=1000)
 
     @model_validator(mode="after")
-    def _activation_fits(self) -> Self:
+    def _activation_fits(self) -> OutputSpec:
         if (self.activation == "sigmoid") != (self.channels == 1):
             wanted = "1 channel" if self.activation == "sigmoid" else "2 channels or more"
             raise ValueError(f"{self.activation} must have {wanted}, got {self.channels}")
