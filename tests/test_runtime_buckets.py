@@ -196,7 +196,8 @@ def test_every_variant_is_verified(buckets, capsys, engine):
     assert lines[6].startswith("model-b4.onnx                 64×64, batch 4, 12 golden cases: mean 0.0")
     assert lines[7].startswith("model-96x128.onnx             96×128, batch 1, 12 golden cases: mean 0.0")
     assert lines[8] == f"model-fp16.onnx               not verified: {engine} does not open it"
-    assert lines[9] == "PASS"
+    assert lines[9].startswith("from picture to mask          0.0")
+    assert lines[10] == "PASS"
     result = json.loads(lines[-1])
     assert result["passed"] is True
     assert [one["file"] for one in result["variants"]] == ["model-b4.onnx", "model-96x128.onnx"]
