@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from segcore.record import Record
 
 _LIBRARIES = (
     "numpy",
@@ -46,10 +46,8 @@ _ARM_CORES = {
 """CPU implementer and part, as /proc/cpuinfo has them → name. Source: the tables of util-linux's lscpu-arm.c."""
 
 
-class Made(BaseModel):
+class Made(Record):
     """How a bundle or a report was made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: str
     time: str

@@ -39,7 +39,7 @@ def make_source(folder: Path, precision: str, *variants: Variant, form: str = "t
     """A bundle of graphs; the graphs are a few bytes."""
     folder.mkdir()
     for file in {"model.onnx", *(v.file for v in variants)}:
-        (folder / file).write_bytes(b"graph " + file.encode())
+        (folder / file).write_bytes(bytes([0x12, len(file)]) + file.encode())  # ONNX by its first bytes
     save_golden(folder, np.zeros((1, 8, 8, 1), np.uint8), np.zeros((1, 1, 2, 2), np.float32))
     for golden in {v.golden for v in variants} - {"golden.npz"}:
         (folder / golden).write_bytes((folder / "golden.npz").read_bytes())
@@ -121,8 +121,8 @@ def test_bundles_that_no_engine_is_built_from(tmp_path):
     unsigned = make_source(tmp_path / "unsigned", "int8", form="onnx")
     with pytest.raises(InputError, match="must be in tensorrt-onnx format for int8, got onnx"):
         build_bundle(unsigned, tmp_path / "out")
-    with pytest.raises(InputError, match="must be in tensorrt-onnx format to build an engine, got openvino"):
-        build_bundle(make_source(tmp_path / "ov", "fp32", form="openvino"), tmp_path / "out")
+    with pytest.raises(InputError, match="must be in tensorrt-onnx format to build an engine, got torch"):
+        build_bundle(make_source(tmp_path / "ov", "fp32", form="torch"), tmp_path / "out")
     with pytest.raises(InputError, match="must be apart from --bundle"):
         build_bundle(half, tmp_path / "half" / "out")
     assert not (tmp_path / "out").exists()

@@ -429,7 +429,7 @@ def build_over_stand_in(folder, *, plan=b"plan", error=0.0):
     inputs = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
     source = folder / "source"
     source.mkdir()
-    (source / "model.onnx").write_bytes(b"graph")
+    (source / "model.onnx").write_bytes(b"\x12\x05graph")  # ONNX by its first bytes
     save_golden(source, inputs, compute_logits(inputs) + error)
     seal_bundle(
         source,

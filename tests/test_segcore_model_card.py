@@ -39,8 +39,8 @@ GUARD = GuardRecord(
                        low=2.4, high=3.4, rounds=5),),
 )  # fmt: skip
 QUALITY = QualityModel(
-    weights=(0.5,) * 13, centre=(0.0,) * 6, spread=(1.0,) * 6, high=(1.5,) * 6, shape_centre=((0.0,) * 7,),
-    shape_spread=((1.0,) * 7,), empty_right=(0.0,), cases=128, error=0.0156, error_degraded=0.0387,
+    weights=(0.5,) * 13, centre=(0.0,) * 6, spread=(1.0,) * 6, high=(1.5,) * 6, shape_centre=((0.0,) * 7,) * 2,
+    shape_spread=((1.0,) * 7,) * 2, empty_right=(0.0,) * 2, cases=128, error=0.0156, error_degraded=0.0387,
 )  # fmt: skip
 
 

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from segcore.bundle.guard_record import GuardRecord, SpeedRatio, least_speedup
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
+from segcore.record import Record
 
 SCHEMA_VERSION = 1
 
 
-class _ReportPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Board(_ReportPart):
+class Board(Record):
     """The device.
 
     Attributes:
@@ -39,14 +36,14 @@ class Board(_ReportPart):
     memory_mib: float | None
 
 
-class PowerMode(_ReportPart):
+class PowerMode(Record):
     """The mode that nvpmodel has set; on a Jetson it decides the clocks."""
 
     id: int | None
     name: str | None
 
 
-class ClockReading(_ReportPart):
+class ClockReading(Record):
     """One clock; min equal to max means pinned.
 
     Attributes:
@@ -60,7 +57,7 @@ class ClockReading(_ReportPart):
     governor: str | None
 
 
-class Snapshot(_ReportPart):
+class Snapshot(Record):
     """What the sensors said at one moment; what could not be read is None, and `DeviceReport.unread` says why.
 
     Attributes:
@@ -83,7 +80,7 @@ class Snapshot(_ReportPart):
     memory_available_mib: float | None = None
 
 
-class BundleFacts(_ReportPart):
+class BundleFacts(Record):
     """Which bundle ran.
 
     Attributes:
@@ -107,7 +104,7 @@ class BundleFacts(_ReportPart):
     model_bytes: int
 
 
-class VerificationFacts(_ReportPart):
+class VerificationFacts(Record):
     """How far the engine's masks of the golden cases are from the reference; shares of pixels, 0–1."""
 
     cases: int
@@ -121,7 +118,7 @@ class VerificationFacts(_ReportPart):
         return not self.failures
 
 
-class Percentiles(_ReportPart):
+class Percentiles(Record):
     """Milliseconds of single calls with a batch of one."""
 
     p50: float
@@ -137,7 +134,7 @@ def percentiles(bursts: Sequence[Sequence[float]]) -> Percentiles:
     return Percentiles(p50=p50, p90=p90, p99=p99, calls=len(times))
 
 
-class TensorRTFacts(_ReportPart):
+class TensorRTFacts(Record):
     """What TensorRT made of the graph.
 
     Attributes:
@@ -157,7 +154,7 @@ class TensorRTFacts(_ReportPart):
     int8_why: str
 
 
-class DeviceReport(_ReportPart):
+class DeviceReport(Record):
     """Everything that one run on a device found.
 
     Attributes:

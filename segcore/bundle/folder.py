@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segcore.bundle.external_data import has_external_data
 from segcore.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from segcore.bundle.story import MODEL_CARD, model_card
 from segcore.errors import InputError
 from segcore.outfolder import write_text
+from segcore.record import printable
 
 MANIFEST = "manifest.json"
-_LONGEST_PATH = 255
-_EXTERNAL = re.compile(rb"\x6a(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])\x0a\x08location\x12")
-"""In an ONNX file: a tensor's `external_data` with the key `location`, as protobuf writes it; read without onnx."""
+_LONGEST_PART = 255
+"""Bytes of the name of a file or folder, as Linux takes them."""
+_LONGEST_QUOTE = 60
+_SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "tensorrt-onnx": ".onnx",
+    "tensorrt": ".plan",
+    "tensorrt-rtx": ".plan",
+}
+"""Format → how its graphs end; no engine opens torch's."""
 _NOT_HANDED_DOWN = {"compiled", "files", "metrics", "schema_version"}
 
 
@@ -36,11 +46,20 @@ class Bundle(BaseModel):
     sha256: str
 
     def path(self, name: str) -> Path:
+        """Where a file of the bundle is; whoever opens one asks here.
+
+        Raises:
+            InputError: it is not listed in the manifest, so nobody hashed it.
+        """
+        if name not in self.manifest.files:
+            raise InputError(
+                f"bundle {self.folder}: {_shown(name)} must be listed in {MANIFEST}, is not; export it again"
+            )
         return self.folder / name
 
     @property
     def model_path(self) -> Path:
-        return self.folder / self.manifest.model_file
+        return self.path(self.manifest.model_file)
 
     def child_fields(self) -> dict[str, Any]:
         """Of the manifest of a bundle that is made from this one: what stays as it is, the parent, the lineage.
@@ -73,6 +92,12 @@ def seal_bundle(folder: Path, **manifest: Any) -> Manifest:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in skip
     }
+    for name in files:
+        # Under another name the file could be changed after it was hashed.
+        if (folder / name).stat().st_nlink > 1:
+            raise InputError(
+                f"bundle {folder}: {name} must be a file of its own, has another name elsewhere (a hard link); copy it"
+            )
     card = folder / MODEL_CARD
     write_text(card, model_card(Manifest(files=files, **manifest)))
     sealed = Manifest(files={**files, MODEL_CARD: hash_file(card)}, **manifest)
@@ -83,8 +108,12 @@ def seal_bundle(folder: Path, **manifest: Any) -> Manifest:
 def open_bundle(folder: Path | str) -> Bundle:
     """Reads the manifest and checks every file's size and hash.
 
+    Files that are not listed may lie beside the others (a user's notes, a signature): `Bundle.path` gives none of them
+    to anybody, and an engine opens by itself only an IR's weights, which are asked for here.
+
     Raises:
-        InputError: not a bundle, a newer schema, a missing or changed file, or a path that leaves the folder.
+        InputError: not a bundle, a newer schema, a missing or changed file, a path that leaves the folder, a graph that
+            takes what is not listed.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -95,45 +124,79 @@ def open_bundle(folder: Path | str) -> Bundle:
             else ""
         )
         raise InputError(f"bundle {folder}: must be a folder with {MANIFEST}, got none{hint}")
+    _refuse_links(folder)
     text = path.read_bytes()
     manifest = _parse_manifest(text, folder)
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
-    for name in (manifest.model_file, *(file for v in manifest.variants for file in (v.file, v.golden))):
-        if name not in manifest.files:
-            raise InputError(f"bundle {folder}: {name} must be listed in {MANIFEST}, is not; export it again")
-        # OpenVINO takes an IR's weights from the file of the same name beside it, whoever put it there.
-        weights = PurePosixPath(name).with_suffix(".bin").as_posix()
-        if name.endswith(".xml") and weights not in manifest.files and (folder / weights).exists():
-            raise InputError(
-                f"bundle {folder}: {weights} must be listed in {MANIFEST}, is not; export it again"
-            )
-    for name in manifest.files:
-        if name.endswith(".onnx") and _EXTERNAL.search((folder / name).read_bytes()):
-            raise InputError(
-                f"bundle {folder}: {name} must hold its weights, takes some from another file; do not use this bundle"
-            )
-    return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
+    bundle = Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
+    prompt = manifest.prompt
+    parts = [prompt.encoder_file, prompt.decoder_file] if prompt else []
+    graphs = [manifest.model_file, *(variant.file for variant in manifest.variants)]
+    # A bundle without encoder and decoder (an engine's) keeps their names: it cannot be asked, and opens neither.
+    for name in (*graphs, *(name for name in parts if name in manifest.files)):
+        _check_graph(bundle, name)
+    for variant in manifest.variants:
+        bundle.path(variant.golden)
+    return bundle
+
+
+def _check_graph(bundle: Bundle, name: str) -> None:
+    """That a graph is of the bundle's format, and that all an engine would open of it is listed."""
+    folder, form = bundle.folder, bundle.manifest.format
+    path, suffix = bundle.path(name), _SUFFIXES.get(form)
+    if suffix is None:
+        return
+    # Engines choose their reader by the suffix, and another reader may open files that nobody listed.
+    if path.suffix != suffix:
+        raise InputError(
+            f"bundle {folder}: {name} must end in {suffix} as {form} has it, does not; export it again"
+        )
+    # OpenVINO takes an IR's weights from the file of the same name beside it, whoever put it there.
+    weights = PurePosixPath(name).with_suffix(".bin").as_posix()
+    if suffix == ".xml" and (folder / weights).exists():
+        bundle.path(weights)
+    if suffix != ".onnx":
+        return
+    try:
+        elsewhere = has_external_data(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"bundle {folder}: {name} must be ONNX, is not ({error}); export it again") from None
+    if elsewhere:
+        raise InputError(
+            f"bundle {folder}: {name} must hold its weights, takes some from another file; do not use this bundle"
+        )
 
 
 def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(
             f"bundle {folder}: {MANIFEST} must be JSON, is damaged; copy the bundle again"
         ) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"bundle {folder}: schema must be {SCHEMA_VERSION}, got {version}; "
+            f"bundle {folder}: schema must be {SCHEMA_VERSION}, got {_shown(version)}; "
             "install a newer sam2edge, or export the bundle again with this one"
         )
+    # Of other texts a record escapes what cannot be printed. Names are refused: two that look alike would be two.
+    for field in ("name", "classes", "files"):
+        values = raw.get(field)
+        for value in (
+            [values] if isinstance(values, str) else values if isinstance(values, list | dict) else ()
+        ):
+            if isinstance(value, str) and printable(value) != value:
+                raise InputError(
+                    f"bundle {folder}: {MANIFEST} field {field} must be printable, got {_shown(value)}; do not use "
+                    "this bundle"
+                )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = _shown(".".join(map(str, first["loc"])))
         if first["type"] == "extra_forbidden":
             raise InputError(
                 f"bundle {folder}: {MANIFEST} must hold known fields, got {where}: a newer sam2edge made it; "
@@ -144,20 +207,39 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
         ) from None
 
 
+def _shown(value: object) -> str:
+    """What a stranger wrote, as a message may quote it."""
+    text = printable(str(value))
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+
+
+def _refuse_links(folder: Path) -> None:
+    """A link says that something outside belongs to the bundle, and may say otherwise tomorrow.
+
+    Hard links cannot be told from files here: backups make them. `seal_bundle` refuses them.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                shown = _shown(path.relative_to(folder).as_posix())
+                raise InputError(
+                    f"bundle {folder}: {shown} must be a file, is a link; copy the bundle with its files"
+                )
+
+
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     pure = PurePosixPath(name)
-    if not name.isprintable() or len(name.encode("utf-8", "replace")) > _LONGEST_PATH:
+    if not pure.parts or any(len(part.encode()) > _LONGEST_PART for part in pure.parts):
         raise InputError(
-            f"bundle {folder}: file names must be printable, at most {_LONGEST_PATH} bytes, got {name[:40]!r}; do not "
-            "use this bundle"
+            f"bundle {folder}: file names must be 1 to {_LONGEST_PART} bytes, got {_shown(name)}; do not use "
+            "this bundle"
         )
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or pure.as_posix() != name:
         raise InputError(
-            f"bundle {folder}: file paths must stay inside the bundle, got {name}; do not use this bundle"
+            f"bundle {folder}: file paths must stay inside the bundle, got {_shown(name)}; do not use this bundle"
         )
     path = folder / name
-    if any((folder / part).is_symlink() for part in (pure, *pure.parents) if part.parts):
-        raise InputError(f"bundle {folder}: {name} must be a file, is a link; copy the bundle with its files")
     if not path.is_file():
         raise InputError(f"bundle {folder}: {name} must be there, is missing; copy the bundle again")
     found = path.stat().st_size

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-
-class _RecordPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+from segcore.record import Record
 
 MIN_SPEEDUP = 1.05
 """What INT8 must be faster by where nobody said otherwise: less is in the noise of a measurement."""
@@ -18,7 +13,7 @@ def points_text(points: float) -> str:
     return f"{round(points, 2) + 0.0:.2f}"
 
 
-class DiceScore(_RecordPart):
+class DiceScore(Record):
     """Dice over the guard's validation cases, 0–1.
 
     Attributes:
@@ -30,7 +25,7 @@ class DiceScore(_RecordPart):
     p05: float
 
 
-class LayerSensitivity(_RecordPart):
+class LayerSensitivity(Record):
     """What one layer costs when it alone computes in 8 bits.
 
     Attributes:
@@ -46,14 +41,14 @@ class LayerSensitivity(_RecordPart):
     error: float
 
 
-class FloatLayer(_RecordPart):
+class FloatLayer(Record):
     """A layer that could compute in 8 bits and does not."""
 
     layer: str
     why: str
 
 
-class GuardStep(_RecordPart):
+class GuardStep(Record):
     """One thing the guard tried, and where that left Dice.
 
     Attributes:
@@ -73,7 +68,7 @@ class GuardStep(_RecordPart):
     passed: bool
 
 
-class SpeedRatio(_RecordPart):
+class SpeedRatio(Record):
     """How much faster INT8 is than a higher precision in the same engine, interleaved in one run.
 
     Attributes:
@@ -93,7 +88,7 @@ class SpeedRatio(_RecordPart):
     rounds: int
 
 
-class GuardRecord(_RecordPart):
+class GuardRecord(Record):
     """The guard's verdict, and how it came to it.
 
     Attributes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from segcore.bundle.guard_record import GuardRecord
 from segcore.host import Made
 from segcore.picture.preprocess import MAX_INPUT_PX, InputSpec, OutputSpec, output_spec
 from segcore.picture.prompts import PromptSpec
 from segcore.picture.quality import Calibration, QualityModel
+from segcore.record import Record
 
 SCHEMA_VERSION = 1
 MAX_CLASSES = 32
@@ -19,18 +20,14 @@ _LONGEST_NAME = 200
 """Characters of a model's or a class's name."""
 
 
-class _ManifestPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_ManifestPart):
+class FileEntry(Record):
     """Size and hash of one file of the bundle."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class DataRecord(_ManifestPart):
+class DataRecord(Record):
     """The data a bundle was trained or calibrated on; names and hashes, no pixels.
 
     Attributes:
@@ -48,7 +45,7 @@ class DataRecord(_ManifestPart):
     test_images: tuple[str, ...] = ()
 
 
-class Metric(_ManifestPart):
+class Metric(Record):
     """A measured number: `dice_mean` of the `val` split, say."""
 
     name: str
@@ -57,7 +54,7 @@ class Metric(_ManifestPart):
     cases: int
 
 
-class Variant(_ManifestPart):
+class Variant(Record):
     """Another file of the same network: for another size, for several pictures a call, or with other number types.
 
     Attributes:
@@ -81,7 +78,7 @@ class Variant(_ManifestPart):
         return self.height_px, self.width_px
 
 
-class EngineTarget(_ManifestPart):
+class EngineTarget(Record):
     """What a TensorRT engine was built for; it runs nowhere else.
 
     Attributes:
@@ -105,7 +102,7 @@ class EngineTarget(_ManifestPart):
     flags: tuple[str, ...] = ()
 
 
-class CompiledGraph(_ManifestPart):
+class CompiledGraph(Record):
     """What NVIDIA's compiler made of one graph.
 
     Attributes:
@@ -131,7 +128,7 @@ class CompiledGraph(_ManifestPart):
     refused: str = ""
 
 
-class CompilerVerdict(_ManifestPart):
+class CompilerVerdict(Record):
     """NVIDIA's compiler on a bundle's graphs, where they were exported. It is not the device's own TensorRT.
 
     Attributes:
@@ -145,7 +142,7 @@ class CompilerVerdict(_ManifestPart):
     graphs: tuple[CompiledGraph, ...]
 
 
-class Manifest(_ManifestPart):
+class Manifest(Record):
     """Everything needed to use a model and to know where it comes from.
 
     Attributes:
@@ -183,9 +180,9 @@ class Manifest(_ManifestPart):
     classes: tuple[str, ...]
     input: InputSpec
     output: OutputSpec
-    parameters: int
-    trained_parameters: int
-    macs: int
+    parameters: int = Field(ge=0)
+    trained_parameters: int = Field(ge=0)
+    macs: int = Field(ge=0)
     pretrained: str
     parent: str | None = None
     teacher: str | None = None
@@ -211,15 +208,17 @@ class Manifest(_ManifestPart):
         if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be 1 to {MAX_CLASSES} different names, got {len(self.classes)}")
         for what, text in (("name", self.name), *(("class", name) for name in self.classes)):
-            if not text.strip() or not text.isprintable() or len(text) > _LONGEST_NAME:
-                raise ValueError(
-                    f"{what} must be 1 to {_LONGEST_NAME} printable characters, got {text[:40]!r}"
-                )
+            if not text.strip() or len(text) > _LONGEST_NAME:
+                raise ValueError(f"{what} must be 1 to {_LONGEST_NAME} characters, got {text[:40]!r}")
         expected = output_spec(self.classes, self.output.stride)
         if (self.output.activation, self.output.channels) != (expected.activation, expected.channels):
             raise ValueError(
                 f"output must be {expected.activation} of {expected.channels} for {len(self.classes)} classes, got "
                 f"{self.output.activation} of {self.output.channels}"
+            )
+        if self.quality and len(self.quality.empty_right) != len(self.classes):
+            raise ValueError(
+                f"quality must have a row for each of {len(self.classes)} classes, got {len(self.quality.empty_right)}"
             )
         return self
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from segcore.errors import InputError
+from segcore.record import Record
 
 Activation = Literal["sigmoid", "softmax"]
 MAX_INPUT_PX = 8192
@@ -119,7 +119,7 @@ def _check_hounsfield(window: Window, depth: Depth, name: str) -> None:
 # What a model takes and gives.
 
 
-class InputSpec(BaseModel):
+class InputSpec(Record):
     """What a model takes. Travels in the manifest.
 
     `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
@@ -128,7 +128,7 @@ class InputSpec(BaseModel):
     given as numbers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     height_px: int = Field(gt=0, le=MAX_INPUT_PX)
     width_px: int = Field(gt=0, le=MAX_INPUT_PX)
@@ -165,13 +165,13 @@ class InputSpec(BaseModel):
         return fields
 
 
-class OutputSpec(BaseModel):
+class OutputSpec(Record):
     """What a model gives: `sigmoid` one logit for one class, `softmax` one a class after the background's.
 
     Logits are divided by `temperature` before they become probabilities, which `threshold` is compared with.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     activation: Activation
     channels: int = Field(gt=0, le=256)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.errors import InputError
 from segcore.picture.preprocess import OutputSpec
+from segcore.record import Record
 
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """Labels of prompt points, as SAM numbers them. Source: Kirillov et al., Segment Anything, ICCV 2023, and its code."""
@@ -21,7 +22,7 @@ MASK_CLIP = 32.0
 """Largest absolute logit of a mask that goes back in. Source: sam2's image predictor clamps its masks so."""
 
 
-class PromptSpec(BaseModel):
+class PromptSpec(Record):
     """How a promptable model can be asked; travels in the manifest.
 
     Attributes:
@@ -34,11 +35,9 @@ class PromptSpec(BaseModel):
         decoder_file: of an exported bundle: features and prompt → masks, once a question.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kinds: tuple[Literal["point", "box", "mask"], ...]
-    slots: int = Field(ge=2)
-    masks: int = Field(ge=1)
+    slots: int = Field(ge=2, le=256)
+    masks: int = Field(ge=1, le=64)
     mask_input: bool = False
     single: bool = True
     encoder_file: str = ""

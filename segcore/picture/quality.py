@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from segcore.picture.preprocess import OutputSpec, decide, probabilities, sigmoid
+from segcore.record import Record
 
 SIGNS = ("doubt", "soft_border", "unsure_inside", "leak", "ragged", "odd_shape")
 """What is taken of a class's probabilities p and mask m; each grows as the mask gets worse.
@@ -34,7 +35,7 @@ _PLATEAU = 0.0005  # Dice: 0.05 points are no reason to leave 0.5, which needs n
 # The estimate of Dice.
 
 
-class QualityModel(BaseModel):
+class QualityModel(Record):
     """What `quality_of` needs, and how far it can be trusted. Travels in the manifest.
 
     Attributes:
@@ -50,7 +51,7 @@ class QualityModel(BaseModel):
         error_degraded: the same on degraded pictures.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(allow_inf_nan=False)
 
     weights: tuple[float, ...] = Field(min_length=1 + 2 * len(SIGNS), max_length=1 + 2 * len(SIGNS))
     centre: tuple[float, ...] = Field(min_length=len(SIGNS), max_length=len(SIGNS))
@@ -62,6 +63,18 @@ class QualityModel(BaseModel):
     cases: int = Field(gt=0)
     error: float
     error_degraded: float
+
+    @model_validator(mode="after")
+    def _means_what_it_says(self) -> QualityModel:
+        rows = (*self.shape_centre, *self.shape_spread)
+        classes = {len(self.shape_centre), len(self.shape_spread), len(self.empty_right)}
+        if len(classes) > 1 or any(len(row) != len(SHAPE) for row in rows):
+            raise ValueError(
+                f"shape_centre, shape_spread and empty_right must have {len(SHAPE)} numbers a class"
+            )
+        if min((*self.spread, *(one for row in self.shape_spread for one in row)), default=1.0) <= 0:
+            raise ValueError("spread and shape_spread must be above 0")
+        return self
 
 
 def quality_of(logits: np.ndarray, spec: OutputSpec, model: QualityModel) -> float:
@@ -157,7 +170,7 @@ def _centre_and_spread(profile: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, 
 # From which probability on a pixel is marked, and how far probabilities mean what they say.
 
 
-class Calibration(BaseModel):
+class Calibration(Record):
     """What was found on the validation cases.
 
     Attributes:
@@ -168,8 +181,6 @@ class Calibration(BaseModel):
         ece: with it.
         cases: validation cases.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     thresholds: tuple[float, ...] = ()
     dice: tuple[float, ...] = ()
