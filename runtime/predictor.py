@@ -19,6 +19,7 @@ from runtime.engines.seam import (
     ON_GPU,
     Engine,
     available_threads,
+    check_graph,
     choose_engine,
     choose_threads,
     open_engine,
@@ -138,15 +139,22 @@ class Predictor:
         files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)
 
         def open_file(variant: Variant) -> Engine:
-            return open_engine(
+            path = bundle.path(variant.file)
+            opened = open_engine(
                 name,
-                bundle.path(variant.file),
+                path,
                 precision=manifest.precision,
                 threads=threads,
                 streams=streams,
                 target=manifest.engine_target,
                 cache=cache,
             )
+            try:
+                check_graph(opened, path, manifest, variant)
+            except InputError:
+                opened.close()
+                raise
+            return opened
 
         opened = FileEngines(files, open_file)
         return cls(bundle, opened, engine_name=name, threads=threads, streams=streams, batch=batch)

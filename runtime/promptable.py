@@ -10,6 +10,7 @@ It answers for one thing at a time, whatever the classes of the bundle's automat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from time import perf_counter
 
 import numpy as np
 
-from runtime.engines.seam import choose_engine, choose_threads
-from runtime.engines.tensor_session import TensorSession, open_session
+from runtime.engines.seam import GraphTensor, check_tensors, choose_engine, choose_threads
+from runtime.engines.tensor_session import Tensors, TensorSession, open_session
 from runtime.pipeline import check_numbers
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
@@ -33,6 +34,7 @@ from segcore.picture.prompts import (
     choose_candidate,
     prompt_arrays,
 )
+from segcore.record import printable
 
 QUESTION = ("points", "labels", "mask", "has_mask")
 """What the decoder takes beside the encoder's features."""
@@ -142,6 +144,11 @@ class PromptPredictor:
         model = open_prompt_model(
             name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=threads
         )
+        try:
+            model.check_parts(bundle, spec)
+        except InputError:
+            model.close()
+            raise
         return cls(bundle, spec, model, engine_name=name, threads=threads)
 
     @property
@@ -262,6 +269,34 @@ class PromptModel:
         self._decoder = decoder
         self._taken = decoder.inputs.keys() - set(QUESTION)  # SAM 2 has three maps, SAM one
 
+    def check_parts(self, bundle: Bundle, spec: PromptSpec) -> None:
+        """Holds both graphs against what the manifest says of them, and against each other.
+
+        Raises:
+            InputError: one takes or gives something else.
+        """
+        manifest = bundle.manifest
+        height, width = manifest.input.size_px
+        mask_hw = height // manifest.output.stride, width // manifest.output.stride
+        seen = self._encoder.outputs
+        encoder, decoder = bundle.path(spec.encoder_file), bundle.path(spec.decoder_file)
+        picture = {"picture": GraphTensor("uint8", (1, height, width, manifest.input.channels))}
+        question = {
+            **{name: seen[name] for name in sorted(self._taken) if name in seen},
+            "points": GraphTensor("float32", (1, spec.slots, 2)),
+            "labels": GraphTensor("float32", (1, spec.slots)),
+            "mask": GraphTensor("float32", (1, 1, *mask_hw)),
+            "has_mask": GraphTensor("float32", (1, 1)),
+        }
+        reply = {
+            "logits": GraphTensor("float32", (1, spec.masks, *mask_hw)),
+            "iou": GraphTensor("float32", (1, spec.masks)),
+        }
+        check_tensors(encoder, "take", _told_tensors(self._encoder.inputs, picture), _told_tensors(picture))
+        check_tensors(decoder, "take", _told_tensors(self._decoder.inputs, question), _told_tensors(question))
+        given = {name: tensor for name, tensor in self._decoder.outputs.items() if name in reply}
+        check_tensors(decoder, "give", _told_tensors(given, reply), _told_tensors(reply))
+
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """H×W×C uint8 of the network's input size → features by name, 1×C×h×w float32."""
         return self._encoder.run({"picture": image[None]})
@@ -284,7 +319,7 @@ class PromptModel:
         Returns:
             logits M×h×w and estimated IoU M, float32.
         """
-        shape = self._decoder.inputs["mask"]
+        shape = self._decoder.inputs["mask"].shape
         earlier = np.zeros(shape, np.float32) if mask is None else mask.reshape(shape)
         found = self._decoder.run(
             {
@@ -301,6 +336,14 @@ class PromptModel:
         """Lets go of both graphs."""
         self._encoder.close()
         self._decoder.close()
+
+
+def _told_tensors(tensors: Tensors, first: Iterable[str] = ()) -> list[str]:
+    """Each tensor once: by a name of `first`, in its order, then those that have none of these names."""
+    names = [name for name in first if name in tensors] or list(tensors)
+    told = {name for known in names for name in (known, *tensors[known].names)}
+    names += sorted(name for name in tensors if name not in told)
+    return [printable(f"{name} {tensors[name]}") for name in names]
 
 
 def open_prompt_model(engine: str, encoder: Path, decoder: Path, *, threads: int) -> PromptModel:

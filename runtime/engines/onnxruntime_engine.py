@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engines.seam import EngineOptions, open_error
+from runtime.engines.seam import EngineOptions, GraphTensor, open_error
 from runtime.engines.stream import in_order
 
 
@@ -46,6 +46,22 @@ def open_session(model_path: Path, *, threads: int) -> tuple[Any, str]:
     return session, version
 
 
+_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+"""Onnxruntime's names of types that our graphs have at their ends → numpy's."""
+
+
+def graph_tensors(ends: Iterable[Any]) -> tuple[GraphTensor, ...]:
+    """What a session takes or gives; a side that is not fixed has a name there, or none."""
+    return tuple(
+        GraphTensor(
+            _TYPES.get(end.type, end.type),
+            tuple(side if isinstance(side, int) else -1 for side in end.shape),
+            (end.name,),
+        )
+        for end in ends
+    )
+
+
 class OnnxRuntimeEngine:
     """One session on the CPU; each stream is a thread that calls it."""
 
@@ -54,6 +70,8 @@ class OnnxRuntimeEngine:
         session, self.version = open_session(model_path, threads=threads - streams + 1)
         self._session = session
         self._streams = streams
+        self.inputs = graph_tensors(session.get_inputs())
+        self.outputs = graph_tensors(session.get_outputs())
         self._input: str = session.get_inputs()[0].name
         self._batch: int = session.get_inputs()[0].shape[0]
         self._outputs: list[str] = [session.get_outputs()[0].name]

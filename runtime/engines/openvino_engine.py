@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engines.seam import EngineOptions, open_error
+from runtime.engines.seam import EngineOptions, GraphTensor, open_error
 from runtime.engines.stream import in_order
 from segcore.bundle.folder import hash_file
 from segcore.errors import InputError
+
+_TYPES = {"u8": "uint8", "f32": "float32"}
+"""OpenVINO's names of types that our graphs have at their ends → numpy's."""
 
 
 def open_model(model_path: Path, options: EngineOptions) -> OpenVinoEngine:
@@ -95,6 +98,8 @@ class OpenVinoEngine:
             )
         try:
             self._compiled = core.compile_model(str(model_path), "CPU", settings)
+            self.inputs = graph_tensors(self._compiled.inputs)
+            self.outputs = graph_tensors(self._compiled.outputs)
             self._slot = self._open_slot()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]  # the lines before it name OpenVINO's source files
@@ -141,6 +146,18 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Frees the request and the compiled model."""
         del self._slot, self._compiled
+
+
+def graph_tensors(ports: Iterable[Any]) -> tuple[GraphTensor, ...]:
+    """What a compiled model takes or gives, by its ports."""
+    return tuple(
+        GraphTensor(
+            _TYPES.get(port.element_type.get_type_name(), port.element_type.get_type_name()),
+            tuple(side.get_length() if side.is_static else -1 for side in port.partial_shape),
+            tuple(sorted(port.get_names())),
+        )
+        for port in ports
+    )
 
 
 def _describe_processor(core: Any) -> str:

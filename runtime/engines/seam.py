@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from segcore.bundle.folder import Bundle
-from segcore.bundle.manifest import EngineTarget, Manifest
+from segcore.bundle.manifest import EngineTarget, Manifest, Variant
 from segcore.errors import InputError
 from segcore.host import read_l4t
 
@@ -51,8 +51,29 @@ OPENED_BY = {
 }
 """Bundle format → engines that can open it; the bundle's native one first."""
 
+_MOST_SHOWN = 10
+"""Tensors of a graph that an error names."""
+
 BUILDS_FROM = ("tensorrt-onnx", "onnx")
 """Formats that a TensorRT engine is built from."""
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """A tensor that an opened graph takes or gives.
+
+    Attributes:
+        type: numpy's name of it, "uint8"; the engine's own for what numpy does not have.
+        shape: of fixed sides; a side that is not fixed is -1.
+        names: every name that the engine knows it by.
+    """
+
+    type: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.type} {'×'.join('?' if side < 0 else str(side) for side in self.shape)}"
 
 
 class Engine(Protocol):
@@ -60,9 +81,13 @@ class Engine(Protocol):
 
     Attributes:
         version: of the library, "2026.4.1".
+        inputs: what the graph takes.
+        outputs: what it gives.
     """
 
     version: str
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32 at the head's stride.
@@ -209,6 +234,32 @@ def open_engine(
     options = EngineOptions(precision, threads, streams, target, cache)
     engine: Engine = import_module(ENGINES[name]).open_model(model_path, options)
     return engine
+
+
+def check_graph(engine: Engine, model_path: Path, manifest: Manifest, variant: Variant) -> None:
+    """Holds an opened graph against what the manifest says of it; see `segcore.picture.preprocess` for the contract.
+
+    Raises:
+        InputError: it takes or gives something else: masks of it would be wrong, or not come at all.
+    """
+    (height, width), stride = variant.size_px, manifest.output.stride
+    images = (variant.batch, height, width, manifest.input.channels)
+    logits = (variant.batch, manifest.output.channels, -(-height // stride), -(-width // stride))
+    check_tensors(
+        model_path, "take", [str(one) for one in engine.inputs], [str(GraphTensor("uint8", images))]
+    )
+    check_tensors(
+        model_path, "give", [str(one) for one in engine.outputs], [str(GraphTensor("float32", logits))]
+    )
+
+
+def check_tensors(model_path: Path, verb: str, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises `InputError` where a graph does not "take", or "give", the tensors that its bundle promises."""
+    if list(found) != list(wanted):
+        raise InputError(
+            f"model {model_path}: must {verb} {', '.join(wanted)} as its bundle says, "
+            f"{verb}s {', '.join(found[:_MOST_SHOWN]) or 'nothing'}; do not use this bundle"
+        )
 
 
 def open_error(model_path: Path, library: str, reason: str) -> InputError:

@@ -6,18 +6,18 @@ streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.engines import onnxruntime_engine
+from runtime.engines import onnxruntime_engine, openvino_engine
 from runtime.engines.openvino_engine import cpu_settings, import_openvino
-from runtime.engines.seam import EXTRAS, installed, open_error
+from runtime.engines.seam import EXTRAS, GraphTensor, installed, open_error
 from segcore.errors import InputError, need
 
-Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, GraphTensor]
 
 
 class TensorSession(Protocol):
@@ -25,13 +25,13 @@ class TensorSession(Protocol):
 
     Attributes:
         version: of the library, "2026.4.1".
-        inputs: shapes of what it takes, by name; a tensor may have several.
-        outputs: shapes of what it gives, by name; a tensor may have several.
+        inputs: what it takes, by name; a tensor may have several.
+        outputs: what it gives, by name; a tensor may have several.
     """
 
     version: str
-    inputs: Shapes
-    outputs: Shapes
+    inputs: Tensors
+    outputs: Tensors
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name; the arrays are the caller's own."""
@@ -62,6 +62,10 @@ def open_session(engine: str, path: Path, *, threads: int) -> TensorSession:
     return _SESSIONS[engine](path, threads)
 
 
+def _by_name(tensors: Iterable[GraphTensor]) -> Tensors:
+    return {name: tensor for tensor in tensors for name in tensor.names}
+
+
 class OpenVinoSession:
     """A compiled model and its one infer request; computes in f32 as `runtime.engines.openvino_engine` does.
 
@@ -75,9 +79,10 @@ class OpenVinoSession:
         try:
             compiled = openvino.Core().compile_model(str(path), "CPU", cpu_settings(threads))
             self._request: Any = compiled.create_infer_request()
-            self.inputs = {name: tuple(port.shape) for port in compiled.inputs for name in port.get_names()}
-            self.outputs = {name: tuple(port.shape) for port in compiled.outputs for name in port.get_names()}
-            self._ports: list[tuple[str, ...]] = [tuple(port.get_names()) for port in compiled.outputs]
+            given = openvino_engine.graph_tensors(compiled.outputs)
+            self.inputs = _by_name(openvino_engine.graph_tensors(compiled.inputs))
+            self.outputs = _by_name(given)
+            self._ports = [tensor.names for tensor in given]
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise open_error(path, f"openvino {self.version}", reason) from error
@@ -102,8 +107,8 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, threads: int) -> None:
         session, self.version = onnxruntime_engine.open_session(path, threads=threads)
         self._session = session
-        self.inputs = {one.name: tuple(one.shape) for one in session.get_inputs()}
-        self.outputs = {one.name: tuple(one.shape) for one in session.get_outputs()}
+        self.inputs = _by_name(onnxruntime_engine.graph_tensors(session.get_inputs()))
+        self.outputs = _by_name(onnxruntime_engine.graph_tensors(session.get_outputs()))
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""

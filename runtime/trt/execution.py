@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.engines.seam import GraphTensor
 from runtime.engines.stream import in_order
 from runtime.trt.cuda_runtime import Buffers, Cuda, GpuDevice, allocate_buffers, open_cuda
 from runtime.trt.library import load_error
@@ -46,6 +47,8 @@ class TensorRtEngine:
     Attributes:
         version: of the library.
         batch: images a call of the plan; static.
+        inputs: the one that the plan takes; see `runtime.engines.seam.Engine`.
+        outputs: the one that it gives.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class TensorRtEngine:
             self._input, self._output = self._io_names(model_path)
             self._input_shape = _tensor_shape(engine, self._input)
             self._output_shape = _tensor_shape(engine, self._output)
+            # `_io_names` has looked at the types.
+            self.inputs = (GraphTensor("uint8", self._input_shape, (self._input,)),)
+            self.outputs = (GraphTensor("float32", self._output_shape, (self._output,)),)
             self.batch: int = self._input_shape[0]
             for _ in range(max(1, streams)):
                 self._slots.append(self._open_slot(stack))
