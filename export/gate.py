@@ -11,13 +11,14 @@ from torch import nn
 
 from export.int8.guard import POINT, case_dice
 from export.job import Job
+from runtime.buckets import model_files
 from runtime.engines.seam import Engine
 from runtime.parity import check_parity
 from segcore.bundle.golden import WholeWay, golden_masks, golden_pictures, mask_digest, save_golden
+from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.errors import GateError
 from segcore.picture.preprocess import InputSpec, prepare
-from segcore.picture.prompts import PromptSpec
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,21 @@ def keep_golden(job: Job, engine: Engine, reference: Reference, *, file: str) ->
     save_golden(job.folder, reference.inputs, _golden_logits(job, engine, reference), file=file)
 
 
-def keep_whole_way(job: Job, engine: Engine, reference: Reference, prompt: PromptSpec | None) -> None:
-    """`keep_golden` of the model itself, with pictures and masks of the whole way, which are the engine's own."""
-    spec, output = job.parent.input, job.parent.output
+def keep_whole_way(job: Job, engine: Engine, reference: Reference, promised: Manifest) -> None:
+    """`keep_golden` of the model itself, with pictures and masks of the whole way, which are the engine's own.
+
+    Args:
+        job: its precision and folder.
+        engine: opened on the model.
+        reference: the golden inputs, with torch's answer.
+        promised: all of the new bundle's manifest that changes a mask.
+    """
+    spec, output = promised.input, promised.output
     pictures = golden_pictures(spec)
     whole = WholeWay(
         pictures,
         golden_masks(pictures, engine.run, spec, output),
-        mask_digest(spec, output, job.parent.classes, prompt),
+        mask_digest(promised, (file.size_px for file in model_files(promised))),
     )
     save_golden(job.folder, reference.inputs, _golden_logits(job, engine, reference), whole=whole)
 

@@ -55,7 +55,8 @@ def write_bundle(job: Job) -> Manifest:
     with ExitStack() as stack:
         engines = _open_engines(job, stack)
         gate = gate_engines(job, engines, references)
-        keep_whole_way(job, next(iter(engines.values())), references["golden"], prompt)
+        promised = parent.model_copy(update={"format": job.format, "variants": variants, "prompt": prompt})
+        keep_whole_way(job, next(iter(engines.values())), references["golden"], promised)
     manifest = seal_bundle(
         job.folder,
         **{

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.buckets import Size
+from runtime.buckets import Size, model_files
 from runtime.parity import (
     PARITY_LIMITS,
     PROMPT_LIMITS,
@@ -238,9 +238,9 @@ def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
     if whole is None:
         return None, []
     failures = []
-    if whole.digest != mask_digest(manifest.input, manifest.output, manifest.classes, manifest.prompt):
+    if whole.digest != mask_digest(manifest, (file.size_px for file in model_files(manifest))):
         failures.append(
-            "the manifest's input, output, classes or prompt are not those that it was exported with"
+            "the manifest's input, output, classes, quality, prompt or sizes are not those that it was exported with"
         )
     masks = golden_masks(
         whole.pictures,

@@ -155,9 +155,7 @@ def test_an_edit_that_changes_masks_fails_however_few_pixels_it_moves(exported, 
     manifest = open_bundle(folder).manifest
     value = change if part == "classes" else getattr(manifest, part).model_copy(update=change)
     reseal(folder, **{part: value})
-    with pytest.raises(
-        GateError, match=r"input, output, classes or prompt are not those that it was exported with"
-    ):
+    with pytest.raises(GateError, match=r"input, output, classes, quality, prompt or sizes are not those"):
         main(VerifySettings(bundle=folder))
     with Predictor.open(folder, threads=1) as predictor, pytest.raises(GateError, match="are not those"):
         prove(predictor)

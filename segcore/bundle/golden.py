@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from segcore.bundle.manifest import Manifest
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
 from segcore.picture.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
 from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
@@ -71,15 +72,21 @@ def golden_masks(
     return np.stack([mask_of_logits(each, output, pictures.shape[1:3]) for each in logits])
 
 
-def mask_digest(
-    spec: InputSpec, output: OutputSpec, classes: Sequence[str], prompt: PromptSpec | None
-) -> str:
-    """sha256 of every field of a manifest that changes a mask, whatever else is beside them."""
+def mask_digest(manifest: Manifest, sizes: Iterable[tuple[int, int]]) -> str:
+    """sha256 of every field of a manifest that changes a mask, whatever else is beside them.
+
+    Args:
+        manifest: of an exported bundle. Its estimate of quality counts: that decides where another model takes over.
+        sizes: heights and widths of the bundle's files that an engine may open: one of them takes a picture.
+    """
+    prompt = manifest.prompt
     fields = {
-        "input": spec.model_dump(mode="json"),
-        "output": output.model_dump(mode="json"),
-        "classes": list(classes),
+        "input": manifest.input.model_dump(mode="json"),
+        "output": manifest.output.model_dump(mode="json"),
+        "classes": list(manifest.classes),
+        "quality": manifest.quality and manifest.quality.model_dump(mode="json"),
         "prompt": prompt and prompt.model_dump(mode="json", exclude={"encoder_file", "decoder_file"}),
+        "sizes": sorted({tuple(size) for size in sizes}),
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
