@@ -27,6 +27,8 @@ class DemoSettings(Settings):
 
     bundle: list[Path] = Field(min_length=1)
     """exported bundle; give it again for each further model, the first is the one compared with"""
+    expect: tuple[str, ...] = ()
+    """sha256 of a bundle (its first 12 digits or more will do); repeat for each: another bundle is refused"""
     engine: str | None = None
     """openvino, onnxruntime, tensorrt or tensorrt-rtx (default: what each bundle and this computer allow); the page can
     change it"""
@@ -69,10 +71,10 @@ def main(settings: DemoSettings) -> None:
         from demo.session.incoming import make_examples
         from demo.session.models import Models
         from demo.session.open_sessions import OpenSessions
-        from segcore.bundle.folder import open_bundle
+        from segcore.bundle.folder import open_and_tell
 
         _check_port(settings.port)
-        bundles = [open_bundle(path) for path in settings.bundle]
+        bundles = [open_and_tell(path, settings.expect) for path in settings.bundle]
         models = stack.enter_context(
             Models(
                 bundles, engine=settings.engine, threads=settings.threads, reference=settings.reference_class

@@ -19,7 +19,7 @@ from export.job import Bounds, ExportData, Finetuning, GuardPlan, Job, MoreInput
 from runtime.engines.seam import available_threads, check_engine_installed, installed
 from runtime.parity import PARITY_LIMITS, UNGATED, ParityLimits
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell, open_bundle
 from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, print_result, run_command
@@ -159,7 +159,7 @@ def export_bundle(
         GateError: the exported model computes other masks than torch, or int8 loses too much or gains too little;
             nothing is left behind.
     """
-    source = open_bundle(settings.bundle)
+    source = open_and_tell(settings.bundle)
     check_apart(settings.out, settings.bundle, "--bundle")
     choose_cuda(settings.cuda_library)
     if settings.to == "tensorrt-rtx":

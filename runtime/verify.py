@@ -25,7 +25,7 @@ from runtime.parity import (
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.bundle.golden import (
     GOLDEN_FILE,
     GOLDEN_PROMPTS,
@@ -51,6 +51,8 @@ class VerifySettings(Settings):
 
     bundle: Path
     """Folder of an exported bundle."""
+    expect: tuple[str, ...] = ()
+    """sha256 of the bundle (its first 12 digits or more will do); another bundle is refused. Repeat for several."""
     engine: str | None = None
     """openvino, onnxruntime, tensorrt or tensorrt-rtx; by default openvino where it is there and can open the bundle
     (on ARM onnxruntime for int8)."""
@@ -284,7 +286,7 @@ def main(settings: VerifySettings) -> None:
         GateError: the masks differ by more than the limits of the bundle's precision.
     """
     choose_cuda(settings.cuda_library)
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle, settings.expect)
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     parity, limits = found.parity, PARITY_LIMITS[bundle.manifest.precision]
     worst = "" if limits.worst_share is None else f"   at most {fixed_percent(limits.worst_share)}"

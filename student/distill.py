@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import log, print_result, run_command
 from segcore.dataset.dataset import Dataset, check_agreement, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
@@ -230,7 +230,7 @@ def _open_teacher(settings: DistillSettings, dataset: Dataset) -> TeacherSource 
         return TeacherSource(soft=open_fitting_labels(settings.soft, dataset))
     if settings.teacher is None:
         return None
-    bundle = open_bundle(settings.teacher)
+    bundle = open_and_tell(settings.teacher)
     check_bundle_agreement(f"--teacher {bundle.folder}", bundle.manifest, dataset)
     return TeacherSource(bundle=bundle)
 
@@ -244,7 +244,7 @@ def _open_baseline(
         raise InputError(
             f"--baseline {settings.baseline}: must be given with --soft or --teacher, to compare it with; omit it"
         )
-    bundle = open_bundle(settings.baseline)
+    bundle = open_and_tell(settings.baseline)
     check_bundle_agreement(f"--baseline {bundle.folder}", bundle.manifest, dataset)
     return bundle
 

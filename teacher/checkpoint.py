@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segcore.bundle.folder import open_bundle
+from segcore.bundle.folder import open_and_tell
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError
 from segcore.outfolder import write_bytes
@@ -48,7 +48,7 @@ def main(settings: CheckpointSettings) -> None:
         )
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"--out {settings.out}: must not exist yet, it does; add --overwrite to replace it")
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle)
     state = sam2_state(load_teacher(bundle), str(settings.bundle))
     if settings.out.suffix == ".safetensors":
         write_bytes(settings.out, save(state))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case, volumes_of
 from segcore.dataset.dataset import Dataset, check_bundle_agreement, open_dataset
@@ -81,14 +81,14 @@ class LabelSettings(Settings):
 
 def main(settings: LabelSettings) -> None:
     """Runs the stage; see the module."""
-    bundles = [open_bundle(folder) for folder in settings.bundle]
+    bundles = [open_and_tell(folder) for folder in settings.bundle]
     dataset = open_dataset(
         settings.data, seed=settings.split_seed, need_masks=False, fold=bundles[0].manifest.data.fold
     )
     for bundle in bundles:
         check_bundle_agreement(f"bundle {bundle.folder}", bundle.manifest, dataset)
     _check_alike(bundles)
-    prompter = None if settings.prompt_from == MEAN else open_bundle(settings.prompt_from)
+    prompter = None if settings.prompt_from == MEAN else open_and_tell(settings.prompt_from)
     if prompter:
         _check_promptable(settings, bundles)
         check_bundle_agreement(f"--prompt-from {prompter.folder}", prompter.manifest, dataset)

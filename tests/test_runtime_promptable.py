@@ -19,6 +19,7 @@ from runtime.engines.seam import installed
 from runtime.engines.tensor_session import open_session
 from runtime.parity import UNGATED, check_prompt_parity
 from runtime.predict.__main__ import PredictSettings, main
+from runtime.predict.files import PredictorOptions, open_predictor
 from runtime.predictor import Predictor
 from runtime.promptable import PromptPredictor, is_promptable
 from runtime.verify import verify_bundle
@@ -223,6 +224,8 @@ def test_the_command_writes_an_answer_as_any_other(discs, image, tmp_path):
     done = predict(discs, image, out, *words)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
+    assert record["bundle_sha256"] == open_bundle(discs).sha256
+    assert f"bundle {discs}: discs (sha256 {record['bundle_sha256']})\n" in done.stderr
     mask = np.asarray(Image.open(record["mask"])) == 255
     assert mask.shape == PICTURE.shape
     assert mask[30, 90]
@@ -236,6 +239,18 @@ def test_the_command_writes_an_answer_as_any_other(discs, image, tmp_path):
     assert record["quality"] is None
     assert (out / record["overlay"].removeprefix(f"{out}/")).is_file()
     assert json.loads((out / "masks/chest.json").read_text())["details"]["prompt"] == record["prompt"]
+
+
+def test_the_command_opens_the_expected_bundle_only(discs, image, tmp_path):
+    settings = PredictSettings(bundle=discs, image=image, out=tmp_path / "out", verify=False)
+    main(settings.model_copy(update={"expect": (open_bundle(discs).sha256[:12],)}))
+    with pytest.raises(InputError, match=r"must have the sha256 0{64} \(--expect\), has "):
+        main(settings.model_copy(update={"expect": ("0" * 64,), "out": tmp_path / "other"}))
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(
+        InputError, match=r"--expect"
+    ):  # in a process of its own, the folder changed meanwhile
+        open_predictor(PredictorOptions(discs, expect=("0" * 64,)))
 
 
 def test_a_class_of_several_is_named(prompted_discs, image, tmp_path):

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from segcore.bundle.external_data import TENSOR_PARTS, has_external_data
-from segcore.bundle.folder import MANIFEST, Bundle, hash_file, open_bundle, seal_bundle
+from segcore.bundle.folder import (
+    MANIFEST,
+    Bundle,
+    hash_file,
+    open_and_tell,
+    open_bundle,
+    seal_bundle,
+)
 from segcore.bundle.manifest import Manifest, Metric
 from segcore.errors import InputError
 
@@ -529,3 +536,28 @@ def test_a_folder_that_is_a_link_is_refused(folder):
     (folder / MANIFEST).write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"adapter must be a file, is a link"):
         open_bundle(folder)
+
+
+def test_a_command_says_which_bundle_it_opened(folder, capsys):
+    bundle = open_and_tell(folder)
+    assert capsys.readouterr().err == f"bundle {folder}: lightunet-8 INT8 openvino (sha256 {bundle.sha256})\n"
+    for expect in ([bundle.sha256], [bundle.sha256[:12].upper()], ["0" * 64, bundle.sha256[:20]]):
+        assert open_and_tell(folder, expect) == bundle
+
+
+def test_another_bundle_than_expected_is_refused(folder, capsys):
+    sha256 = open_bundle(folder).sha256
+    with pytest.raises(InputError) as caught:
+        open_and_tell(folder, ["0" * 12, "1" * 64])
+    assert str(caught.value).replace(str(folder), "B") == (
+        f"bundle B: must have the sha256 {'0' * 12} or {'1' * 64} (--expect), has {sha256}; do not use this bundle, or "
+        "give its own"
+    )
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("word", ["", "0" * 11, "0" * 65, "g" * 64, "\x1b[2J" + "0" * 12])
+def test_what_is_no_sha256_is_not_expected(folder, word):
+    with pytest.raises(InputError, match="must be 12 to 64 hexadecimal digits, is not") as caught:
+        open_and_tell(folder, [open_bundle(folder).sha256, word])
+    assert str(caught.value).isprintable()

@@ -26,7 +26,7 @@ from benchmarks.report.subject import open_fair_cases
 from runtime.deferral import BELOW, DeferringPredictor
 from runtime.predictor import Predictor
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
-from segcore.bundle.folder import open_bundle
+from segcore.bundle.folder import open_and_tell
 from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import open_dataset
@@ -222,7 +222,7 @@ def main(settings: DeferralSettings) -> None:
 
 def measure_deferral(settings: DeferralSettings) -> tuple[DeferralRecord, list[CaseRow]]:
     """Everything between the settings and the files."""
-    student, teacher = open_bundle(settings.bundle), open_bundle(settings.defer_to)
+    student, teacher = open_and_tell(settings.bundle), open_and_tell(settings.defer_to)
     _, cases = open_fair_cases(settings.data, [student, teacher], student, limit=settings.limit)
     foreign: Sequence[Case] = ()
     if settings.also_test is not None:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from benchmarks.measuring import Part, results_folder, write_record
 from runtime.predictor import Predictor
-from segcore.bundle.folder import open_bundle
+from segcore.bundle.folder import open_and_tell
 from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.dataset import Dataset, open_dataset
 from segcore.errors import GateError, InputError
@@ -151,7 +151,7 @@ def main(settings: RoundTripSettings, variants: Sequence[Variant] | None = None)
     Raises:
         GateError: a mask differs, a spacing was lost, or dciodvfy finds an error; the table is in OUT.
     """
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle)
     if bundle.manifest.input.depth != "uint8":
         raise InputError(
             f"--bundle {settings.bundle}: must be of 8-bit pictures, is of {bundle.manifest.input.depth}"

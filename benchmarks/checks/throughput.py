@@ -31,7 +31,7 @@ from benchmarks.measuring import (
 from runtime.engines.seam import available_threads, choose_engine, engines_for, installed
 from runtime.predictor import Predictor
 from runtime.timing.latency import others_share, read_processor_times
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import Progress, Settings, print_result, run_command
 from segcore.dataset.dataset import open_dataset
 from segcore.errors import InputError
@@ -154,7 +154,7 @@ def main(settings: ThroughputSettings) -> None:
 
 def measure_throughput(settings: ThroughputSettings) -> ThroughputRecord:
     """Everything between the settings and the files."""
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle)
     threads = settings.threads or available_threads()
     streams = sorted({count for count in settings.streams if 1 <= count <= threads})
     if not streams:

@@ -34,7 +34,7 @@ from runtime.predict.inputs import PredictionInput, list_inputs
 from runtime.predict.write import PREDICTIONS_FILE
 from runtime.predictor import Predictor
 from runtime.timing.latency import ProcessorTimes, others_share, read_processor_times
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError
 from segcore.host import Made, made_now
@@ -154,7 +154,7 @@ def main(settings: BatchSettings) -> None:
 
 def measure_batch(settings: BatchSettings) -> BatchRecord:
     """Everything between the settings and the files."""
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle)
     listed_inputs = list_inputs(settings.image).inputs
     inputs = [one for one in listed_inputs if isinstance(one.path, Path)][: settings.images]
     threads = settings.threads or available_threads()

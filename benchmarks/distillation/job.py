@@ -18,7 +18,7 @@ from benchmarks.children import peak_memory, run_as_child
 from benchmarks.distillation.record import CaseScore, ScoreFile, Usage
 from benchmarks.measuring import Part
 from benchmarks.report.subject import open_fair_cases, open_subject
-from segcore.bundle.folder import open_bundle
+from segcore.bundle.folder import open_and_tell
 from segcore.command import log
 from segcore.dataset.case import Case
 from segcore.measure.metrics import dice_per_class, iou_per_class, precision_recall_per_class
@@ -84,7 +84,7 @@ def score_bundle(job: Job) -> ScoreFile:
     Raises:
         InputError: data of other classes or another split.
     """
-    bundle = open_bundle(job.folder)
+    bundle = open_and_tell(job.folder)
     dataset, cases = open_fair_cases(job.data, [bundle], bundle, limit=job.test_limit)
     classes, found, kept = len(dataset.classes), list[CaseScore](), dict[str, np.ndarray]()
     with closing(open_subject(bundle, job.engine, None)) as predictor:

@@ -77,7 +77,7 @@ def measure_bundles(settings: BenchmarkSettings) -> Report:
     """
     threads = _checked_threads(settings.threads)
     devices = read_reports(settings.records)
-    bundles = open_bundles(settings.bundle)
+    bundles = open_bundles(settings.bundle, settings.expect)
     base = choose_reference(bundles, settings.reference)
     ratio_to = [choose_reference(bundles, name, flag="--ratio-to").sha256 for name in settings.ratio_to]
     engines = engines_of(bundles, settings.engine)

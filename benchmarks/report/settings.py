@@ -21,6 +21,8 @@ class BenchmarkSettings(Settings):
 
     bundle: tuple[Path, ...] = ()
     """A bundle to measure; give the flag once for each. Torch bundles are measured with PyTorch."""
+    expect: tuple[str, ...] = ()
+    """sha256 of a bundle (its first 12 digits or more will do); repeat for each: another bundle is refused."""
 
     data: str
     """Dataset: a folder, an index.csv, or phantom:KIND."""

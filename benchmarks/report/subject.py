@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.engines.seam import engines_for
 from runtime.predictor import Prediction, Predictor, Timings
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset, is_resplit, open_dataset
@@ -73,8 +73,8 @@ def open_subject(bundle: Bundle, engine: str, threads: int | None) -> SubjectPre
     return Predictor.open(bundle, engine=engine, threads=threads, size_px=size_px)
 
 
-def open_bundles(folders: Sequence[Path]) -> list[Bundle]:
-    """Opens every bundle.
+def open_bundles(folders: Sequence[Path], expect: Sequence[str] = ()) -> list[Bundle]:
+    """Opens every bundle, and says which it is.
 
     Raises:
         InputError: none, one twice, or one that is not whole.
@@ -83,7 +83,7 @@ def open_bundles(folders: Sequence[Path]) -> list[Bundle]:
         raise InputError("--bundle: must be given at least once, got none; add --bundle FOLDER")
     bundles: dict[str, Bundle] = {}
     for folder in folders:
-        bundle = open_bundle(folder)
+        bundle = open_and_tell(folder, expect)
         if bundle.sha256 in bundles:
             first = bundles[bundle.sha256].folder
             raise InputError(

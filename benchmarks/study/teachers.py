@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.report.accuracy import distance_unit, score_case
 from benchmarks.study.record import CaseScore
 from benchmarks.study.settings import words_of
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import parse_settings
 from segcore.dataset.case import Case, volumes_of
 from segcore.dataset.dataset import Dataset, open_dataset
@@ -124,7 +124,7 @@ def score_bundle(
     Raises:
         InputError: the data is not what the study began with.
     """
-    bundle = open_bundle(folder)
+    bundle = open_and_tell(folder)
     record = bundle.manifest.data
     dataset = open_dataset(data, seed=record.split_seed, fold=record.fold)
     of_seed = data.startswith("phantom:")  # whose pictures follow the split's seed

@@ -10,7 +10,7 @@ from pathlib import Path
 from export.kit.wheel import wheel_version
 from runtime.device.speed import check_baseline
 from runtime.engines.seam import builds_tensorrt, engines_for
-from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
+from segcore.bundle.folder import MANIFEST, Bundle, open_and_tell, open_bundle
 from segcore.bundle.guard_record import least_speedup
 from segcore.bundle.manifest import Manifest
 from segcore.command import Settings, log, print_result, run_command
@@ -70,10 +70,10 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
         InputError: not an exported bundle, a baseline that it cannot be compared with, or OUT or OUT.tar is there
             already.
     """
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle)
     engines = kit_engines(bundle)
     check_apart(settings.out, settings.bundle, "--bundle")
-    baseline = open_bundle(settings.baseline) if settings.baseline else None
+    baseline = open_and_tell(settings.baseline) if settings.baseline else None
     compares: tuple[str, ...] = ()
     if baseline:
         compares = check_baseline(bundle, baseline)

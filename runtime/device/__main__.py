@@ -42,7 +42,7 @@ from runtime.trt.build import build_bundle
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from runtime.verify import Verification, verify_bundle
 from segcore import __version__
-from segcore.bundle.folder import MANIFEST, Bundle, open_bundle
+from segcore.bundle.folder import MANIFEST, Bundle, open_and_tell, open_bundle
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host, library_versions
@@ -60,6 +60,8 @@ class DeviceSettings(Settings):
 
     bundle: Path
     """Folder of an exported bundle."""
+    expect: tuple[str, ...] = ()
+    """sha256 of the bundle (its first 12 digits or more will do); another bundle is refused. Repeat for several."""
     baseline: Path | None = None
     """Folder of the same network's export in a higher precision. Both are timed in turns in one run, and an int8 bundle
     that is not faster ends with exit status 3."""
@@ -90,7 +92,7 @@ def main(settings: DeviceSettings) -> None:
     """
     choose_cuda(settings.cuda_library)
     check_out(settings.out, overwrite=settings.overwrite)
-    source = open_bundle(settings.bundle)
+    source = open_and_tell(settings.bundle, settings.expect)
     baseline = _open_baseline(settings, source)  # refused now, before minutes are spent
     report, bundle = measure_device(settings, source)
     write_text(settings.out, report.to_json())  # whatever becomes of the baseline, this much is kept
@@ -128,7 +130,7 @@ def _open_baseline(settings: DeviceSettings, bundle: Bundle) -> Bundle | None:
     """
     if settings.baseline is None:
         return None
-    baseline = open_bundle(settings.baseline)
+    baseline = open_and_tell(settings.baseline, settings.expect)
     check_comparing(settings.engine, check_baseline(bundle, baseline), baseline)
     if _needs_building(baseline, settings.engine):
         engine_folder(settings.out, of="baseline")

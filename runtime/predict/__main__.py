@@ -43,7 +43,7 @@ from runtime.predict.write import Outputs, RecordFile, open_records, read_record
 from runtime.promptable import PromptPredictor
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from runtime.verify import prove
-from segcore.bundle.folder import Bundle, open_bundle
+from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import Progress, Settings, log, run_command
 from segcore.errors import InputError
 from segcore.medical.mask_files import MaskFormat
@@ -60,6 +60,8 @@ class PredictSettings(Settings):
 
     bundle: Path
     """Folder of an exported bundle."""
+    expect: tuple[str, ...] = ()
+    """sha256 of the bundle (its first 12 digits or more will do); another bundle is refused. Repeat for several."""
     image: Path
     """A picture, DICOM or NIfTI file; a folder of them, with its folders, each DICOM series in it one input; or a
     list: a .txt with a path a line, or a .csv with a column image and perhaps case, relative to the list's folder."""
@@ -135,10 +137,11 @@ def main(settings: PredictSettings) -> None:
         settings.prompt_class,
         alone={"--defer-to": settings.defer_to, "--workers": settings.workers, "--ray": settings.ray},
     )
+    second = open_and_tell(settings.defer_to, settings.expect) if settings.defer_to else None
     # Not how many work at it, which does not change the result.
     made_from = {
         "bundle": bundle.sha256,
-        "defer_to": settings.defer_to and open_bundle(settings.defer_to).sha256,
+        "defer_to": second and second.sha256,
         "below": settings.defer_to and settings.below,
         "engine": settings.engine,
         "to": list(settings.to),
@@ -150,7 +153,7 @@ def main(settings: PredictSettings) -> None:
         "prompt": question and {"class": question.class_name, **question.prompt.model_dump(mode="json")},
     }
     with out_folder(settings.out, made_from, overwrite=settings.overwrite) as folder:
-        failed, incomplete = _predict_missing(settings, bundle, inputs, folder, question)
+        failed, incomplete = _predict_missing(settings, bundle, second, inputs, folder, question)
     # Only now: the files have their final paths, and what an earlier, interrupted run finished is told, too.
     for record in read_records(settings.out):
         if "error" not in record:
@@ -171,7 +174,7 @@ def _check_inputs(settings: PredictSettings) -> tuple[Bundle, InputList]:
     check_apart(settings.out, settings.bundle, "--bundle")
     if settings.defer_to is not None:
         check_apart(settings.out, settings.defer_to, "--defer-to")
-    bundle = open_bundle(settings.bundle)
+    bundle = open_and_tell(settings.bundle, settings.expect)
     classes = bundle.manifest.classes
     if settings.reference_class is not None and settings.reference_class not in classes:
         raise InputError(
@@ -192,6 +195,7 @@ def _check_inputs(settings: PredictSettings) -> tuple[Bundle, InputList]:
 def _predict_missing(
     settings: PredictSettings,
     bundle: Bundle,
+    second: Bundle | None,
     inputs: Sequence[PredictionInput],
     folder: Path,
     question: PromptQuestion | None,
@@ -209,7 +213,7 @@ def _predict_missing(
                 (folder / name).mkdir(exist_ok=True)
             error = ""
             if left:
-                segmented = _predict_inputs(settings, bundle, left, folder, question)
+                segmented = _predict_inputs(settings, bundle, second, left, folder, question)
                 error = _append_records(segmented, records, left=len(left), total=len(inputs))
             if records.failed == len(inputs):
                 raise InputError(
@@ -250,6 +254,7 @@ def _append_records(
 def _predict_inputs(
     settings: PredictSettings,
     bundle: Bundle,
+    second: Bundle | None,
     inputs: Sequence[PredictionInput],
     folder: Path,
     question: PromptQuestion | None,
@@ -279,6 +284,7 @@ def _predict_inputs(
         batch=settings.batch,
         cache=settings.cache,
         verify=settings.verify,
+        expect=tuple(one.sha256 for one in (bundle, second) if one),
     )
     if settings.ray or settings.ray_address is not None:
         yield from predict_with_ray(

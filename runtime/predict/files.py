@@ -27,7 +27,7 @@ from runtime.predict.write import Outputs, ScanPrediction, failure_record, write
 from runtime.predictor import Prediction, Predictor, Timings
 from runtime.promptable import PromptPredictor, prompt_spec
 from runtime.verify import prove
-from segcore.bundle.folder import Bundle
+from segcore.bundle.folder import Bundle, check_expected, open_bundle
 from segcore.errors import InputError
 from segcore.medical.read import read_scan
 from segcore.picture.prompts import Prompt
@@ -57,6 +57,7 @@ class PredictorOptions:
         batch: pictures a call.
         cache: folder where OpenVINO keeps what it compiled.
         verify: prove the models with their golden cases first.
+        expect: sha256 of the bundles that the command has opened, so that a process of its own opens no others.
     """
 
     bundle: Path
@@ -68,6 +69,7 @@ class PredictorOptions:
     batch: int = 1
     cache: Path | None = None
     verify: bool = True
+    expect: tuple[str, ...] = ()
 
 
 def open_predictor(options: PredictorOptions) -> AnyPredictor:
@@ -77,9 +79,11 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
         InputError: as `Predictor.open` and `DeferringPredictor.open`.
         GateError: a model computes other masks here than where it was exported.
     """
+    bundle = open_bundle(options.bundle)
+    check_expected(bundle, options.expect)
     if options.defer_to is None:
         predictor = Predictor.open(
-            options.bundle,
+            bundle,
             engine=options.engine,
             threads=options.threads,
             streams=options.streams,
@@ -94,9 +98,11 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
             raise InputError(
                 f"--{name}: must be 1 with --defer-to, got {number}; it takes pictures one by one"
             )
+    second = open_bundle(options.defer_to)
+    check_expected(second, options.expect)
     return DeferringPredictor.open(
-        options.bundle,
-        options.defer_to,
+        bundle,
+        second,
         below=options.below,
         engine=options.engine,
         threads=options.threads,

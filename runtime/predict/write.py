@@ -226,6 +226,7 @@ def _build_record(
         "deferred": bool(first),
         "first_quality": round(min(first), 4) if first else None,
         "model": maker.manifest.name,
+        "bundle_sha256": maker.bundle.sha256,
         **milliseconds,
         "engine": f"{maker.engine_name} {maker.engine_version}",
         **prediction.details,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from segcore.bundle.external_data import has_external_data
 from segcore.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from segcore.bundle.story import MODEL_CARD, model_card
+from segcore.command import log
 from segcore.errors import InputError
 from segcore.outfolder import write_text
 from segcore.record import printable
@@ -139,6 +142,46 @@ def open_bundle(folder: Path | str) -> Bundle:
     for variant in manifest.variants:
         bundle.path(variant.golden)
     return bundle
+
+
+def open_and_tell(folder: Path | str, expect: Sequence[str] = ()) -> Bundle:
+    """`open_bundle` of a command: says on stderr which bundle this is, and refuses one that is not expected.
+
+    Args:
+        folder: of the bundle.
+        expect: of `--expect`; empty where any bundle will do.
+
+    Raises:
+        InputError: as `open_bundle` and `check_expected`.
+    """
+    bundle = open_bundle(folder)
+    check_expected(bundle, expect)
+    log(f"bundle {bundle.folder}: {bundle.manifest.name} (sha256 {bundle.sha256})")
+    return bundle
+
+
+def check_expected(bundle: Bundle, expect: Sequence[str]) -> None:
+    """Refuses a bundle whose sha256 is none of those that a user was given for it; none asks for nothing.
+
+    Args:
+        bundle: the opened bundle.
+        expect: sha256 of manifests, or their first 12 hexadecimal digits or more, in capitals or not. A manifest holds
+            the hash of every file, so its own stands for all of the bundle.
+
+    Raises:
+        InputError: another bundle, or no such hash.
+    """
+    for word in expect:
+        if not re.fullmatch("[0-9a-fA-F]{12,64}", word):
+            raise InputError(
+                f"--expect {_shown(word)}: must be 12 to 64 hexadecimal digits, is not; give the sha256 that the "
+                "bundle's maker told"
+            )
+    if expect and not any(bundle.sha256.startswith(word.lower()) for word in expect):
+        raise InputError(
+            f"bundle {bundle.folder}: must have the sha256 {' or '.join(expect)} (--expect), has {bundle.sha256}; "
+            "do not use this bundle, or give its own"
+        )
 
 
 def _check_graph(bundle: Bundle, name: str) -> None:
