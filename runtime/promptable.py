@@ -188,7 +188,8 @@ class PromptPredictor:
         given = before.logits if before is not None and self.spec.mask_input else None
         logits, iou = self.model.decode(encoded.features, points, labels, given)
         decoded = perf_counter()
-        check_numbers(logits, "image")
+        for found in (logits, iou):
+            check_numbers(found, "image")
         best = choose_candidate(iou, prompt, self.spec, again=given is not None)
         chosen = logits[best]
         mask_spec = answer_spec(self.manifest.output)
