@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.engines import onnxruntime_engine
+from runtime.engines import onnxruntime_engine, openvino_engine
 from runtime.engines.openvino_engine import cpu_settings, import_openvino
-from runtime.engines.seam import EXTRAS, installed, open_error
+from runtime.engines.seam import EXTRAS, installed, open_error, run_error
 from segcore.errors import InputError, need
 
 Shapes = dict[str, tuple[int, ...]]
@@ -26,11 +26,13 @@ class TensorSession(Protocol):
     Attributes:
         version: of the library, "2026.4.1".
         inputs: shapes of what it takes, by name; a tensor may have several.
+        types: of what it takes, by name.
         outputs: shapes of what it gives, by name; a tensor may have several.
     """
 
     version: str
     inputs: Shapes
+    types: dict[str, np.dtype[Any]]
     outputs: Shapes
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,17 +78,22 @@ class OpenVinoSession:
             compiled = openvino.Core().compile_model(str(path), "CPU", cpu_settings(threads))
             self._request: Any = compiled.create_infer_request()
             self.inputs = {name: tuple(port.shape) for port in compiled.inputs for name in port.get_names()}
+            self.types = {name: self._request.get_tensor(name).data.dtype for name in self.inputs}
             self.outputs = {name: tuple(port.shape) for port in compiled.outputs for name in port.get_names()}
             self._ports: list[tuple[str, ...]] = [tuple(port.get_names()) for port in compiled.outputs]
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise open_error(path, f"openvino {self.version}", reason) from error
+            raise open_error(path, f"openvino {self.version}", openvino_engine.error_reason(error)) from error
+        self._path = path
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
         for name, tensor in tensors.items():
             self._request.get_tensor(name).data[:] = tensor
-        self._request.infer()
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            reason = openvino_engine.error_reason(error)
+            raise run_error(self._path, f"openvino {self.version}", reason) from error
         # Copied: the request's own memory holds the next call's numbers.
         found = [np.array(self._request.get_output_tensor(i).data) for i in range(len(self._ports))]
         return {name: one for names, one in zip(self._ports, found, strict=True) for name in names}
@@ -102,17 +109,38 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, threads: int) -> None:
         session, self.version = onnxruntime_engine.open_session(path, threads=threads)
         self._session = session
+        self._path = path
+        self._errors = onnxruntime_engine.library_errors()
         self.inputs = {one.name: tuple(one.shape) for one in session.get_inputs()}
+        self.types = {one.name: _numpy_type(one.type, path, self.version) for one in session.get_inputs()}
         self.outputs = {one.name: tuple(one.shape) for one in session.get_outputs()}
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
         names = list(self.outputs)
-        return dict(zip(names, self._session.run(names, dict(tensors)), strict=True))
+        try:
+            found = self._session.run(names, dict(tensors))
+        except self._errors as error:
+            reason = onnxruntime_engine.error_reason(error)
+            raise run_error(self._path, f"onnxruntime {self.version}", reason) from error
+        return dict(zip(names, found, strict=True))
 
     def close(self) -> None:
         """Frees the session."""
         del self._session
+
+
+def _numpy_type(name: str, path: Path, version: str) -> np.dtype[Any]:
+    """ "tensor(uint8)" → uint8, "tensor(float)" → float32.
+
+    Raises:
+        InputError: numpy has no such type, or it is no tensor.
+    """
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype({"float": "float32", "double": "float64"}.get(inner, inner))
+    except TypeError:
+        raise open_error(path, f"onnxruntime {version}", f"it takes {name}") from None
 
 
 _SESSIONS: dict[str, Callable[[Path, int], TensorSession]] = {
