@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
+from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import (
     ON_GPU,
     Engine,
@@ -138,6 +139,7 @@ class Predictor:
         files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)
 
         def open_file(variant: Variant) -> Engine:
+            ensure_opens(name, bundle, variant.file, threads=threads)
             return open_engine(
                 name,
                 bundle.path(variant.file),

@@ -17,6 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
+from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import choose_engine, choose_threads
 from runtime.engines.tensor_session import TensorSession, open_session
 from runtime.pipeline import check_numbers
@@ -139,6 +140,8 @@ class PromptPredictor:
         threads = choose_threads(threads)
         spec = prompt_spec(bundle)
         name = choose_engine(bundle, engine)
+        for file in (spec.encoder_file, spec.decoder_file):
+            ensure_opens(name, bundle, file, threads=threads)
         model = open_prompt_model(
             name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=threads
         )
