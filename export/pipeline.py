@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from export.int8.guarded import write_guarded
 from export.job import Job
 from export.model_file import write_model
 from export.variants import write_variants
+from runtime.engines.probe import remember_opened
 from runtime.engines.seam import EXTRAS, OPENED_BY, Engine
 from runtime.verify import verify_bundle
 from segcore.bundle.folder import Bundle, open_bundle, seal_bundle
@@ -74,7 +76,7 @@ def write_bundle(job: Job) -> Manifest:
             "compiled": compiled,
         },
     )
-    _check_sealed(job.folder)
+    _check_sealed(job.folder, opened=list(engines))
     return manifest
 
 
@@ -122,8 +124,16 @@ def _open_engines(job: Job, stack: ExitStack) -> dict[str, Engine]:
     return engines
 
 
-def _check_sealed(folder: Path) -> None:
-    """An export counts as done when the runtime has opened it."""
-    found = verify_bundle(open_bundle(folder))
+def _check_sealed(folder: Path, *, opened: Sequence[str]) -> None:
+    """An export counts as done when the runtime has opened it.
+
+    Args:
+        folder: of the bundle.
+        opened: the engines in which the gate has opened and run its model file.
+    """
+    bundle = open_bundle(folder)
+    for engine in opened:
+        remember_opened(engine, bundle, bundle.manifest.model_file)
+    found = verify_bundle(bundle)
     if found.failures:
         raise GateError(f"the sealed bundle in {found.engine}: {'; '.join(found.failures)}")

@@ -45,11 +45,13 @@ class Parity:
         mean_share: share of pixels whose mask differs, 0–1, mean over cases.
         worst_share: the same of the worst case.
         constant: the engine's output hardly varies over pixels, or hardly from case to case.
+        finite: it holds neither NaN nor infinity.
     """
 
     mean_share: float
     worst_share: float
     constant: bool
+    finite: bool = True
 
     def failures(self, limits: ParityLimits) -> list[str]:
         """What is wrong, one phrase each; empty if all is well."""
@@ -62,6 +64,8 @@ class Parity:
                 found.append(
                     f"{fixed_percent(share)} of pixels differ {what}, at most {fixed_percent(limit)} may"
                 )
+        if not self.finite:
+            found.append("the output must be numbers, some are NaN or infinity")
         if self.constant:
             found.append("the output must vary with the picture, it is constant")
         return found
@@ -113,11 +117,12 @@ def check_parity(
         disagreement(mask_of_logits(a, spec, size), mask_of_logits(b, spec, size))
         for a, b, size in zip(logits, reference, sizes_px, strict=True)
     ]
+    if not np.isfinite(np.asarray(logits)).all():  # of which no spread can be told
+        return Parity(float(np.mean(shares)), float(np.max(shares)), constant=False, finite=False)
     over_pixels, over_cases = _output_spreads(np.asarray(logits))
     expected_pixels, expected_cases = _output_spreads(np.asarray(reference))
-    finite = bool(np.isfinite(over_pixels) and np.isfinite(over_cases))
     same_for_all = len(shares) > 1 and over_cases <= _LEAST_SPREAD * expected_cases
-    constant = not finite or over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
+    constant = over_pixels <= _LEAST_SPREAD * expected_pixels or same_for_all
     return Parity(float(np.mean(shares)), float(np.max(shares)), constant)
 
 

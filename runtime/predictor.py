@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from runtime.buckets import FileEngines, Size, choose_size, model_files, select_files
+from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import (
     ON_GPU,
     Engine,
@@ -139,6 +140,7 @@ class Predictor:
         files = select_files(bundle, model_files(manifest), size_px=size_px, batch=batch)
 
         def open_file(variant: Variant) -> Engine:
+            ensure_opens(name, bundle, variant.file, threads=threads)
             path = bundle.path(variant.file)
             opened = open_engine(
                 name,
@@ -177,13 +179,18 @@ class Predictor:
 
         Returns:
             N×K×h×w float32 at the head's stride.
+
+        Raises:
+            InputError: the model gave NaN or infinity.
         """
         channels, sizes = self.manifest.input.channels, self._files.sizes
         shapes = [(*size, channels) for size in sizes]
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] not in shapes:
             expected = " or ".join(f"N×{'×'.join(map(str, shape))}" for shape in shapes)
             raise ValueError(f"batch must be uint8 {expected}, got {batch.dtype} {batch.shape}")
-        return self._engine_for((batch.shape[1], batch.shape[2])).run(batch)
+        logits = self._engine_for((batch.shape[1], batch.shape[2])).run(batch)
+        check_numbers(logits, "batch")
+        return logits
 
     @property
     def files(self) -> tuple[Variant, ...]:
@@ -191,7 +198,7 @@ class Predictor:
         return self._files.files
 
     def run_file(self, variant: Variant, batch: np.ndarray) -> np.ndarray:
-        """`run` with one of `files`, whatever its batch."""
+        """`run` with one of `files`, whatever its batch and whatever it gives: `runtime.verify` says what is wrong."""
         return self._files.engine(variant).run(batch)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:

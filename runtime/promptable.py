@@ -18,6 +18,7 @@ from time import perf_counter
 
 import numpy as np
 
+from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import GraphTensor, check_tensors, choose_engine, choose_threads
 from runtime.engines.tensor_session import Tensors, TensorSession, open_session
 from runtime.pipeline import check_numbers
@@ -141,6 +142,8 @@ class PromptPredictor:
         threads = choose_threads(threads)
         spec = prompt_spec(bundle)
         name = choose_engine(bundle, engine)
+        for file in (spec.encoder_file, spec.decoder_file):
+            ensure_opens(name, bundle, file, threads=threads)
         model = open_prompt_model(
             name, bundle.path(spec.encoder_file), bundle.path(spec.decoder_file), threads=threads
         )
@@ -195,7 +198,8 @@ class PromptPredictor:
         given = before.logits if before is not None and self.spec.mask_input else None
         logits, iou = self.model.decode(encoded.features, points, labels, given)
         decoded = perf_counter()
-        check_numbers(logits, "image")
+        for found in (logits, iou):
+            check_numbers(found, "image")
         best = choose_candidate(iou, prompt, self.spec, again=given is not None)
         chosen = logits[best]
         mask_spec = answer_spec(self.manifest.output)

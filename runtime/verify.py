@@ -7,9 +7,9 @@ file of the bundle that the engine opens. `runtime.predict` and the page do so t
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +37,11 @@ from segcore.bundle.golden import (
     mask_digest,
 )
 from segcore.bundle.manifest import Manifest, Variant
-from segcore.cache import open_entry, user_cache
+from segcore.cache import is_remembered, remember
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
 from segcore.host import describe_host
 from segcore.measure.metrics import disagreement
-from segcore.outfolder import write_text
 from segcore.words import fixed_percent
 
 
@@ -162,8 +161,8 @@ def prove(predictor: Predictor | PromptPredictor) -> None:
     if (GOLDEN_PROMPTS if asked else GOLDEN_FILE) not in bundle.manifest.files:
         log(f"{bundle.folder} holds no golden cases: its masks are not proved on this machine")
         return
-    verdict = _verdict_file(predictor)
-    if verdict and verdict.is_file():
+    verdict = _verdict_key(predictor)
+    if is_remembered("golden", verdict):
         return
     engine = f"{predictor.engine_name} {predictor.engine_version}"
     log(f"checking the golden cases of {bundle.folder} with {engine} on this machine, once")
@@ -178,27 +177,21 @@ def prove(predictor: Predictor | PromptPredictor) -> None:
             f"bundle {bundle.folder} with {engine}: must compute the masks of its golden cases on this machine, does "
             f"not ({'; '.join(failures)}); do not use its masks here: choose another engine, or another version of it"
         )
-    if verdict:
-        with suppress(OSError):
-            write_text(verdict, "passed\n")
+    remember("golden", verdict)
 
 
-def _verdict_file(predictor: Predictor | PromptPredictor) -> Path | None:
-    """Where it is kept that the golden cases passed; None where the cache cannot be written."""
+def _verdict_key(predictor: Predictor | PromptPredictor) -> dict[str, Any]:
+    """What it holds for that the golden cases passed."""
     if isinstance(predictor, PromptPredictor):
         files = [predictor.spec.encoder_file, predictor.spec.decoder_file]
     else:
         files = [variant.file for variant in predictor.files]
-    key = {
+    return {
         "bundle": predictor.bundle.sha256,
         "files": files,
         "engine": f"{predictor.engine_name} {predictor.engine_version}",
         "host": describe_host(),
     }
-    try:
-        return open_entry(user_cache(), "golden", key) / "verdict"
-    except OSError:
-        return None
 
 
 def _tell_unmeasured_speed(manifest: Manifest) -> None:

@@ -1,32 +1,47 @@
-"""The one folder of what can be computed again: where it lies, its bound, and rows in it that are held to their hashes.
+"""The one folder of what can be computed again: where it lies, its bound, and how what is read back is held to be ours.
 
+    <cache>/secret                                 the user's key, which no other user may read
     <cache>/<kind>/<hash of the key>/key.json      what an entry was made from; when it was last used is its mtime
                                      rows.npy      the rows
                                      hashes.npy    sha256 of each; zeros where a row was not written yet
+                                     NAME          a private file: a code made with the secret, then the content
 
 Deleting an entry, or all of them, costs time and nothing else. A cache that cannot be written is no error: whoever uses
 it does without.
+
+What a program runs, or what spares a check, is a private file. It is read back only where the folder is the user's
+alone and its code fits its place and its content, so that neither another user of the machine nor a bad disk can put
+something else there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from segcore.outfolder import write_text
+from segcore.command import log
+from segcore.outfolder import write_bytes, write_text
 
 GIB = 2**30
 _KEY, _ROWS, _HASHES = "key.json", "rows.npy", "hashes.npy"
+_SECRET, _VERDICT = "secret", "verdict"
 _HASH_BYTES = 32
+_MOST_VERDICT_BYTES = 2**24
+"""Of one kind of verdict; two thousand of them."""
 
 
 def user_cache(chosen: Path | None = None) -> Path:
@@ -53,7 +68,11 @@ def open_entry(cache: Path, kind: str, key: Mapping[str, Any]) -> Path:
     """
     text = json.dumps(key, indent=1, sort_keys=True)
     entry = cache / kind / hashlib.sha256(text.encode()).hexdigest()[:32]
-    entry.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(
+        mode=0o700, parents=True, exist_ok=True
+    )  # whatever the user's umask; the folders above it as usual
+    for folder in (entry.parent, entry):
+        folder.mkdir(mode=0o700, exist_ok=True)
     if (entry / _KEY).is_file():
         os.utime(entry / _KEY)
     else:
@@ -61,7 +80,7 @@ def open_entry(cache: Path, kind: str, key: Mapping[str, Any]) -> Path:
     return entry
 
 
-def shrink_cache(cache: Path, max_bytes: int, *, keep: Collection[Path] = ()) -> int:
+def shrink_cache(cache: Path, max_bytes: int, *, kind: str = "*", keep: Collection[Path] = ()) -> int:
     """Removes the entries that were not used for longest until the others take at most `max_bytes`.
 
     A process that has an entry open reads on: the system frees its space when it is closed.
@@ -69,12 +88,13 @@ def shrink_cache(cache: Path, max_bytes: int, *, keep: Collection[Path] = ()) ->
     Args:
         cache: from `user_cache`; what is no entry of ours stays.
         max_bytes: bound of all entries, on the disk.
+        kind: the sort of entries that is meant; all by default.
         keep: entries that stay whatever they take.
 
     Returns:
         Bytes on the disk that the entries take now.
     """
-    entries = [path.parent for path in cache.glob(f"*/*/{_KEY}")]
+    entries = [path.parent for path in cache.glob(f"{kind}/*/{_KEY}")]
     taken = {entry: disk_bytes(entry) for entry in entries}
     total = sum(taken.values())
     for entry in sorted(set(entries) - set(keep), key=_last_used):
@@ -102,6 +122,126 @@ def _last_used(entry: Path) -> float:
         return (entry / _KEY).stat().st_mtime
     except OSError:
         return 0.0
+
+
+# Private files: what a program runs, or what spares a check.
+
+
+def open_private_entry(cache: Path, kind: str, key: Mapping[str, Any]) -> Path | None:
+    """As `open_entry`, for private files.
+
+    Returns:
+        None where the cache cannot be written, or is not this user's alone; which is said once.
+    """
+    try:
+        why = _why_not_private(cache) if cache.exists() else ""
+        entry = None if why else open_entry(cache, kind, key)
+    except OSError as error:
+        _tell_once(f"cache {cache}: cannot be written ({error.strerror or error}); nothing is kept in it")
+        return None
+    if why:
+        _tell_once(
+            f"cache {cache}: must be this user's alone, {why}; nothing in it is used and nothing is kept: use a folder "
+            "of your own, with chmod 700"
+        )
+        return None
+    return entry
+
+
+def read_private(entry: Path, name: str) -> memoryview | None:
+    """A private file of an entry, where it is there and whole; one that is not what was written is removed.
+
+    The content was read once, and is what the code was checked against: nobody can exchange it in between.
+    """
+    try:
+        stored = (entry / name).read_bytes()
+        code, content = stored[:_HASH_BYTES], memoryview(stored)[_HASH_BYTES:]
+        if hmac.compare_digest(code, _code(entry, name, content)):
+            return content
+        (entry / name).unlink()
+    except OSError:
+        return None
+    return None
+
+
+def write_private(entry: Path, name: str, content: bytes, *, max_bytes: int) -> None:
+    """Writes a private file, and removes what was not used for longest where its kind takes more than `max_bytes`.
+
+    A disk that is full keeps nothing; that is no error.
+    """
+    with suppress(OSError):
+        write_bytes(entry / name, _code(entry, name, memoryview(content)) + content)
+        shrink_cache(entry.parents[1], max_bytes, kind=entry.parent.name, keep=[entry])
+
+
+def is_remembered(kind: str, key: Mapping[str, Any]) -> bool:
+    """Whether this user's cache holds, from `remember`, that what `key` describes was checked and found good."""
+    entry = open_private_entry(user_cache(), kind, key)
+    return entry is not None and read_private(entry, _VERDICT) is not None
+
+
+def remember(kind: str, key: Mapping[str, Any]) -> None:
+    """Keeps that what `key` describes is good; see `is_remembered`."""
+    if entry := open_private_entry(user_cache(), kind, key):
+        write_private(entry, _VERDICT, b"", max_bytes=_MOST_VERDICT_BYTES)
+
+
+@once
+def _tell_once(text: str) -> None:
+    log(text)
+
+
+def _why_not_private(folder: Path) -> str:
+    """Who else may change what lies in a folder; empty where nobody may."""
+    if os.name != "posix":
+        return ""  # the user's profile is private on Windows; st_mode says nothing there
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        return f"belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to it (mode {stat.S_IMODE(status.st_mode):03o})"
+    return ""
+
+
+def _code(entry: Path, name: str, content: memoryview) -> bytes:
+    """The code of a private file: of the user, the entry and the name as well as of the content.
+
+    Source: HMAC, RFC 2104, with SHA-256.
+    """
+    place = f"{entry.parent.name}/{entry.name}/{name}\0".encode()
+    made = hmac.new(_user_secret(entry.parents[1]), place, "sha256")
+    made.update(content)
+    return made.digest()
+
+
+def _user_secret(cache: Path) -> bytes:
+    """The key of this user's codes, made once; one that others could know is replaced, and the codes made with it fail.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path = cache / _SECRET
+    for _ in range(2):
+        found = _read_own(path)
+        if len(found) == _HASH_BYTES:
+            return found
+        path.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch, suppress(FileExistsError):
+            descriptor, new = tempfile.mkstemp(dir=scratch)  # mode 0600
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_HASH_BYTES))
+            os.link(new, path)  # not renamed: of two processes the second takes what the first one made
+    raise OSError(f"{path} cannot be made")
+
+
+def _read_own(path: Path) -> bytes:
+    """A small file that only this user can read or write; nothing where it is not there, or is not like that."""
+    if path.is_symlink() or not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        shared = os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o077)
+        return b"" if shared else file.read()
 
 
 class RowFile:

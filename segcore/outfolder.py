@@ -93,7 +93,9 @@ def sole_user(path: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Taken(f"{name}: must be written by one run, another is at it; wait for it or end it") from None
+            raise Taken(
+                f"{name}: must be written by one run, another is at it; wait for it or end it"
+            ) from None
         except OSError:
             pass  # some network file systems have no locks
         yield

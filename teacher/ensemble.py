@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from runtime.pipeline import check_numbers
 from runtime.predictor import Predictor
 from segcore.bundle.folder import Bundle
 from segcore.dataset.case import Case
@@ -41,7 +42,8 @@ def open_ensemble(
             leaves promptable teachers to the prompts of their own.
 
     Raises:
-        InputError: a torch bundle that is not a teacher, or an engine that is not installed.
+        InputError: a torch bundle that is not a teacher, or an engine that is not installed. The function raises it
+            for a case of which a teacher gives NaN or infinity.
     """
     asks, size_px = [_open_teacher(bundle, device) for bundle in bundles], label_size(bundles)
     first_ask = _open_teacher(prompter, device) if prompter else None
@@ -54,11 +56,15 @@ def open_ensemble(
             pictures, masks = _prepare_pictures(cases, images, bundle), None
             if prompter and first_ask:
                 guessed = first_ask(_prepare_pictures(cases, images, prompter), None)
+                _check_each(cases, guessed)
                 output, asked_px = prompter.manifest.output, bundle.manifest.input.size_px
                 masks = np.stack([mask_of_logits(one, output, asked_px) for one in guessed])
-            views.append(_resize_each(ask(pictures, masks), size_px))
+            logits = ask(pictures, masks)
+            _check_each(cases, logits)
+            views.append(_resize_each(logits, size_px))
             if tta == "flips":
                 mirrored = ask(_mirror_pictures(pictures), None if masks is None else _mirror_pictures(masks))
+                _check_each(cases, mirrored)
                 views.append(_resize_each(mirrored[..., ::-1], size_px))
         mean = mean_logits(np.stack(views), activation) if len(views) > 1 else views[0]
         return mean.clip(-_LARGEST, _LARGEST).astype(np.float16)
@@ -91,6 +97,12 @@ def _log_mean(logs: np.ndarray) -> np.ndarray:
     return np.asarray(np.logaddexp.reduce(logs, axis=0) - np.float32(np.log(len(logs))))
 
 
+def _check_each(cases: Sequence[Case], logits: np.ndarray) -> None:
+    """Before they are clipped to what 16 bits hold, which would make a number of infinity."""
+    for case, one in zip(cases, logits, strict=True):
+        check_numbers(one, f"image {case.id}")
+
+
 def _resize_each(logits: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     return np.stack([resize_logits(one, size_px) for one in logits])
 
@@ -109,7 +121,8 @@ def _open_teacher(bundle: Bundle, device: str) -> TeacherFunction:
     manifest = bundle.manifest
     if manifest.kind != "teacher" or manifest.format != "torch":
         predictor = Predictor.open(bundle)
-        return lambda pictures, _: predictor.run(pictures)
+        model = predictor.files[0]
+        return lambda pictures, _: predictor.run_file(model, pictures)
     import torch
 
     from segcore.learn.network import DeployGraph

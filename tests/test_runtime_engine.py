@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from runtime.engines.seam import OPENED_BY, choose_engine, engines_for, installed, open_engine
+from runtime.pipeline import check_numbers
 from runtime.predictor import Predictor
 from segcore.bundle.folder import open_bundle
 from segcore.errors import InputError
@@ -127,6 +128,27 @@ def test_a_model_that_gives_no_numbers_is_an_error_of_that_picture(exported, mon
     assert isinstance(answers[1], InputError)
     np.testing.assert_array_equal(answers[0].mask, mask)
     np.testing.assert_array_equal(answers[2].mask, mask)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, (np.inf, -np.inf), (3e38, np.inf)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_one_pixel_that_is_no_number_is_found(bad, dtype):
+    logits = np.random.default_rng(0).normal(0, 10, (3, 64, 64)).astype(dtype)
+    check_numbers(logits, "a.png")
+    with np.errstate(over="ignore"):
+        logits.ravel()[1000 : 1000 + np.size(bad)] = bad
+    what = "NaN" if np.isnan(bad).any() else "infinity"
+    with pytest.raises(InputError, match=rf"^a\.png: must be segmented, the model gave {what}; "):
+        check_numbers(logits, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large"),
+    [(np.float32, 3.4e38), (np.float32, -3.4e38), (np.float16, 65504), (np.float16, -65504)],
+)
+def test_a_sum_that_overflows_is_not_taken_for_a_number_that_is_infinite(dtype, large):
+    check_numbers(np.full((3, 64, 64), large, dtype), "a.png")
+    check_numbers(np.array([large, -large] * 4096, dtype), "a.png")
 
 
 def test_engine_can_be_chosen(exported):

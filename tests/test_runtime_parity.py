@@ -47,15 +47,26 @@ def test_several_classes_are_compared_by_the_largest_logit():
     [
         np.zeros((3, 1, *SIZE), np.float32),
         np.repeat(halves(1), 3, axis=0),  # one answer for every picture, as a collapsed encoder gives
-        np.full((3, 1, *SIZE), np.nan, np.float32),
         np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((3, 1, *SIZE), np.float32),
     ],
-    ids=["zero", "same for all", "nan", "flat"],
+    ids=["zero", "same for all", "flat"],
 )
 def test_constant_output_is_noticed(dead):
     parity = check_parity(dead, halves(3), SIGMOID, [SIZE] * 3)
     assert parity.constant
     assert parity.failures(UNGATED) == ["the output must vary with the picture, it is constant"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_not_numbers_is_noticed_though_its_mask_is_right(bad):
+    logits = halves(3)
+    assert logits[1, 0, -1, -1] != logits[1, 0, 0, 0]
+    place = max if bad > 0 else min  # infinity on the side where it changes no pixel
+    flat = logits[1, 0].ravel()
+    flat[place(range(flat.size), key=lambda i: flat[i])] = bad
+    parity = check_parity(logits, halves(3), SIGMOID, [SIZE] * 3)
+    assert not parity.finite
+    assert parity.failures(UNGATED) == ["the output must be numbers, some are NaN or infinity"]
 
 
 def test_failures_name_share_and_limit():

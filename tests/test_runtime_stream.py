@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from runtime.engines.openvino_engine import cache_folder, cpu_settings, import_openvino
+from runtime.engines.openvino_engine import cache_entry, cpu_settings, import_openvino
 from runtime.engines.seam import OPENED_BY, open_engine
 from runtime.engines.stream import in_order
 from runtime.predictor import Predictor
@@ -248,7 +248,7 @@ def test_one_stream_is_compiled_for_latency(exported):
 
 
 def blobs(cache):
-    return {p.relative_to(cache): p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
+    return {p.relative_to(cache): p.stat().st_mtime_ns for p in cache.rglob("*.blob")}
 
 
 def test_a_second_open_uses_the_cache(exported, tmp_path, images):
@@ -263,29 +263,74 @@ def test_a_second_open_uses_the_cache(exported, tmp_path, images):
     with Predictor.open(bundle, engine="openvino", threads=1, cache=cache) as predictor:
         np.testing.assert_array_equal(predictor.predict(images[0]).probabilities, expected)
     assert blobs(cache) == dict.fromkeys(first, 1)  # there, and not written again
-    Predictor.open(
-        bundle, threads=2, cache=cache
-    ).close()  # OpenVINO alone would take the blob for one thread
+    # OpenVINO alone would take the blob for one thread.
+    Predictor.open(bundle, threads=2, cache=cache).close()
     assert len(blobs(cache)) == 2
 
 
-def test_another_precision_or_version_gets_another_folder(exported, tmp_path, monkeypatch):
+def test_another_precision_or_version_gets_another_entry(exported, tmp_path, monkeypatch):
     openvino = import_openvino()
     for precision, version, folders in (("fp32", None, 1), ("fp16", None, 2), ("fp16", "2027.0.0-1", 3)):
         if version:
             monkeypatch.setattr(openvino, "__version__", version)
         opened(exported, "openvino", precision=precision, cache=tmp_path).close()
-        assert len(list(tmp_path.iterdir())) == len(blobs(tmp_path)) == folders
+        assert len(list(tmp_path.glob("openvino/*"))) == len(blobs(tmp_path)) == folders
 
 
-def test_a_damaged_blob_is_compiled_again(exported, tmp_path, images):
+def spoil_blob(path, how, other):
+    """Changes what is kept of a compiled model."""
+    content = bytearray(path.read_bytes())
+    if how == "a flipped bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "cut off":
+        path.write_bytes(content[:1000])
+    elif how == "OpenVINO's own, without a code":
+        path.write_bytes(content[32:])
+    else:
+        path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "how", ["a flipped bit", "cut off", "OpenVINO's own, without a code", "that of another model"]
+)
+def test_a_compiled_model_that_is_not_ours_is_compiled_again(exported, tmp_path, images, how):
     bundle = exported("onnx", "fp32")
-    with Predictor.open(bundle, engine="openvino", threads=1, cache=tmp_path) as predictor:
+    with Predictor.open(bundle, engine="openvino", threads=2, cache=tmp_path) as predictor:
         expected = predictor.predict(images[0]).probabilities
-    (blob,) = blobs(tmp_path)
-    (tmp_path / blob).write_bytes((tmp_path / blob).read_bytes()[:1000])
-    with Predictor.open(bundle, engine="openvino", threads=1, cache=tmp_path) as predictor:
+    (path,) = tmp_path.rglob("*.blob")
+    mine = path.read_bytes()
+    opened(exported, "openvino", precision="fp16", threads=1, cache=tmp_path).close()
+    (other,) = set(tmp_path.rglob("*.blob")) - {path}
+    spoil_blob(path, how, other)
+    assert path.read_bytes() != mine
+    with Predictor.open(bundle, engine="openvino", threads=2, cache=tmp_path) as predictor:
         np.testing.assert_array_equal(predictor.predict(images[0]).probabilities, expected)
+    assert len(path.read_bytes()) == len(mine)  # written anew; not to the byte, there are times in it
+    assert path.stat().st_size > 1000
+
+
+def test_openvino_alone_takes_a_flipped_bit_without_a_word(exported, tmp_path):
+    """What the code in front of a compiled model is for. Where this fails, OpenVINO has begun to look itself."""
+    opened(exported, "openvino", threads=1, cache=tmp_path).close()
+    (path,) = tmp_path.rglob("*.blob")
+    content = bytearray(path.read_bytes()[32:])
+    content[len(content) * 3 // 4] ^= 1
+    import_openvino().Core().import_model(bytes(content), "CPU", cpu_settings(1))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes")
+def test_a_cache_that_others_can_write_to_is_not_used_and_that_is_said_once(exported, tmp_path, capsys):
+    cache = tmp_path / "shared"
+    cache.mkdir()
+    cache.chmod(0o770)
+    for _ in range(2):
+        opened(exported, "openvino", threads=1, cache=cache).close()
+    assert list(cache.iterdir()) == []
+    assert capsys.readouterr().err.splitlines() == [
+        f"cache {cache}: must be this user's alone, others may write to it (mode 770); nothing in it is used and "
+        "nothing is kept: use a folder of your own, with chmod 700"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -311,15 +356,15 @@ def test_what_the_cache_tells_apart(tmp_path, change):
         "device": "CPU",
         "settings": {"THREADS": 1},
     }
-    first = cache_folder(tmp_path / "cache", **same)
+    first = cache_entry(tmp_path / "cache", **same)
     assert first.is_dir()
-    assert cache_folder(tmp_path / "cache", **same) == first
+    assert cache_entry(tmp_path / "cache", **same) == first
     if "weights" in change:
         (tmp_path / "model.bin").write_bytes(change["weights"])
         change = {}
     elif "model_path" in change:
         change = {"model_path": tmp_path / change["model_path"]}
-    other = cache_folder(tmp_path / "cache", **same | change)
+    other = cache_entry(tmp_path / "cache", **same | change)
     assert other != first
     assert other.parent == first.parent
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.engines.seam import engines_for
+from runtime.pipeline import check_numbers
 from runtime.predictor import Prediction, Predictor, Timings
 from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.bundle.manifest import Manifest
@@ -263,6 +264,7 @@ class TorchPredictor:
         ready = time.perf_counter()
         logits = self.run(batch)[0]
         ran = time.perf_counter()
+        check_numbers(logits, name)
         # K×h×w at the head's stride → K×H×W at the picture's own size
         probability = probabilities(logits, self.manifest.output, (image.shape[0], image.shape[1]))
         mask = decide(probability, self.manifest.output)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engines.seam import EngineOptions, GraphTensor, open_error
+from runtime.engines.seam import EngineOptions, GraphTensor, open_error, run_error
 from runtime.engines.stream import in_order
 
 
@@ -19,6 +19,28 @@ def open_model(model_path: Path, options: EngineOptions) -> OnnxRuntimeEngine:
     The graph itself says its precision; it is made for no device, and nothing is kept in a cache.
     """
     return OnnxRuntimeEngine(model_path, threads=options.threads, streams=options.streams)
+
+
+def library_version() -> str:
+    """Of the installed library."""
+    import onnxruntime
+
+    version: str = onnxruntime.__version__
+    return version
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the library raises for a graph or a tensor of its own accord; they share no base class but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    found = vars(onnxruntime_pybind11_state).values()
+    own = [one for one in found if isinstance(one, type) and issubclass(one, Exception)]
+    return (RuntimeError, *own)  # RuntimeError is what it makes of a C++ exception that it does not know
+
+
+def error_reason(error: Exception) -> str:
+    """The first line of an error of the library."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def open_session(model_path: Path, *, threads: int) -> tuple[Any, str]:
@@ -41,25 +63,31 @@ def open_session(model_path: Path, *, threads: int) -> tuple[Any, str]:
     version: str = onnxruntime.__version__
     try:
         session = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no base class but Exception
-        raise open_error(model_path, f"onnxruntime {version}", str(error).strip().splitlines()[0]) from error
+    except library_errors() as error:
+        raise open_error(model_path, f"onnxruntime {version}", error_reason(error)) from error
     return session, version
 
 
-_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-"""Onnxruntime's names of types that our graphs have at their ends → numpy's."""
+_TYPES = {"float": "float32", "double": "float64"}
+"""Onnxruntime's names of types where numpy has another."""
 
 
 def graph_tensors(ends: Iterable[Any]) -> tuple[GraphTensor, ...]:
     """What a session takes or gives; a side that is not fixed has a name there, or none."""
     return tuple(
         GraphTensor(
-            _TYPES.get(end.type, end.type),
+            _numpy_type(end.type),
             tuple(side if isinstance(side, int) else -1 for side in end.shape),
             (end.name,),
         )
         for end in ends
     )
+
+
+def _numpy_type(name: str) -> str:
+    """ "tensor(float)" → "float32"; what is no tensor keeps its name."""
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    return _TYPES.get(inner, inner)
 
 
 class OnnxRuntimeEngine:
@@ -69,6 +97,8 @@ class OnnxRuntimeEngine:
         # The calling threads compute too: with the session's own, one fewer than this number, they are `threads`.
         session, self.version = open_session(model_path, threads=threads - streams + 1)
         self._session = session
+        self._model_path = model_path
+        self._errors = library_errors()
         self._streams = streams
         self.inputs = graph_tensors(session.get_inputs())
         self.outputs = graph_tensors(session.get_outputs())
@@ -98,7 +128,10 @@ class OnnxRuntimeEngine:
         count = len(batch)
         if count < self._batch:
             batch = np.concatenate([batch, np.zeros((self._batch - count, *batch.shape[1:]), np.uint8)])
-        logits: np.ndarray = self._session.run(self._outputs, {self._input: batch})[0]
+        try:
+            logits: np.ndarray = self._session.run(self._outputs, {self._input: batch})[0]
+        except self._errors as error:
+            raise run_error(self._model_path, f"onnxruntime {self.version}", error_reason(error)) from error
         return logits[:count]
 
     def close(self) -> None:

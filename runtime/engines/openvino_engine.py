@@ -1,12 +1,10 @@
 """OpenVINO on the CPU: opens IR (model.xml with model.bin) and ONNX, and keeps what it compiled in a cache.
 
-The cache has a folder for each model, precision, version, device and setting; any of it may be deleted any time.
+The cache has an entry for each model, precision, version, device and setting; any of it may be deleted any time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -15,13 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engines.seam import EngineOptions, GraphTensor, open_error
+from runtime.engines.seam import EngineOptions, GraphTensor, open_error, run_error
 from runtime.engines.stream import in_order
 from segcore.bundle.folder import hash_file
+from segcore.cache import GIB, open_private_entry, read_private, write_private
 from segcore.errors import InputError
 
-_TYPES = {"u8": "uint8", "f32": "float32"}
-"""OpenVINO's names of types that our graphs have at their ends → numpy's."""
+_TYPES = {
+    **{f"f{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{
+        f"{sign}{bits}": f"{name}{bits}"
+        for sign, name in (("u", "uint"), ("i", "int"))
+        for bits in (8, 16, 32, 64)
+    },
+    "boolean": "bool",
+}
+"""OpenVINO's names of types → numpy's."""
+_COMPILED = "compiled.blob"
+_MOST_CACHE_BYTES = 2 * GIB
 
 
 def open_model(model_path: Path, options: EngineOptions) -> OpenVinoEngine:
@@ -48,6 +57,12 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def library_version() -> str:
+    """Of the installed library, with its build."""
+    version: str = import_openvino().__version__
+    return version
 
 
 def cpu_settings(threads: int, streams: int = 1) -> dict[str, Any]:
@@ -84,26 +99,24 @@ class OpenVinoEngine:
     ) -> None:
         openvino = import_openvino()
         self.version = openvino.__version__.split("-")[0]  # without the build's number and branch
+        self._library = f"openvino {self.version}"
+        self._model_path = model_path
         core, settings = openvino.Core(), cpu_settings(threads, streams)
-        if cache is not None:
-            settings["CACHE_DIR"] = str(
-                cache_folder(
-                    cache,
-                    model_path,
-                    precision=precision,
-                    engine=f"openvino {openvino.__version__}",
-                    device=_describe_processor(core),
-                    settings=settings,
-                )
-            )
+        entry = cache and cache_entry(
+            cache,
+            model_path,
+            precision=precision,
+            engine=f"openvino {openvino.__version__}",
+            device=_describe_processor(core),
+            settings=settings,
+        )
         try:
-            self._compiled = core.compile_model(str(model_path), "CPU", settings)
+            self._compiled = _compile_model(core, model_path, settings, entry)
             self.inputs = graph_tensors(self._compiled.inputs)
             self.outputs = graph_tensors(self._compiled.outputs)
             self._slot = self._open_slot()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]  # the lines before it name OpenVINO's source files
-            raise open_error(model_path, f"openvino {self.version}", reason) from error
+            raise open_error(model_path, self._library, error_reason(error)) from error
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32."""
@@ -112,7 +125,10 @@ class OpenVinoEngine:
         for n in range(0, len(batch), len(slot.images)):
             part = batch[n : n + len(slot.images)]
             slot.images[: len(part)] = part  # what an earlier call left in the rest is computed in vain
-            slot.request.infer(share_outputs=True)  # no copy of its own: the next line copies
+            try:
+                slot.request.infer(share_outputs=True)  # no copy of its own: the next line copies
+            except RuntimeError as error:
+                raise run_error(self._model_path, self._library, error_reason(error)) from error
             logits[n : n + len(part)] = slot.logits[: len(part)]
         return logits
 
@@ -132,7 +148,10 @@ class OpenVinoEngine:
 
         def finish(begun: tuple[_InferSlot, int]) -> np.ndarray:
             slot, count = begun
-            slot.request.wait()
+            try:
+                slot.request.wait()
+            except RuntimeError as error:
+                raise run_error(self._model_path, self._library, error_reason(error)) from error
             logits = np.array(slot.logits[:count])  # copied: the slot's next batch overwrites them
             free.append(slot)
             return logits
@@ -160,13 +179,36 @@ def graph_tensors(ports: Iterable[Any]) -> tuple[GraphTensor, ...]:
     )
 
 
+def error_reason(error: RuntimeError) -> str:
+    """The line of an error of the library that says what is wrong; those before it name OpenVINO's source files."""
+    return str(error).strip().splitlines()[-1]
+
+
+def _compile_model(core: Any, model_path: Path, settings: dict[str, Any], entry: Path | None) -> Any:
+    """The compiled model, from the cache where an entry holds it.
+
+    Not by OpenVINO's own CACHE_DIR: 2026.4.1 takes a blob with flipped bits without a word, and computes other logits.
+    What it gets here are the very bytes that were held against their code.
+    """
+    kept = read_private(entry, _COMPILED) if entry else None
+    if kept is not None:
+        try:
+            return core.import_model(import_openvino().Tensor(np.frombuffer(kept, np.uint8)), "CPU", settings)
+        except RuntimeError:  # this build does not take what it made; it is compiled and written anew
+            pass
+    compiled = core.compile_model(str(model_path), "CPU", settings)
+    if entry:
+        write_private(entry, _COMPILED, compiled.export_model().getvalue(), max_bytes=_MOST_CACHE_BYTES)
+    return compiled
+
+
 def _describe_processor(core: Any) -> str:
     """The processor's name and what it computes in; names alone can be as vague as "AMD EPYC"."""
     able = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {' '.join(able)}"
 
 
-def cache_folder(
+def cache_entry(
     cache: Path,
     model_path: Path,
     *,
@@ -174,8 +216,8 @@ def cache_folder(
     engine: str,
     device: str,
     settings: dict[str, Any],
-) -> Path:
-    """Makes the folder for one model under exactly these conditions, or finds it.
+) -> Path | None:
+    """Makes the cache's entry for one model under exactly these conditions, or finds it.
 
     Args:
         cache: of all models.
@@ -185,11 +227,16 @@ def cache_folder(
         device: what it compiles for.
         settings: that it compiles with.
 
+    Returns:
+        None where the cache cannot be written or is not the user's alone.
+
     Raises:
         InputError: `cache` is a file.
     """
-    # OpenVINO's own cache tells models apart, but neither precisions nor thread counts: 2026.4.1 loads what was made
-    # for two threads when asked for one. So everything that matters goes into the folder's name.
+    if any(path.is_file() for path in (cache, *cache.parents)):
+        raise InputError(f"--cache {cache}: must be a folder, is a file; name another")
+    # A compiled model does not say what it was compiled for: OpenVINO 2026.4.1 loads what was made for two threads when
+    # asked for one. So everything that matters is part of the key.
     files = [path for path in (model_path, model_path.with_suffix(".bin")) if path.is_file()]
     what = {
         "model": [hash_file(path).sha256 for path in files],
@@ -198,9 +245,4 @@ def cache_folder(
         "device": device,
         "settings": settings,
     }
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-    try:
-        (cache / key).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--cache {cache}: must be a folder, is a file; name another") from None
-    return cache / key
+    return open_private_entry(cache, "openvino", what)

@@ -273,6 +273,11 @@ def open_error(model_path: Path, library: str, reason: str) -> InputError:
     return InputError(f"model {model_path}: must open in {library}, does not ({reason}); export it again")
 
 
+def run_error(model_path: Path, library: str, reason: str) -> InputError:
+    """The one line for a model that an engine on the CPU opened and cannot compute; arguments as of `open_error`."""
+    return InputError(f"model {model_path}: must run in {library}, does not ({reason}); export it again")
+
+
 def choose_threads(wanted: int | None) -> int:
     """CPU threads of an engine: as many as are asked for, else all that this process may use.
 

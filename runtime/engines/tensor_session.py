@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.engines import onnxruntime_engine, openvino_engine
 from runtime.engines.openvino_engine import cpu_settings, import_openvino
-from runtime.engines.seam import EXTRAS, GraphTensor, installed, open_error
+from runtime.engines.seam import EXTRAS, GraphTensor, installed, open_error, run_error
 from segcore.errors import InputError, need
 
 Tensors = dict[str, GraphTensor]
@@ -84,14 +84,18 @@ class OpenVinoSession:
             self.outputs = _by_name(given)
             self._ports = [tensor.names for tensor in given]
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise open_error(path, f"openvino {self.version}", reason) from error
+            raise open_error(path, f"openvino {self.version}", openvino_engine.error_reason(error)) from error
+        self._path = path
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
         for name, tensor in tensors.items():
             self._request.get_tensor(name).data[:] = tensor
-        self._request.infer()
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            reason = openvino_engine.error_reason(error)
+            raise run_error(self._path, f"openvino {self.version}", reason) from error
         # Copied: the request's own memory holds the next call's numbers.
         found = [np.array(self._request.get_output_tensor(i).data) for i in range(len(self._ports))]
         return {name: one for names, one in zip(self._ports, found, strict=True) for name in names}
@@ -107,13 +111,20 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, threads: int) -> None:
         session, self.version = onnxruntime_engine.open_session(path, threads=threads)
         self._session = session
+        self._path = path
+        self._errors = onnxruntime_engine.library_errors()
         self.inputs = _by_name(onnxruntime_engine.graph_tensors(session.get_inputs()))
         self.outputs = _by_name(onnxruntime_engine.graph_tensors(session.get_outputs()))
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every input by its name → every output by its name."""
         names = list(self.outputs)
-        return dict(zip(names, self._session.run(names, dict(tensors)), strict=True))
+        try:
+            found = self._session.run(names, dict(tensors))
+        except self._errors as error:
+            reason = onnxruntime_engine.error_reason(error)
+            raise run_error(self._path, f"onnxruntime {self.version}", reason) from error
+        return dict(zip(names, found, strict=True))
 
     def close(self) -> None:
         """Frees the session."""

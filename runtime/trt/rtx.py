@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +28,7 @@ from runtime.trt.plan_request import available_mib
 from segcore.bundle.folder import Bundle, hash_file
 from segcore.bundle.manifest import CompiledGraph, CompilerVerdict, EngineTarget, Manifest
 from segcore.bundle.story import compiled_words
-from segcore.cache import open_entry, user_cache
+from segcore.cache import GIB, open_private_entry, read_private, user_cache, write_private
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.host import made_now
@@ -274,7 +273,12 @@ class RtxEngine(TensorRtEngine):
         target = options.target
         _check_release(target, library.__version__, model_path)
         self._kernels: trt.IRuntimeCache | None = None
-        self._kernel_file = _kernel_file(options.cache, model_path, library.__version__)
+        # None where the cache cannot be written, or others may write to it.
+        self._kept = open_private_entry(
+            user_cache(options.cache),
+            "rtx-kernels",
+            {"engine": hash_file(model_path).sha256, "version": library.__version__},
+        )
 
         def check_device(device: GpuDevice) -> None:
             if target and device.compute_capability not in target.compute_capability.split(", "):
@@ -302,23 +306,25 @@ class RtxEngine(TensorRtEngine):
     def _create_context(self) -> trt.IExecutionContext | None:
         config = self._engine.create_runtime_config()
         kernels = self._kernels = self._kernels or config.create_runtime_cache()
-        if not self._slots and self._kernel_file and self._kernel_file.is_file():
+        kept = read_private(self._kept, _KERNELS) if self._kept and not self._slots else None
+        if kept is not None:
             # Those of another driver or card are refused here, and compiled again.
-            kernels.deserialize(self._kernel_file.read_bytes())
+            kernels.deserialize(kept.tobytes())
         config.set_runtime_cache(kernels)
         return self._engine.create_execution_context(config)
 
     def _keep_kernels(self) -> None:
         """Writes the kernels that opening compiled, so that the next start need not."""
-        if self._kernel_file and self._kernels:
-            with suppress(OSError):
-                write_bytes(self._kernel_file, memoryview(self._kernels.serialize()))
+        if self._kept and self._kernels:
+            content = bytes(memoryview(self._kernels.serialize()))
+            write_private(self._kept, _KERNELS, content, max_bytes=_MOST_KERNEL_BYTES)
 
     def _forget_engine(self) -> None:
         self._kernels = None
         super()._forget_engine()
 
 
+_KERNELS, _MOST_KERNEL_BYTES = "kernels.bin", GIB
 _COMPILE = "python -m export --to tensorrt-rtx --bundle B --out OUT, with the bundle B that holds its ONNX"
 
 
@@ -339,12 +345,3 @@ def _check_release(target: EngineTarget | None, version: str, model_path: Path) 
             f"compile it again: {_COMPILE}; or install its own: pip install "
             f"tensorrt-rtx-cu12-bindings=={target.tensorrt} tensorrt-rtx-cu12-libs=={target.tensorrt}"
         )
-
-
-def _kernel_file(cache: Path | None, model_path: Path, version: str) -> Path | None:
-    """Where the kernels of an engine are kept; None where the cache cannot be written."""
-    key = {"engine": hash_file(model_path).sha256, "version": version}
-    try:
-        return open_entry(user_cache(cache), "rtx-kernels", key) / "kernels.bin"
-    except OSError:
-        return None
