@@ -195,12 +195,12 @@ def _open_and_run(request: dict[str, Any]) -> str:
 
 
 def _zeros(name: str, tensor: GraphTensor, request: dict[str, Any]) -> np.ndarray:
+    """Zeros that fit; a side that is not fixed is 1, and refused afterwards by what the bundle says of it."""
     try:
-        return np.zeros(tensor.shape, tensor.type)
-    except (TypeError, ValueError):  # no type of numpy's, or a side that is not fixed
+        return np.zeros([max(side, 1) for side in tensor.shape], tensor.type)
+    except TypeError:
         raise InputError(
-            f"model {request['path']}: must take tensors of fixed shapes and known types, takes {tensor} as {name!r}; "
-            "do not use this bundle"
+            f"model {request['path']}: must take tensors of numbers, takes {tensor} as {name!r}; do not use this bundle"
         ) from None
 
 
