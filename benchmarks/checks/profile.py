@@ -27,6 +27,7 @@ from pydantic import Field
 from benchmarks.measuring import check_libraries, new_png_figure, results_folder
 from benchmarks.report.subject import name_subjects, open_bundles
 from runtime.engines.openvino_engine import cpu_settings, import_openvino
+from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import choose_engine
 from runtime.timing.roofline import Roofline, describe_roofline, measure_roofline
 from segcore import words
@@ -115,6 +116,7 @@ def main(settings: ProfileSettings) -> None:
         for subject in subjects:
             log(f"profiling {subject.name}")
             picture = golden_inputs(subject.manifest.input)[:1]
+            ensure_opens("openvino", subject.bundle, subject.manifest.model_file, threads=settings.threads)
             path = subject.bundle.model_path
             profile = profile_model(path, picture, threads=settings.threads, seconds=settings.seconds)
             found.append(BundleProfile(subject.name, subject.manifest.precision, profile, roofline))

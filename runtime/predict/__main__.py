@@ -115,7 +115,8 @@ class PredictSettings(Settings):
     """Run the bundle's golden cases before its first masks on this machine, and refuse to go on (exit status 3) where
     they come out differently. That they passed is remembered."""
     cache: Path | None = None
-    """Folder where OpenVINO keeps what it compiled, to open faster the next time."""
+    """Folder that you alone can write to, where OpenVINO keeps what it compiled, to open faster the next time; at most
+    2 GiB."""
     overwrite: bool = False
     """Replace OUT if it is there."""
 
