@@ -141,7 +141,6 @@ def test_the_speed_of_int8_is_said_to_be_unmeasured_on_another_architecture(expo
     [
         ("output", {"threshold": 0.501}),
         ("output", {"temperature": 1.2}),
-        ("output", {"stride": 2}),
         ("input", {"window": (0.0, 250.0)}),
         ("input", {"resize_filter": "area"}),
         ("input", {"mean": (0.4,)}),
