@@ -231,6 +231,8 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
         )
     parity = check_parity(logits, reference, manifest.output, [variant.size_px] * len(inputs))
     failures = tuple(parity.failures(PARITY_LIMITS[manifest.precision]))
+    if not np.isfinite(logits).all():
+        failures = ("the model gives NaN or infinity",)  # which is why the masks differ
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
@@ -246,7 +248,8 @@ def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
     failures = []
     if whole.digest != mask_digest(manifest, (file.size_px for file in model_files(manifest))):
         failures.append(
-            "the manifest's input, output, classes, quality, prompt or sizes are not those that it was exported with"
+            "the manifest's input, output, classes, precision, quality, prompt or sizes are not those that it was "
+            "exported with"
         )
     masks = golden_masks(
         whole.pictures,
