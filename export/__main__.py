@@ -22,6 +22,7 @@ from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from segcore.bundle.folder import Bundle, open_and_tell, open_bundle
 from segcore.bundle.guard_record import MIN_SPEEDUP, GuardRecord, points_text
 from segcore.bundle.manifest import Manifest
+from segcore.bundle.signature import check_signing_key, sign_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError, need
 from segcore.outfolder import check_apart, check_new, out_folder
@@ -100,11 +101,20 @@ class ExportSettings(Settings):
     """On the device: TensorRT's scratch memory while it builds; by default a share of what is free."""
     timing_cache: Path | None = None
     """On the device: file of TensorRT's kernel timings, read and written; makes the next build shorter."""
+    sign: Path | None = None
+    """PEM file of your private key (elliptic curve, no password): signs the bundle, by OpenSSF model signing, for
+    python -m runtime.verify --trust. Needs the extra sign."""
 
 
 def main(settings: ExportSettings) -> None:
     """Exports, and prints the gate's figures and one JSON line."""
+    if settings.sign:
+        check_signing_key(settings.sign)
     manifest = export_bundle(settings)
+    if (
+        settings.sign
+    ):  # of what is finished: a run that ends between the two leaves a bundle that nobody trusts
+        sign_bundle(settings.out, settings.sign)
     for name, value in manifest.gate.items():
         print(f"{name:32}{fixed_percent(value) if name.endswith('_share') else f'{value:.4g}'}")
     if manifest.guard:
@@ -181,7 +191,10 @@ def export_bundle(
     from export.pipeline import write_bundle
 
     data = _open_cases(settings, source.manifest)
-    made_from = {**settings.model_dump(mode="json", exclude={"out", "overwrite"}), "parent": source.sha256}
+    made_from = {
+        **settings.model_dump(mode="json", exclude={"out", "overwrite", "sign"}),
+        "parent": source.sha256,
+    }
     with (
         out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
         _scratch_beside(folder) as scratch,

@@ -57,7 +57,9 @@ def write_bundle(job: Job) -> Manifest:
     with ExitStack() as stack:
         engines = _open_engines(job, stack)
         gate = gate_engines(job, engines, references)
-        promised = parent.model_copy(update={"format": job.format, "variants": variants, "prompt": prompt})
+        promised = parent.model_copy(
+            update={"format": job.format, "precision": job.precision, "variants": variants, "prompt": prompt}
+        )
         keep_whole_way(job, next(iter(engines.values())), references["golden"], promised)
     manifest = seal_bundle(
         job.folder,

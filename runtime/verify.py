@@ -37,6 +37,7 @@ from segcore.bundle.golden import (
     mask_digest,
 )
 from segcore.bundle.manifest import Manifest, Variant
+from segcore.bundle.signature import check_signature
 from segcore.cache import is_remembered, remember
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import GateError, InputError
@@ -52,6 +53,9 @@ class VerifySettings(Settings):
     """Folder of an exported bundle."""
     expect: tuple[str, ...] = ()
     """sha256 of the bundle (its first 12 digits or more will do); another bundle is refused. Repeat for several."""
+    trust: Path | None = None
+    """PEM file of the public key of the bundle's maker: a bundle that it did not sign is refused (exit status 2). Needs
+    the extra sign."""
     engine: str | None = None
     """openvino, onnxruntime, tensorrt or tensorrt-rtx; by default openvino where it is there and can open the bundle
     (on ARM onnxruntime for int8)."""
@@ -220,6 +224,8 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
         )
     parity = check_parity(logits, reference, manifest.output, [variant.size_px] * len(inputs))
     failures = tuple(parity.failures(PARITY_LIMITS[manifest.precision]))
+    if not np.isfinite(logits).all():
+        failures = ("the model gives NaN or infinity",)  # which is why the masks differ
     return FileVerification(variant.file, variant.size_px, variant.batch, len(inputs), parity, failures)
 
 
@@ -235,7 +241,8 @@ def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
     failures = []
     if whole.digest != mask_digest(manifest, (file.size_px for file in model_files(manifest))):
         failures.append(
-            "the manifest's input, output, classes, quality, prompt or sizes are not those that it was exported with"
+            "the manifest's input, output, classes, precision, quality, prompt or sizes are not those that it was "
+            "exported with"
         )
     masks = golden_masks(
         whole.pictures,
@@ -280,10 +287,14 @@ def main(settings: VerifySettings) -> None:
     """
     choose_cuda(settings.cuda_library)
     bundle = open_and_tell(settings.bundle, settings.expect)
+    if settings.trust:
+        check_signature(bundle, settings.trust)  # before a stranger's graph is opened
     found = verify_bundle(bundle, engine=settings.engine, threads=settings.threads)
     parity, limits = found.parity, PARITY_LIMITS[bundle.manifest.precision]
     worst = "" if limits.worst_share is None else f"   at most {fixed_percent(limits.worst_share)}"
     print(f"bundle                        {bundle.folder} ({bundle.manifest.name})")
+    if settings.trust:
+        print(f"signature                     of {settings.trust}")
     print(f"engine                        {found.engine} {found.engine_version}, {found.threads} threads")
     print(f"golden cases                  {found.cases}")
     mean = "" if limits.mean_share is None else f"   at most {fixed_percent(limits.mean_share)}"
@@ -314,6 +325,7 @@ def main(settings: VerifySettings) -> None:
         worst_share=parity.worst_share,
         constant=parity.constant,
         whole_way=found.whole_way,
+        signed=settings.trust is not None,
         variants=[
             {"file": one.file, "mean_share": one.parity.mean_share, "worst_share": one.parity.worst_share}
             for one in found.files[1:]

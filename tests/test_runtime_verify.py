@@ -141,11 +141,11 @@ def test_the_speed_of_int8_is_said_to_be_unmeasured_on_another_architecture(expo
     [
         ("output", {"threshold": 0.501}),
         ("output", {"temperature": 1.2}),
-        ("output", {"stride": 2}),
         ("input", {"window": (0.0, 250.0)}),
         ("input", {"resize_filter": "area"}),
         ("input", {"mean": (0.4,)}),
         ("classes", ("other",)),
+        ("precision", "fp16"),
     ],
 )
 def test_an_edit_that_changes_masks_fails_however_few_pixels_it_moves(exported, tmp_path, part, change):
@@ -153,9 +153,11 @@ def test_an_edit_that_changes_masks_fails_however_few_pixels_it_moves(exported, 
     source, folder = exported("onnx", "fp32"), tmp_path / "b"
     shutil.copytree(source, folder)
     manifest = open_bundle(folder).manifest
-    value = change if part == "classes" else getattr(manifest, part).model_copy(update=change)
+    value = change if part in ("classes", "precision") else getattr(manifest, part).model_copy(update=change)
     reseal(folder, **{part: value})
-    with pytest.raises(GateError, match=r"input, output, classes, quality, prompt or sizes are not those"):
+    with pytest.raises(
+        GateError, match=r"input, output, classes, precision, quality, prompt or sizes are not those"
+    ):
         main(VerifySettings(bundle=folder))
     with Predictor.open(folder, threads=1) as predictor, pytest.raises(GateError, match="are not those"):
         prove(predictor)

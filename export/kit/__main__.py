@@ -13,6 +13,7 @@ from runtime.engines.seam import builds_tensorrt, engines_for
 from segcore.bundle.folder import MANIFEST, Bundle, open_and_tell, open_bundle
 from segcore.bundle.guard_record import least_speedup
 from segcore.bundle.manifest import Manifest
+from segcore.bundle.signature import SIGNATURE
 from segcore.command import Settings, log, print_result, run_command
 from segcore.errors import InputError
 from segcore.outfolder import check_apart, out_folder
@@ -146,10 +147,11 @@ def _fill_kit(
 
 
 def _copy_bundle(bundle: Bundle, folder: Path) -> None:
-    for name in (MANIFEST, *bundle.manifest.files):
+    signature = [SIGNATURE] if (bundle.folder / SIGNATURE).is_file() else []
+    for name in (MANIFEST, *signature, *bundle.manifest.files):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.path(name), target)
+        shutil.copyfile(bundle.folder / name, target)
     open_bundle(folder)  # checks the copies' hashes
 
 

@@ -76,7 +76,8 @@ def mask_digest(manifest: Manifest, sizes: Iterable[tuple[int, int]]) -> str:
     """sha256 of every field of a manifest that changes a mask, whatever else is beside them.
 
     Args:
-        manifest: of an exported bundle. Its estimate of quality counts: that decides where another model takes over.
+        manifest: of an exported bundle. Its estimate of quality counts, which decides where another model takes over,
+            and its precision, which decides what verification lets pass.
         sizes: heights and widths of the bundle's files that an engine may open: one of them takes a picture.
     """
     prompt = manifest.prompt
@@ -84,6 +85,7 @@ def mask_digest(manifest: Manifest, sizes: Iterable[tuple[int, int]]) -> str:
         "input": manifest.input.model_dump(mode="json"),
         "output": manifest.output.model_dump(mode="json"),
         "classes": list(manifest.classes),
+        "precision": manifest.precision,
         "quality": manifest.quality and manifest.quality.model_dump(mode="json"),
         "prompt": prompt and prompt.model_dump(mode="json", exclude={"encoder_file", "decoder_file"}),
         "sizes": sorted({tuple(size) for size in sizes}),
