@@ -250,7 +250,7 @@ FULL_DISK = """
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         array = np.zeros(100_000)
-        with out_folder(s.out, {}, keep_on_error=False) as folder:
+        with out_folder(s.out, {}, resumes=False) as folder:
             if s.how == "bytes":
                 (folder / "a").write_bytes(array.tobytes())
             elif s.how == "npy":
