@@ -402,7 +402,7 @@ def test_onnx_that_takes_weights_from_another_file_is_refused(tmp_path):
         )
         fields = {**FIELDS, "format": "onnx", "precision": "fp32", "model_file": "model.onnx"}
         fields.pop("files")
-        seal_bundle(folder, **fields)
+        seal_bundle(folder, also=("w.data",), **fields)
         if inside:
             open_bundle(folder)
         else:
