@@ -78,7 +78,7 @@ def results_folder(settings: MeasuringSettings, made_from: Mapping[str, Any] | N
     if made_from is None:
         made_from = settings.model_dump(mode="json", exclude={"out", "overwrite"})
     assert settings.out is not None  # a command that can do without it measures without a folder
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with out_folder(settings.out, made_from, overwrite=settings.overwrite, resumes=False) as folder:
         yield folder
 
 

@@ -6,9 +6,6 @@ travels to devices without torch, so what needs torch is imported late.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -25,7 +22,7 @@ from segcore.bundle.manifest import Manifest
 from segcore.bundle.signature import check_signing_key, sign_bundle
 from segcore.command import Settings, print_result, run_command
 from segcore.errors import InputError, need
-from segcore.outfolder import check_apart, check_new, out_folder
+from segcore.outfolder import check_apart, check_new, out_folder, scratch_beside
 from segcore.words import bounded_ratio, fixed_percent
 
 _NEEDED = {
@@ -196,8 +193,8 @@ def export_bundle(
         "parent": source.sha256,
     }
     with (
-        out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder,
-        _scratch_beside(folder) as scratch,
+        out_folder(settings.out, made_from, overwrite=settings.overwrite, resumes=False) as folder,
+        scratch_beside(folder) as scratch,
     ):
         job = replace(make_job(settings, source, data, folder, scratch), judge=judge)
         return write_bundle(replace(job, parity_limits=limits) if limits else job)
@@ -212,7 +209,7 @@ def _compile_for_rtx(settings: ExportSettings, source: Bundle, limits: ParityLim
     capabilities = settings.compute_capability or CAPABILITIES
     if source.manifest.format != "torch":
         return compile_bundle(source, settings.out, capabilities=capabilities, overwrite=settings.overwrite)
-    with _scratch_beside(settings.out.with_name(f"{settings.out.name}.partial")) as scratch:
+    with scratch_beside(settings.out.with_name(f"{settings.out.name}.partial"), "graphs") as scratch:
         # Not judged there: what the compiler refuses it refuses below.
         asked = {"to": "tensorrt", "out": scratch / "graphs"}
         export_bundle(settings.model_copy(update=asked), limits=limits, judge=False)
@@ -254,21 +251,6 @@ def make_job(settings: ExportSettings, source: Bundle, data: ExportData, folder:
         inputs=MoreInputs(settings.size, settings.batch, drop_points=settings.max_size_drop_points),
         must_compile=settings.builder_check,
     )
-
-
-@contextmanager
-def _scratch_beside(folder: Path) -> Iterator[Path]:
-    """A folder for what is thrown away; what a run that was killed left there goes first.
-
-    It is beside OUT.partial and not in it: whatever lies in a bundle's folder when it is sealed is part of the bundle.
-    """
-    scratch = folder.with_name(f"{folder.name}-scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open_cases(settings: ExportSettings, parent: Manifest) -> ExportData:

@@ -7,6 +7,7 @@ function that takes one. pydantic-settings makes the parser: command line, YAML 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segcore.errors import GateError, InputError
+from segcore.errors import GateError, InputError, one_line
 from segcore.text import read_text
 from segcore.words import plural, rough_time
 
@@ -118,37 +119,119 @@ def run_command(
 ) -> NoReturn:
     """Parses, runs `main`, and exits with how it ended (0, 2, 3, 130; 1 keeps its traceback)."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _fill_standard_streams()
     if "-h" in words or "--help" in words:
-        print("every command also takes --config FILE.yaml with the same names\n", file=sys.stderr)
+        log("every command also takes --config FILE.yaml with the same names\n")
+    status, problem = 0, ""
     try:
         main(parse_settings(settings, prog, words))
+    except SystemExit as end:  # argparse has said why
+        status = end.code if isinstance(end.code, int) else EXIT_INPUT
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
+        status, problem = EXIT_INPUT, f"error: {error}"
     except GateError as error:
-        print(f"gate failed: {error}", file=sys.stderr)
-        sys.exit(EXIT_GATE)
+        status, problem = EXIT_GATE, f"gate failed: {error}"
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except OSError as error:
-        problem = _mendable_message(error)
-        if problem is None:
+        status, problem = EXIT_INTERRUPTED, "interrupted; run the same command again to go on"
+    except _OF_THE_MACHINE as error:
+        problem = _machine_message(error)
+        if not problem:
             raise
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
-    sys.exit(0)
+        status, problem = EXIT_INPUT, f"error: {one_line(problem)}"
+    # Here and not when the interpreter ends, which has no line for it, and a status of its own.
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not status:
+            status, problem = EXIT_INPUT, f"error: {_machine_message(error)}"
+        _silence(sys.stdout, 1)
+    if problem:
+        _tell(problem)
+    sys.exit(status)
 
 
-def _mendable_message(error: OSError) -> str | None:
-    """One line for a full disk or a forbidden file; None for what is our bug."""
+# --- what a run stands on: standard streams, disk, memory ---
+
+_OF_THE_MACHINE = (OSError, MemoryError, RuntimeError, ImportError, SystemError)
+"""What is raised where the machine has no more to give; torch and OpenVINO say it with a RuntimeError."""
+_STDOUT = "standard output"
+_NO_MEMORY = re.compile(
+    r"(can.?t|cannot|could not|failed to|unable to) allocate|out of memory|bad_alloc|failed to map segment|"
+    r"can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def _fill_standard_streams() -> None:
+    """Lets a stream that was closed (`2>&-`) end in the null device.
+
+    Else the next file that is opened has its number, and gets what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    if sys.stdout is None:
+        log("stdout is closed: the results are written to files alone")
+    if sys.stdout is None or sys.stdout is sys.__stdout__:  # not where a test or a notebook takes it
+        encoding, errors = (sys.stdout.encoding, sys.stdout.errors) if sys.stdout else (None, None)
+        raw = _RawStdout(1, "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=raw.isatty())
+
+
+class _RawStdout(io.FileIO):
+    """Standard output whose errors say that they are of it: those of a write do not tell of what file."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+
+def _silence(stream: Any, number: int) -> None:
+    """Lets what a stream still holds go nowhere, so that the interpreter's end does not fail at it."""
+    if stream is sys.__stderr__ or isinstance(getattr(stream.buffer, "raw", None), _RawStdout):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+
+
+def _machine_message(error: BaseException) -> str:
+    """One line for a full disk, a forbidden file or too little memory; an empty string for what is our bug."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    number = error.errno if isinstance(error, OSError) else None
+    if (
+        isinstance(error, MemoryError)
+        or number in (errno.ENOMEM, errno.EAGAIN)
+        or (_NO_MEMORY.search(str(error)) and "static TLS" not in str(error))
+    ):
+        return (
+            f"memory: must be enough for this run, ran out ({reason[:200]}); close other programs, raise the limit "
+            "(ulimit -v, ulimit -u), or ask for less at once: smaller batches or pictures, fewer workers or threads"
+        )
+    if not isinstance(error, OSError):
+        return ""
+    if error.filename == _STDOUT:
+        return (
+            f"stdout: must take the results, could not ({error.strerror}); the files that were written stay: send it "
+            "to a file, or to a program that reads it to the end"
+        )
     name = error.filename or "output"
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if number in (errno.EACCES, errno.EPERM):
         return f"{name}: must be readable and writable, permission denied; change its permissions"
-    if error.errno == errno.EROFS:
+    if number == errno.EROFS:
         return f"{name}: must be writable, the file system is read-only; choose another --out"
+    if number == errno.ENAMETOOLONG:
+        return f"{name}: must have a shorter name, it is too long for this disk; choose another"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{name}: must be opened, too many files are open already; raise the limit (ulimit -n)"
+    if number == errno.EIO:
+        return f"{name}: must be readable and writable, its disk or its connection fails ({error.strerror}); see to it"
     # numpy's tofile reports a full disk as "N requested and M written", without an errno.
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(
         r"requested and \d+ written", str(error)
     ):
         reason = error.strerror or "the disk is full"
@@ -156,7 +239,7 @@ def _mendable_message(error: OSError) -> str | None:
             f"{name}: cannot be written, {reason}; nothing was kept that looks finished: "
             "free some space or choose another --out"
         )
-    return None
+    return ""
 
 
 def print_result(**result: Any) -> None:
@@ -170,7 +253,15 @@ def log(message: str) -> None:
     """Progress and remarks go to stderr; stdout is for results."""
     if is_helper_process():
         return
-    print(message, file=sys.stderr, flush=True)
+    _tell(message)
+
+
+def _tell(message: str) -> None:
+    """Writes to stderr. That its reader is gone, or its disk full, is no reason to end hours of work."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr, 2)
 
 
 T = TypeVar("T")

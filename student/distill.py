@@ -12,7 +12,6 @@ with a = α where there is a mask y, else 0. docs/results.md has what the defaul
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
 from segcore.errors import InputError
 from segcore.host import Made
 from segcore.learn.settings import TrainSettings
-from segcore.outfolder import out_folder, write_text
+from segcore.outfolder import out_folder, scratch_beside, write_text
 from student.design import check_size, find_design, title_of
 
 if TYPE_CHECKING:
@@ -132,11 +131,16 @@ def main(settings: DistillSettings) -> None:
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256, "teacher_sha256": teacher and teacher.sha256,
               "tta": teacher.soft.record.tta if teacher and teacher.soft else None}  # fmt: skip
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        if teacher and teacher.bundle:
-            _check_live_window(settings, dataset, teacher)
-        if teacher and settings.teacher_check:
-            check_teacher(settings, design, dataset, teacher, baseline, folder)
-        dice, parameters = _train_student(settings, design, dataset, teacher, folder)
+        from segcore.learn.seal import sealed_before
+
+        if sealed := sealed_before(folder):
+            dice, parameters = sealed.metric("dice_mean", "val"), sealed.parameters
+        else:
+            if teacher and teacher.bundle:
+                _check_live_window(settings, dataset, teacher)
+            if teacher and settings.teacher_check:
+                check_teacher(settings, design, dataset, teacher, baseline, folder)
+            dice, parameters = _train_student(settings, design, dataset, teacher, folder)
     log(f"wrote {settings.out}")
     print_result(bundle=str(settings.out), dice_val=dice, parameters=parameters)
 
@@ -213,13 +217,8 @@ def _train_without(
         "early_stop": 0,
         "log_with": (),
     }
-    scratch = folder.with_name(f"{folder.name}-check")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
+    with scratch_beside(folder) as scratch:
         trained = fit_student(settings.model_copy(update=short), design, dataset, None, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     took = time.perf_counter() - started
     best = max(epoch.dice_val for epoch in trained.history)
     return {"student": best, "how": f"{steps} steps on the masks alone, {took:.0f} s"}
@@ -350,7 +349,7 @@ def _student_input(settings: DistillSettings, cases: Sequence[Case]) -> InputSpe
 
 def _train_student(
     settings: DistillSettings, design: Design, dataset: Dataset, teacher: TeacherSource | None, folder: Path
-) -> tuple[float, int]:
+) -> tuple[float | None, int]:
     from segcore.learn.seal import Origin, seal_trained
     from segcore.learn.tracking import end_tracking
     from student.network import ARCHITECTURE, sealed_form
@@ -360,7 +359,7 @@ def _train_student(
             "--design: its depthwise convolutions are fast in OpenVINO's INT8; with TensorRT nobody has measured them"
         )
     trained = fit_student(settings, design, dataset, teacher, folder)
-    dice = 0.0
+    dice: float | None = 0.0
     if trained.accelerator.is_main_process:
         sealed = sealed_form(trained.network)
         # For tables: what it is, whose pupil, and whether it saw only some of the images.
@@ -382,9 +381,10 @@ def _train_student(
             dataset=dataset,
             validator=trained.validator,
             settings=trained.settings,
+            also=(CHECK,),
         )
         end_tracking(trained.accelerator, manifest)
-        dice = manifest.metric("dice_mean", "val") or 0.0
+        dice = manifest.metric("dice_mean", "val")
     trained.accelerator.wait_for_everyone()
     return dice, trained.parameters
 

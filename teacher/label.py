@@ -20,9 +20,11 @@ from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case, volumes_of
 from segcore.dataset.dataset import Dataset, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import (
+    LABELS,
     LabelRecord,
     TeacherRecord,
     finished_shards,
+    open_soft_labels,
     seal_labels,
     shard_name,
     write_shard,
@@ -152,14 +154,24 @@ def _write_labels(
 
     assert settings.tta != "auto"  # `main` has resolved it
     state = PartialState(cpu=settings.device == "cpu")
-    parts = label_parts(
-        cases,
-        rank=state.process_index,
-        processes=state.num_processes,
-        shard_images=settings.shard_images,
-        batch_size=settings.batch_size,
-        by_volume=any(b.manifest.architecture == REMEMBERS and b.manifest.format == "torch" for b in bundles),
-    )
+    if (folder / LABELS).is_file():  # a run was killed between sealing and renaming
+        if state.is_main_process:
+            seal_labels(folder, open_soft_labels(folder).record)
+        return
+    by_process = [
+        label_parts(
+            cases,
+            rank=rank,
+            processes=state.num_processes,
+            shard_images=settings.shard_images,
+            batch_size=settings.batch_size,
+            by_volume=any(
+                b.manifest.architecture == REMEMBERS and b.manifest.format == "torch" for b in bundles
+            ),
+        )
+        for rank in range(state.num_processes)
+    ]
+    parts = by_process[state.process_index]
     done = finished_shards(folder)
     label = open_ensemble(bundles, tta=settings.tta, device=str(state.device), prompter=prompter)
     images = sum(len(batch) for part in parts for batch in part)
@@ -174,7 +186,11 @@ def _write_labels(
     bar.close()
     state.wait_for_everyone()
     if state.is_main_process:
-        seal_labels(folder, _label_record(settings, bundles, prompter, dataset, finished_shards(folder)))
+        whole = finished_shards(folder)
+        # Not those of a run that was killed and had another number of processes: they hold the same images again.
+        names = [shard_name(rank, n) for rank, parts in enumerate(by_process) for n in range(len(parts))]
+        shards = {name: whole[name] for name in names}
+        seal_labels(folder, _label_record(settings, bundles, prompter, dataset, shards))
     state.wait_for_everyone()
 
 

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from teacher.system import System
 
 
+_ADAPTER = "adapter"
+
+
 @dataclass(frozen=True)
 class _TrainingResult:
-    dice_val: float
+    dice_val: float | None
     trained_parameters: int
     parameters: int
 
@@ -50,7 +53,14 @@ def main(settings: TeacherSettings) -> None:
     dataset = open_dataset(settings.data, seed=settings.split_seed, fold=settings.fold)
     recipe = {**settings.recipe(), "data_sha256": dataset.sha256}
     with out_folder(settings.out, recipe, overwrite=settings.overwrite) as folder:
-        trained = _train_teacher(settings, dataset, folder)
+        from segcore.learn.seal import sealed_before
+
+        sealed = sealed_before(folder)
+        if sealed:
+            dice = sealed.metric("dice_mean", "val")
+            trained = _TrainingResult(dice, sealed.trained_parameters, sealed.parameters)
+        else:
+            trained = _train_teacher(settings, dataset, folder)
     log(f"wrote {settings.out}")
     print_result(
         bundle=str(settings.out),
@@ -144,11 +154,11 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
                 validate=validate,
                 draw=lambda network: validator.outlines(system.view(network)),
             )
-    dice = 0.0
+    dice: float | None = 0.0
     if accelerator.is_main_process:
         if system.save_adapters:
             # Before they are merged into the weights below.
-            system.save_adapters(folder / "adapter")
+            system.save_adapters(folder / _ADAPTER)
         manifest = seal_trained(
             folder,
             # A copy, because merging is in place and the parameters are counted as they were trained.
@@ -166,9 +176,10 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
             validator=validator,
             settings=settings.model_copy(update={"cache": None}),  # where this machine has it
             thresholds=system.thresholds,
+            also=(_ADAPTER,),
         )
         end_tracking(accelerator, manifest)
-        dice = manifest.metric("dice_mean", "val") or 0.0
+        dice = manifest.metric("dice_mean", "val")
     accelerator.wait_for_everyone()
     return _TrainingResult(dice, trained, _count_parameters(network))
 

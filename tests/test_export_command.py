@@ -85,7 +85,9 @@ def test_a_killed_run_leaves_nothing_in_the_next_ones_bundle(torch_bundle, expor
     assert done.returncode == 9, done.stderr
     left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.onnx")}
     assert left == {"out.partial-scratch"}
-    assert {path.name for path in tmp_path.iterdir()} == {"out.partial", "out.partial-scratch"}
+    kept = {"out.partial", "out.partial-scratch", "out.partial-lock"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    (out.with_name("out.partial") / "model.bin").write_bytes(b"of the run that was killed")
     export_bundle(ExportSettings(bundle=torch_bundle, to="openvino", out=out))
     assert list(tmp_path.iterdir()) == [out]
     files = open_bundle(exported("openvino", "fp32")).manifest.files

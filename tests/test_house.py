@@ -27,6 +27,7 @@ BY_NAME = {
     "teacher/sam2_model.py": "import_module",  # the classes that sam2's own configurations name
     "benchmarks/study/job.py": "runpy.run_module",  # teacher.train, in a process of its own
     "benchmarks/distillation/job.py": "runpy.run_module",  # the command of a stage, likewise
+    "benchmarks/checks/kills.py": "runpy.run_module",  # the commands that it kills, and what they import
     "benchmarks/measuring.py": "__import__",  # libraries, to see that they are there
     "demo/__main__.py": "__import__",
 }

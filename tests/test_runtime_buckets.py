@@ -26,8 +26,7 @@ SIZES = ((64, 64), (96, 128))
 
 def resealed(folder, manifest=None, **changes):
     manifest = dict(manifest or open_bundle(folder).manifest) | changes
-    manifest.pop("files")
-    seal_bundle(folder, **manifest)
+    seal_bundle(folder, also=tuple(manifest.pop("files")), **manifest)
     return folder
 
 

@@ -137,11 +137,37 @@ def test_seal_then_open(tmp_path):
     (tmp_path / "model.xml").write_bytes(CONTENT)
     fields = {k: v for k, v in FIELDS.items() if k != "files"}
     fields["metrics"] = (Metric(name="dice_mean", split="test", value=0.5, cases=3),)
-    sealed = seal_bundle(tmp_path, **fields)
+    sealed = seal_bundle(tmp_path, also=("sub", "not-made.png"), **fields)
     assert set(sealed.files) == {"model.xml", "sub/x.bin", "MODEL_CARD.md"}
     opened = open_bundle(tmp_path)
     assert isinstance(opened, Bundle)
     assert opened.manifest == sealed
+
+
+@pytest.mark.parametrize("name", ["0123456789abcdef.tmp", "old-model.bin", "sub/model.xml", "fp32.onnx"])
+def test_what_the_stage_did_not_write_is_not_sealed(tmp_path, name):
+    """Five kills of an export had made a bundle of 21 MB out of one of 0.9 MB."""
+    (tmp_path / "model.xml").write_bytes(CONTENT)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"left behind")
+    with pytest.raises(InputError) as caught:
+        seal_bundle(tmp_path, **{k: v for k, v in FIELDS.items() if k != "files"})
+    assert str(caught.value).replace(str(tmp_path), "O.partial") == (
+        f"bundle O.partial: must hold the files of its stage alone, got {name}; move it away and run the same command "
+        "again"
+    )
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_files_that_belong_to_the_named_ones_are_sealed(tmp_path):
+    """Weights of an IR, golden cases, those of another size; what resuming needed goes when the manifest is there."""
+    names = {"model.xml", "model.bin", "golden.npz", "model-96x96.xml", "model-96x96.bin", "golden-96x96.npz"}
+    for name in (*names, "last.pt"):
+        (tmp_path / name).write_bytes(CONTENT)
+    size = {"file": "model-96x96.xml", "golden": "golden-96x96.npz", "height_px": 96, "width_px": 96}
+    fields = {k: v for k, v in FIELDS.items() if k != "files"} | {"variants": (size,)}
+    assert {*seal_bundle(tmp_path, resumed_from=("last.pt",), **fields).files} == {*names, "MODEL_CARD.md"}
+    assert not (tmp_path / "last.pt").exists()
 
 
 def sized(**changes) -> Manifest:
@@ -403,7 +429,7 @@ def test_onnx_that_takes_weights_from_another_file_is_refused(tmp_path, deep):
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         fields = {**FIELDS, "format": "onnx", "precision": "fp32", "model_file": "model.onnx"}
         fields.pop("files")
-        seal_bundle(folder, **fields)
+        seal_bundle(folder, also=("w.data",), **fields)
         if inside:
             open_bundle(folder)
         else:

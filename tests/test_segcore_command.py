@@ -250,7 +250,7 @@ FULL_DISK = """
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         array = np.zeros(100_000)
-        with out_folder(s.out, {}, keep_on_error=False) as folder:
+        with out_folder(s.out, {}, resumes=False) as folder:
             if s.how == "bytes":
                 (folder / "a").write_bytes(array.tobytes())
             elif s.how == "npy":
@@ -274,6 +274,134 @@ def test_full_disk_for_real(tmp_path, how):
     assert done.stderr.count("\n") == 1
     assert "cannot be written" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+SURROUNDINGS = """
+    import json, shutil, sys
+    from pathlib import Path
+    from segcore.command import Settings, log, print_result, run_command
+    from segcore.outfolder import out_folder, write_bytes
+
+    class S(Settings):
+        "Writes a file of a mebibyte and prints its result."
+        out: Path
+        remove: bool = False
+
+    def main(s):
+        with out_folder(s.out, {}) as folder:
+            log("at work")
+            write_bytes(folder / "a", bytes(1 << 20))
+            if s.remove:
+                shutil.rmtree(folder)
+                write_bytes(folder / "b", b"b")
+            held = bytearray(HELD << 20)
+        print_result(done=True, bytes=len(held))
+
+    run_command(main, S, "python -m surroundings")
+"""
+
+
+def surrounded(tmp_path, before, after="", *, flags="", held_mib=1):
+    """Ends as (exit status, stdout, stderr), what a shell lets a command run in."""
+    script = tmp_path / "command.py"
+    script.write_text(textwrap.dedent(SURROUNDINGS).replace("HELD", str(held_mib)))
+    line = (
+        f"{before} {sys.executable} {script} --out {tmp_path / 'O'} {flags} {after}; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr.replace(str(tmp_path), "T")
+
+
+RESULT = '{"done": true, "bytes": 1048576}\n'
+posix = pytest.mark.skipif(sys.platform != "linux", reason="a shell, /dev/full and limits of Linux")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("after", "status", "out", "err"),
+    [
+        ("", 0, RESULT, "at work\n"),
+        ("2>&-", 0, RESULT, ""),
+        ("2>/dev/full", 0, RESULT, ""),
+        ("<&-", 0, RESULT, "at work\n"),
+        (">&-", 0, "", "stdout is closed: the results are written to files alone\nat work\n"),
+        (">&- 2>&-", 0, "", ""),
+        ("2>&1 | true", 2, "", ""),
+        (
+            "| true",
+            2,
+            "",
+            "at work\nerror: stdout: must take the results, could not (Broken pipe); the files that were written stay: "
+            "send it to a file, or to a program that reads it to the end\n",
+        ),
+        (
+            ">/dev/full",
+            2,
+            "",
+            "at work\nerror: stdout: must take the results, could not (No space left on device); the files that were "
+            "written stay: send it to a file, or to a program that reads it to the end\n",
+        ),
+    ],
+)
+def test_standard_streams_that_take_nothing(tmp_path, after, status, out, err):
+    """Closed, one's number went to the next file that was opened, which then got what libraries print."""
+    assert surrounded(tmp_path, "", after) == (status, out, err)
+    assert [path.name for path in tmp_path.glob("O*")] == ["O"]
+    assert (tmp_path / "O" / "a").read_bytes() == bytes(1 << 20)
+
+
+@posix
+def test_a_folder_that_is_removed_meanwhile(tmp_path):
+    assert surrounded(tmp_path, "", flags="--remove") == (
+        2,
+        "",
+        "at work\nerror: --out T/O: T/O.partial must stay there until it is complete, was removed while it was written; "
+        "run the same command again\n",
+    )
+    assert list(tmp_path.glob("O*")) == []
+
+
+@posix
+def test_limits_of_files_and_memory(tmp_path):
+    status, out, err = surrounded(tmp_path, "ulimit -f 100;")
+    assert (status, out) == (2, "")
+    assert err == (
+        "at work\nerror: output: cannot be written, File too large; nothing was kept that looks finished: "
+        "free some space or choose another --out\n"
+    )
+    status, out, err = surrounded(tmp_path, "ulimit -v 1000000;", held_mib=2000)
+    assert (status, out) == (2, "")
+    assert err == (
+        "at work\nerror: memory: must be enough for this run, ran out (MemoryError); close other programs, raise the "
+        "limit (ulimit -v, ulimit -u), or ask for less at once: smaller batches or pictures, fewer workers or threads\n"
+    )
+    assert not (tmp_path / "O").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_what_libraries_say_when_memory_runs_out(capsys, error):
+    assert ended(raiser(error), "--data", "d") == 2
+    assert capsys.readouterr().err.startswith("error: memory: must be enough for this run, ran out (")
+
+
+@pytest.mark.parametrize("kind", [InputError, GateError])
+def test_a_message_is_one_line_whatever_the_input_held(capsys, kind):
+    ended(raiser(kind("image a\nb\x1b[2J\u202e\udcff.png: must be ü")), "--data", "d")
+    assert capsys.readouterr().err.endswith("image a\\nb\\x1b[2J\\u202e\\udcff.png: must be ü\n")
+    ended(raiser(kind("n" * 5000 + ": must be shorter; rename it")), "--data", "d")
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert len(str(kind("n" * 5000))) == 500
+    assert line.endswith("nnn: must be shorter; rename it\n")
 
 
 class Clock:

@@ -104,7 +104,7 @@ def test_partial_without_settings_starts_again(tmp_path):
 
 
 def test_stage_that_cannot_resume_leaves_nothing(tmp_path):
-    fail(tmp_path / "O", {}, keep_on_error=False)
+    fail(tmp_path / "O", {}, resumes=False)
     assert list(tmp_path.iterdir()) == []
 
 

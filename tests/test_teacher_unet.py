@@ -170,8 +170,7 @@ def test_int8_levels_its_channels_as_a_students(bundle, fragile_student, tmp_pat
     shutil.copytree(bundle.folder, folder)
     save_weights(folder / "model.safetensors", fragile)
     manifest = dict(bundle.manifest)
-    manifest.pop("files")
-    seal_bundle(folder, **manifest)
+    seal_bundle(folder, also=tuple(manifest.pop("files")), **manifest)
     settings = {"calibration_cases": 4, "guard_cases": 2, "min_speedup": 0, "batch": (2,)}
     settings |= {"max_drop_points": 3, "max_p05_drop_points": 3}
     found = export_bundle(

@@ -191,7 +191,7 @@ def _tuned_candidates(job: Job, plan: Finetuning) -> Iterator[Candidate]:
     from export.int8.qat import finetune  # here: it brings all that a training needs
 
     log(f"guard: fine-tuning under fake quantisation, {plan.epochs} epochs")
-    tuned = finetune(job.source, plan)
+    tuned = finetune(job.source, plan, scratch=job.scratch)
     log(f"guard: Dice under fake quantisation {tuned.dice_before:.4f} before, {tuned.dice_after:.4f} after")
     graph = DeployGraph(tuned.network, job.parent.input).eval()
     yield _write_candidate(job, f", {plan.epochs} epochs fine-tuned", graph, qat_epochs=plan.epochs)

@@ -95,7 +95,7 @@ class TunedStudent:
         return self.epochs[self.best_epoch - 1].dice_val if self.best_epoch else self.dice_before
 
 
-def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
+def finetune(source: Bundle, plan: Finetuning, *, scratch: Path | None = None) -> TunedStudent:
     """Trains the source's student under fake quantisation, on its own training split and with its own loss.
 
     Without soft labels the teacher is the source itself, in FP32: it is what the 8-bit student should compute, it sees
@@ -104,6 +104,7 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     Args:
         source: a student in torch format.
         plan: the data, and how long.
+        scratch: folder for its checkpoints; by default one of the system's.
 
     Raises:
         InputError: not such a bundle, or data or soft labels that do not fit it.
@@ -113,7 +114,7 @@ def finetune(source: Bundle, plan: Finetuning) -> TunedStudent:
     seed_of_split = manifest.data.split_seed if plan.split_seed is None else plan.split_seed
     dataset = _open_training_data(plan.data, source, seed_of_split)
     labels = open_fitting_labels(plan.soft, dataset) if plan.soft else None
-    with TemporaryDirectory(prefix="sam2edge-qat-") as folder:
+    with TemporaryDirectory(prefix="sam2edge-qat-", dir=scratch) as folder:
         settings = _training_settings(manifest, plan, seed_of_split, Path(folder))
         cases, held = choose_cases(dataset, settings)
         spec, classes = manifest.input, len(manifest.classes)

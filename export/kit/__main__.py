@@ -88,7 +88,7 @@ def make_kit(settings: KitSettings) -> tuple[str, ...]:
     made_from = {"command": "export.kit", "bundle": bundle.sha256}
     if baseline:
         made_from["baseline"] = baseline.sha256
-    with out_folder(settings.out, made_from, overwrite=settings.overwrite, keep_on_error=False) as folder:
+    with out_folder(settings.out, made_from, overwrite=settings.overwrite, resumes=False) as folder:
         _fill_kit(folder, bundle, baseline, engines, compares)
         # Written last inside the block: the folder gets its name only when its archive is whole.
         _pack_archive(folder, tar, settings.out.name)

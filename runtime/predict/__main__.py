@@ -39,7 +39,7 @@ from runtime.predict.files import (
 )
 from runtime.predict.inputs import InputList, PredictionInput, inputs_sha256, list_inputs
 from runtime.predict.parallel import predict_in_processes, predict_with_ray
-from runtime.predict.write import Outputs, RecordFile, open_records, read_records
+from runtime.predict.write import PREDICTIONS_FILE, Outputs, RecordFile, open_records, read_records
 from runtime.promptable import PromptPredictor
 from runtime.trt.cuda_runtime import CudaLibrary, choose_cuda
 from runtime.verify import prove
@@ -222,7 +222,9 @@ def _predict_missing(
                 )
         except BaseException:
             if not records.done or records.failed == len(inputs):
-                shutil.rmtree(folder)  # there is nothing to go on with
+                for name in ("masks", "overlays"):  # there is nothing to go on with: the folder goes, too
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / PREDICTIONS_FILE).unlink(missing_ok=True)
             raise
         seconds, done = time.perf_counter() - begin, len(left) - (records.failed - failed_before)
         if len(left) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,12 +92,12 @@ def write_prediction(prediction: ScanPrediction, folder: Path, outputs: Outputs)
     """Writes masks and overlays; gives the input's record, which is `failure_record`'s where it cannot be written.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to.
+        OSError: the disk is full, or the folder cannot be written to, or is gone.
     """
     try:
         return _write_files(prediction, folder, outputs)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+        if isinstance(error, OSError) and (error.errno in _FATAL_ERRNOS or not folder.is_dir()):
             raise
         return failure_record(prediction.input, error, outputs)
 
@@ -262,6 +263,10 @@ class RecordFile:
         """Appends a record; the file has it when this returns."""
         if record["case"] in self.done:
             raise ValueError(f"a case must have one record, got another of {record['case']}")
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise InputError(
+                f"{self._file.name}: must stay there while it is written, was removed; run the same command again"
+            )
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()  # to the system: what kills this process does not take the line with it
         self._count_record(record)

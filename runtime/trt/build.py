@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -35,7 +34,7 @@ from segcore.bundle.manifest import CompilerVerdict, EngineTarget, Manifest, Var
 from segcore.command import log
 from segcore.errors import GateError, InputError
 from segcore.host import Made, made_now
-from segcore.outfolder import check_apart, out_folder
+from segcore.outfolder import check_apart, out_folder, scratch_beside
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ def build_bundle(
     }
     made = made_now()
     with (
-        out_folder(out, settings, overwrite=overwrite, keep_on_error=False) as folder,
-        tempfile.TemporaryDirectory(prefix="sam2edge-timings-") as scratch,
+        out_folder(out, settings, overwrite=overwrite, resumes=False) as folder,
+        scratch_beside(folder) as scratch,
     ):
         # The plans of one bundle share most of their kernels.
-        cache = timing_cache or Path(scratch) / "timings"
+        cache = timing_cache or scratch / "timings"
         built = {
             plan.plan: build_apart(
                 PlanRequest(

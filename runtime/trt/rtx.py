@@ -216,7 +216,7 @@ def compile_bundle(
     settings = {"parent": source.sha256, "to": ENGINE, "compute_capability": list(capabilities)}
     made = made_now()
     compiled, version = list[CompiledGraph](), ""
-    with out_folder(out, settings, overwrite=overwrite, keep_on_error=False) as folder:
+    with out_folder(out, settings, overwrite=overwrite, resumes=False) as folder:
         for plan in plans:
             log(f"compiling {plan.source.file} for compute capability {', '.join(capabilities)}")
             request = CompileRequest(source.path(plan.source.file), capabilities, folder / plan.plan)

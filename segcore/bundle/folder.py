@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.bundle.external_data import has_external_data
+from segcore.bundle.golden import GOLDEN_FILE, GOLDEN_PROMPTS
 from segcore.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from segcore.bundle.story import MODEL_CARD, model_card
 from segcore.command import log
@@ -82,30 +83,58 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
 
 
-def seal_bundle(folder: Path, **manifest: Any) -> Manifest:
-    """Writes the model card, hashes every file in `folder` and writes the manifest; the last step of a stage.
+def seal_bundle(
+    folder: Path, *, also: Collection[str] = (), resumed_from: Collection[str] = (), **manifest: Any
+) -> Manifest:
+    """Writes the model card, hashes the stage's files in `folder` and writes the manifest; the last step of a stage.
 
     Args:
         folder: the stage's working folder (OUT.partial); its `settings.json` is not part of the bundle.
+        also: files that the stage writes besides those that the manifest names; a folder stands for all that is in it.
+            One that is not there is not missed.
+        resumed_from: files that only going on needed: not part of the bundle, and removed once it is sealed.
         manifest: the fields of `Manifest` except `files`.
+
+    Raises:
+        InputError: something else is in the folder.
     """
-    skip = {MANIFEST, MODEL_CARD, "settings.json"}
-    files = {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in skip
-    }
-    for name in files:
-        # Under another name the file could be changed after it was hashed.
-        if (folder / name).stat().st_nlink > 1:
+    known = {*_named_files(Manifest(files={}, **manifest)), *also}
+    skip = {MANIFEST, MODEL_CARD, "settings.json", *resumed_from}
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if name.as_posix() in skip:
+            continue
+        if not known.intersection(part.as_posix() for part in (name, *name.parents)):
             raise InputError(
-                f"bundle {folder}: {name} must be a file of its own, has another name elsewhere (a hard link); copy it"
+                f"bundle {folder}: must hold the files of its stage alone, got {name.as_posix()}; move it away and run "
+                "the same command again"
             )
+        # Under another name the file could be changed after it was hashed.
+        if path.stat().st_nlink > 1:
+            raise InputError(
+                f"bundle {folder}: {name.as_posix()} must be a file of its own, has another name elsewhere (a hard "
+                "link); copy it"
+            )
+        files[name.as_posix()] = hash_file(path)
     card = folder / MODEL_CARD
     write_text(card, model_card(Manifest(files=files, **manifest)))
     sealed = Manifest(files={**files, MODEL_CARD: hash_file(card)}, **manifest)
     write_text(folder / MANIFEST, sealed.model_dump_json(indent=2) + "\n")
+    for old in resumed_from:
+        (folder / old).unlink(missing_ok=True)
     return sealed
+
+
+def _named_files(manifest: Manifest) -> set[str]:
+    """The files that a manifest names, and those that belong to them: weights of an IR, golden cases."""
+    models = [manifest.model_file, *(variant.file for variant in manifest.variants)]
+    golden = [GOLDEN_FILE, *(variant.golden for variant in manifest.variants)]
+    if manifest.prompt is not None:
+        golden.append(GOLDEN_PROMPTS)
+        models += [name for name in (manifest.prompt.encoder_file, manifest.prompt.decoder_file) if name]
+    weights = [PurePosixPath(name).with_suffix(".bin").as_posix() for name in models if name.endswith(".xml")]
+    return {*models, *weights, *golden}
 
 
 def open_bundle(folder: Path | str) -> Bundle:

@@ -7,6 +7,7 @@ shard-00000.npy      float16 logits n×K×H×W at the (largest) teacher's input 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,8 +90,11 @@ def shard_name(rank: int, number: int) -> str:
 
 def write_shard(folder: Path, name: str, cases: tuple[str, ...], logits: np.ndarray) -> None:
     """Writes one shard and, last, the list of its cases: a shard with a list is whole."""
-    np.save(folder / name, logits.astype(np.float16))
-    write_text(folder / f"{name}.json", json.dumps(cases))
+    with (folder / name).open("wb") as file:
+        np.save(file, logits.astype(np.float16))
+        file.flush()
+        os.fsync(file.fileno())
+    write_text(folder / f"{name}.json", json.dumps(cases), durable=True)
 
 
 def finished_shards(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -100,10 +104,11 @@ def finished_shards(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def seal_labels(folder: Path, record: LabelRecord) -> None:
-    """Writes `labels.json` and drops the lists that were only needed to resume."""
+    """Writes `labels.json`, then drops what was only needed to resume: lists, and shards of other processes."""
     write_text(folder / LABELS, record.model_dump_json(indent=2))
-    for name in record.shards:
-        (folder / f"{name}.json").unlink(missing_ok=True)
+    for path in folder.glob("shard-*"):
+        if path.name not in record.shards:
+            path.unlink()
 
 
 def open_soft_labels(folder: Path | str) -> SoftLabels:

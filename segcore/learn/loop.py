@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import io
 import json
 import math
 import sys
@@ -35,10 +36,13 @@ from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.network import save_checkpoint, save_weights
 from segcore.learn.settings import TrainSettings
 from segcore.learn.tracking import log_figures, log_picture, start_tracking
+from segcore.outfolder import write_text
 from segcore.words import plural
 
 HISTORY, STEPS = "history.csv", "steps.csv"
 _LAST, _BEST = "last.pt", "best.safetensors"
+CHECKPOINT = (_LAST, _BEST)
+"""What only going on needs."""
 _PICTURES = 10  # times that validation pictures are noted for a tracker
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
@@ -190,8 +194,8 @@ def fit(
             log_figures(accelerator, [(number, figures)])
             if draw and (stops or (epoch + 1) % max(1, settings.epochs // _PICTURES) == 0):
                 _note_picture(run, draw, kept, settings, number)
-            _save_epoch(folder, run, history, best=kept if best else None)
             _write_rows(folder / STEPS, steps)
+            _save_epoch(folder, run, history, best=kept if best else None)
             if stops and len(history) < settings.epochs:
                 log(
                     f"stopped after epoch {len(history)} of {settings.epochs}: the val Dice has not risen for "
@@ -210,12 +214,6 @@ def should_stop(history: Sequence[Epoch], patience: int) -> bool:
     dice = [e.dice_val for e in history]
     # The first of equals is the best: what only equals it has not risen.
     return len(dice) - 1 - dice.index(max(dice)) >= patience
-
-
-def drop_checkpoint(folder: Path) -> None:
-    """Removes what only resuming needed; the last step before a bundle is sealed."""
-    for name in (_LAST, _BEST):
-        (folder / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -407,11 +405,11 @@ def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def _save_epoch(folder: Path, run: Run, history: list[Epoch], *, best: nn.Module | None) -> None:
-    """The best weights first: a kill in between repeats this epoch, which makes them again."""
+    """The checkpoint last: a kill before it repeats this epoch, which makes the others again."""
     if best is not None:
         save_weights(folder / _BEST, best)
-    _save_run(folder, run, history, EpochPart())
     _write_rows(folder / HISTORY, history)
+    _save_run(folder, run, history, EpochPart())
 
 
 def _save_run(folder: Path, run: Run, history: Sequence[Epoch], part: EpochPart) -> None:
@@ -428,10 +426,11 @@ def _save_run(folder: Path, run: Run, history: Sequence[Epoch], part: EpochPart)
 
 
 def _write_rows(path: Path, rows: Sequence[Epoch] | Sequence[Step]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(rows[0])))
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(path, text.getvalue())
 
 
 def _read_steps(folder: Path) -> list[Step]:

@@ -104,14 +104,14 @@ def save_weights(path: Path, network: nn.Module) -> None:
     }
     # By our own writer, to which a full disk is an OSError: those of safetensors and torch raise errors that look like
     # a bug of ours.
-    write_bytes(path, save(state))
+    write_bytes(path, save(state), durable=True)
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes what a training needs to go on; read it with `torch.load(path, weights_only=True)`."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    write_bytes(path, buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer(), durable=True)
 
 
 def check_torch_bundle(bundle: Bundle, kind: str) -> None:

@@ -9,7 +9,7 @@ rotation and foreign pictures are left to test it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,13 @@ import torch
 import yaml
 from torch import nn
 
-from segcore.bundle.folder import seal_bundle
+from segcore.bundle.folder import MANIFEST, open_bundle, seal_bundle
 from segcore.bundle.manifest import DataRecord, Manifest, Metric
 from segcore.command import log
 from segcore.dataset.dataset import Dataset, split_counts
 from segcore.host import Made, made_now
 from segcore.learn.evaluate import Validator, calibrate, draw_curves, draw_examples, score_cases
-from segcore.learn.loop import HISTORY, drop_checkpoint
+from segcore.learn.loop import CHECKPOINT, HISTORY, STEPS
 from segcore.learn.network import DeployGraph, check_finite, count_macs, save_weights
 from segcore.learn.settings import TrainSettings
 from segcore.measure.metrics import dice_per_class
@@ -36,6 +36,7 @@ from segcore.picture.quality import QualityModel, estimate, odd_shape, regressor
 
 WEIGHTS = "model.safetensors"
 RECIPE = "train.yaml"
+_EXAMPLES, _CURVES = "examples.png", "curves.png"
 MIN_CASES, MAX_CASES = 20, 128
 """Validation cases that the estimate of quality needs, and uses."""
 _CLEAN_WEIGHT = 6.0  # of an undegraded picture; each comes with three degraded ones, and is what is met most
@@ -73,12 +74,14 @@ def seal_trained(
     validator: Validator,
     settings: TrainSettings,
     thresholds: tuple[float, float] = (0.05, 0.95),
+    also: Collection[str] = (),
 ) -> Manifest:
     """Writes weights, pictures, `train.yaml` (for `--config`, to repeat the run) and the manifest into OUT.partial.
 
     `network` is a plain module in its final form (adapters merged) with one logits tensor out; `validator` scores it
     once more, so that the manifest's Dice is that of the weights beside it, and lends its cases to the student's
-    estimate of its own quality. The threshold is chosen between `thresholds`.
+    estimate of its own quality. The threshold is chosen between `thresholds`. `also` names what the stage has written
+    besides a training's files.
     """
     network = copy.deepcopy(network).cpu().eval()
     check_finite(network, "training", "it has diverged: lower --lr")
@@ -90,14 +93,15 @@ def seal_trained(
     validator = validator.with_output(output)
     scored = score_cases(validator, answers)
     dice = float(np.mean([score for score, *_ in scored]))
-    draw_examples(scored, validator.spec, folder / "examples.png")
+    draw_examples(scored, validator.spec, folder / _EXAMPLES)
     if (folder / HISTORY).exists():  # a teacher that needs no training has none
-        draw_curves(folder / HISTORY, folder / "curves.png")
+        draw_curves(folder / HISTORY, folder / _CURVES)
     # A teacher is who unsure cases are sent to; four more passes of it would cost minutes.
     quality = fit_quality(network, validator) if origin.kind == "student" else None
-    drop_checkpoint(folder)
     return seal_bundle(
         folder,
+        also=(RECIPE, HISTORY, STEPS, _EXAMPLES, _CURVES, *also),
+        resumed_from=CHECKPOINT,
         **vars(origin),
         format="torch",
         precision="fp32",
@@ -115,6 +119,15 @@ def seal_trained(
         made=made_now(),
         model_file=WEIGHTS,
     )
+
+
+def sealed_before(folder: Path) -> Manifest | None:
+    """The manifest of a training that was sealed in OUT.partial, and killed before that had its name; else None."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    for name in CHECKPOINT:
+        (folder / name).unlink(missing_ok=True)
+    return open_bundle(folder).manifest
 
 
 def _stopped_epoch(history_csv: Path, settings: TrainSettings) -> int | None:
