@@ -93,7 +93,9 @@ def sole_user(path: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Taken(f"{name}: must be written by one run, another is at it; wait for it or end it") from None
+            raise Taken(
+                f"{name}: must be written by one run, another is at it; wait for it or end it"
+            ) from None
         except OSError:
             pass  # some network file systems have no locks
         yield
@@ -104,8 +106,9 @@ def _open_partial(partial: Path, wanted: dict[str, Any], out: Path) -> None:
     if stored.is_file():
         try:
             found = json.loads(stored.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             found = {}
+        found = found if isinstance(found, dict) else {}
         if found != wanted:
             changed = sorted(k for k in wanted.keys() | found.keys() if found.get(k) != wanted.get(k))
             raise InputError(

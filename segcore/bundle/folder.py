@@ -119,7 +119,7 @@ def open_bundle(folder: Path | str) -> Bundle:
 def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise InputError(
             f"bundle {folder}: {MANIFEST} must be JSON, is damaged; copy the bundle again"
         ) from None
