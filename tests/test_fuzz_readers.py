@@ -95,6 +95,7 @@ FOUND = [
     ("list of inputs, .txt", b"x" * 5000),
     ("list of inputs, .csv", b"image,case\na.png,\x1b[2J/..\n"),
     ("soft labels, labels.json", b"\xff"),
+    ("soft labels, labels.json", targets._soft_record().model_dump_json().replace('["lung"]', "[]").encode()),
     ("soft labels, shard", b""),
     ("soft labels, shard", _npy(b"{'descr': (")),
     ("soft labels, shard", _npy(b"{'descr': '<f2', 'fortran_order': False, 'shape': (99999999999999999999, 1, 4, 4)}\n")),

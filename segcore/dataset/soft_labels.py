@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from segcore.bundle.manifest import MAX_CLASSES
 from segcore.errors import InputError, reading
 from segcore.host import Made
 from segcore.outfolder import write_text
@@ -58,7 +59,7 @@ class LabelRecord(BaseModel):
     prompt_from: TeacherRecord | None = None
     data_sha256: str
     split_sha256: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     activation: Activation
     height_px: int = Field(gt=0, le=MAX_INPUT_PX)
     width_px: int = Field(gt=0, le=MAX_INPUT_PX)
