@@ -12,17 +12,18 @@ A command's `main` is always the same few steps, and this file holds what they s
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from runtime.timing.latency import busy_remark, rotations
 from segcore.command import Progress, log
-from segcore.errors import need
+from segcore.errors import need, reading
 from segcore.outfolder import out_folder, write_text
 
 
@@ -94,7 +95,26 @@ def write_lines(path: Path, lines: Iterable[BaseModel]) -> None:
 
 def read_lines(path: Path, kind: type[R]) -> list[R]:
     """Reads what `write_lines` wrote."""
-    return [kind.model_validate_json(line) for line in path.read_text().splitlines()]
+    with reading(str(path), "records of a run", remedy="remove it to run again"):
+        return [kind.model_validate_json(line) for line in path.read_bytes().splitlines()]
+
+
+def read_masks(path: Path) -> dict[str, np.ndarray]:
+    """Masks by case, H×W uint8, of a .npz that a run left."""
+    with (
+        reading(str(path), "masks of a run", remedy="remove it to run again"),
+        np.load(path, allow_pickle=False) as stored,
+    ):
+        return {case: stored[case] for case in stored.files}
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """A training's log, a row an epoch; empty where there is none."""
+    if not path.is_file():
+        return []
+    with reading(str(path), "the log of a training", remedy="train again"):
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        return TypeAdapter(list[dict[str, float]]).validate_python(rows)
 
 
 def time_in_turns(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.engines.seam import installed
 from segcore.command import Settings, print_result, run_command
-from segcore.errors import GateError, InputError, need
+from segcore.errors import GateError, InputError, need, reading
 
 if TYPE_CHECKING:
     import onnx
@@ -70,13 +70,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
     if not path.is_file():
         raise InputError(f"--onnx {path}: must be an ONNX file, no such file")
-    try:
+    with reading(f"--onnx {path}", "an ONNX file", remedy="export it again"):
         # The format is said: onnx would else guess it from the name, and read text formats.
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except Exception as error:  # google.protobuf's DecodeError; its module moved between versions
-        raise InputError(
-            f"--onnx {path}: must be an ONNX file, cannot be parsed ({type(error).__name__}); export it again"
-        ) from None
     if not model.graph.node or not model.opset_import:
         raise InputError(f"--onnx {path}: must be an ONNX file, holds no graph; export it again")
     return model
@@ -92,14 +88,10 @@ def _refuse_foreign(path: Path, model: onnx.ModelProto, versions: Sequence[str])
     if foreign:
         first, more = foreign[0], f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
         raise InputError(f"--onnx {path}: {first.rule}, {first.node}: {first.text}{more}")
-    try:
+    with reading(f"--onnx {path}", "valid ONNX", remedy="export it again"):
         checker.check_model(model)
         for tensor in model.graph.initializer:  # the checker does not count their bytes
             numpy_helper.to_array(tensor)
-    except (checker.ValidationError, ValueError, KeyError) as error:
-        raise InputError(
-            f"--onnx {path}: must be valid ONNX, is damaged ({str(error).splitlines()[0]}); export it again"
-        ) from None
 
 
 def _findings_table(version: str, findings: list[Finding]) -> str:

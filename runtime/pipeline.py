@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from typing import Generic, TypeVar
@@ -22,7 +22,7 @@ import numpy as np
 
 from runtime.buckets import FileEngines, Size
 from runtime.engines.stream import in_order
-from segcore.errors import InputError
+from segcore.errors import InputError, is_damage, reason_of
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -78,6 +78,29 @@ def check_numbers(logits: np.ndarray, name: str) -> None:
         f"{name}: must be segmented, the model gave {what}; its weights or this engine are at fault, which "
         "python -m runtime.verify tells"
     )
+
+
+@contextmanager
+def running(name: Callable[[], str], of_source: Sequence[Exception] = ()) -> Iterator[None]:
+    """Around an engine's work: what its library raises then becomes one line that names the picture.
+
+    Args:
+        name: gives the name of the picture that the engine is at.
+        of_source: errors that are not the engine's: those of what it pulls its pictures from.
+
+    Raises:
+        InputError: the engine failed. A RuntimeError is the library's, too: pybind11 raises it in the line that calls.
+    """
+    try:
+        yield
+    except Exception as error:
+        theirs = type(error) is RuntimeError or is_damage(error)
+        if not theirs or any(error is one for one in of_source):
+            raise
+        raise InputError(
+            f"{name()}: must be segmented, the engine failed ({reason_of(error)}); python -m runtime.verify tells "
+            "whether the bundle is at fault"
+        ) from error
 
 
 class PredictionStream(Iterator[Result], Generic[Result]):
@@ -209,17 +232,27 @@ def _run_engine(
     if first is None:  # a file that nothing is for stays closed
         return
     handed_over: deque[tuple[list[PreparedImage], float]] = deque()
+    of_source: list[Exception] = []
 
     def stack_batches() -> Iterator[np.ndarray]:
         # The engine pulls these; a batch's time starts here, so its wait for the batches before it is counted.
-        for part in chain([first], source):
-            stacked = np.stack([one.image for one in part])
-            handed_over.append((part, time.perf_counter()))
-            yield stacked
+        try:
+            for part in chain([first], source):
+                stacked = np.stack([one.image for one in part])
+                handed_over.append((part, time.perf_counter()))
+                yield stacked
+        except Exception as error:
+            of_source.append(error)
+            raise
 
     engine = files.engine(files.file(size_px, batch))
-    with closing(engine.stream(stack_batches(), in_flight=in_flight)) as stream:
-        for logits in stream:
+    stream = engine.stream(stack_batches(), in_flight=in_flight)
+    with closing(stream):
+        while True:
+            with running(lambda: handed_over[0][0][0].name if handed_over else "image", of_source):
+                logits = next(stream, None)
+            if logits is None:
+                return
             part, begin = handed_over.popleft()
             engine_ms = 1e3 * (time.perf_counter() - begin)
             yield from (ImageLogits(one, each, engine_ms) for one, each in zip(part, logits, strict=True))

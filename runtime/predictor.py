@@ -25,7 +25,7 @@ from runtime.engines.seam import (
     choose_threads,
     open_engine,
 )
-from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, check_numbers, predict_all
+from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, check_numbers, predict_all, running
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
@@ -214,7 +214,8 @@ class Predictor:
         prepared = self._prepare_image(image, name)
         engine = self._engine_for(prepared.size_px)
         start = perf_counter()
-        logits = engine.run(prepared.image[None])[0]
+        with running(lambda: name):
+            logits = engine.run(prepared.image[None])[0]
         return self._finish_image(ImageLogits(prepared, logits, 1e3 * (perf_counter() - start)))
 
     def map(

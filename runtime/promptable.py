@@ -21,7 +21,7 @@ import numpy as np
 from runtime.engines.probe import ensure_opens
 from runtime.engines.seam import GraphTensor, check_tensors, choose_engine, choose_threads
 from runtime.engines.tensor_session import Tensors, TensorSession, open_session
-from runtime.pipeline import check_numbers
+from runtime.pipeline import check_numbers, running
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
@@ -35,7 +35,7 @@ from segcore.picture.prompts import (
     choose_candidate,
     prompt_arrays,
 )
-from segcore.record import printable
+from segcore.words import printable
 
 QUESTION = ("points", "labels", "mask", "has_mask")
 """What the decoder takes beside the encoder's features."""
@@ -303,7 +303,8 @@ class PromptModel:
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """H×W×C uint8 of the network's input size → features by name, 1×C×h×w float32."""
-        return self._encoder.run({"picture": image[None]})
+        with running(lambda: "picture"):
+            return self._encoder.run({"picture": image[None]})
 
     def decode(
         self,
@@ -325,15 +326,15 @@ class PromptModel:
         """
         shape = self._decoder.inputs["mask"].shape
         earlier = np.zeros(shape, np.float32) if mask is None else mask.reshape(shape)
-        found = self._decoder.run(
-            {
-                **{name: features[name] for name in self._taken if name in features},
-                "points": points,
-                "labels": labels,
-                "mask": earlier,
-                "has_mask": np.full((1, 1), mask is not None, np.float32),
-            }
-        )
+        given = {
+            **{name: features[name] for name in self._taken if name in features},
+            "points": points,
+            "labels": labels,
+            "mask": earlier,
+            "has_mask": np.full((1, 1), mask is not None, np.float32),
+        }
+        with running(lambda: "prompt"):
+            found = self._decoder.run(given)
         return found["logits"][0], found["iou"][0]
 
     def close(self) -> None:

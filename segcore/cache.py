@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from segcore.command import log
+from segcore.errors import InputError, reading
 from segcore.outfolder import write_bytes, write_text
 
 GIB = 2**30
@@ -296,10 +297,11 @@ def _open_rows(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.m
     """The map of a .npy of this shape, for reading."""
     for _ in range(2):
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            with reading(str(path), "rows of this cache"):
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
             if found.shape == shape and found.dtype == dtype:
                 return found  # type: ignore[no-any-return]
-        except (FileNotFoundError, ValueError, EOFError):  # none, or one that is cut off
+        except (FileNotFoundError, InputError):  # none, or one that is damaged: made anew
             pass
         path.unlink(missing_ok=True)
         _make_holes(path, shape, dtype)

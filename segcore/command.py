@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segcore.errors import GateError, InputError, one_line
-from segcore.text import read_text
+from segcore.text import read_yaml
 from segcore.words import plural, rough_time
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def parse_settings(settings: type[S], prog: str, argv: Sequence[str]) -> S:
     from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
     rest, base = _take_config(list(argv))
+    if unknown := [
+        key for key in base if key not in settings.model_fields
+    ]:  # pydantic's own words would come first
+        raise InputError(
+            "; ".join(_field_message({"loc": [key], "type": "extra_forbidden"}) for key in unknown)
+        )
 
     class CommandLine(settings, BaseSettings):  # type: ignore[valid-type,misc]
         model_config = SettingsConfigDict(
@@ -91,14 +97,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it does not hold a mapping.
     """
-    import yaml
-
     if not path.is_file():
         raise InputError(f"--config {path}: must be a YAML file, no such file")
-    try:
-        values = yaml.safe_load(read_text(path, f"--config {path}"))
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: must be YAML, got {str(error).splitlines()[0]}") from None
+    values = read_yaml(path, f"--config {path}")
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: must hold `name: value` lines, got {type(values).__name__}")
     return {str(key).replace("-", "_"): value for key, value in values.items()}

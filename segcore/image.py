@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 import struct
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from segcore.errors import InputError
+from segcore.errors import InputError, is_damage, passing_over_damage, reading
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm",
 )  # fmt: skip
-# What Pillow 12 raises on damaged files of these formats (found by damaging some).
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error)
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MAX_SIDE_PX = 20_000
 MAX_PIXELS = 100_000_000
@@ -138,10 +135,9 @@ def image_size(path: Path) -> tuple[int, int]:
         height, width = _check_size(picture, path, "image")
         if picture.format == "TIFF" or not _may_be_turned(picture, path):
             return height, width  # of a TIFF Pillow has swapped them
-        try:
+        turned = False
+        with passing_over_damage():
             turned = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-        except _DAMAGE:
-            turned = False
         return (width, height) if turned else (height, width)
 
 
@@ -166,18 +162,14 @@ def _decode_image(path: Path, what: str) -> _Decoded:
     picture = _open_image(path, what)
     form = str(picture.format)
     _check_size(picture, path, what)
-    try:
+    with reading(f"{what} {path}", "a whole image"):
         _check_one_reading(picture, path, what)
         lossy, top, white_is_zero = _lossy_kind(picture, path), _own_top(picture), _white_is_zero(picture)
         if form == "TIFF":  # Pillow 12 maps a file with a name into memory, and a sideways one wrongly
             cast(Any, picture).filename = ""
         picture.load()
-    except _DAMAGE as error:
-        raise InputError(
-            f"{what} {path}: must be a whole image, got a damaged or truncated one ({error}); copy it again"
-        ) from None
     if form != "TIFF":  # Pillow turns a TIFF by itself
-        with suppress(*_DAMAGE):  # of the camera's own data, which viewers then pass over
+        with passing_over_damage():  # of the camera's own data, which viewers then pass over
             ImageOps.exif_transpose(picture, in_place=True)
     if white_is_zero and picture.mode.startswith("I;16"):  # Pillow 12 turns over 1 to 8 bits only
         picture = Image.fromarray(np.uint16(0xFFFF) - np.asarray(picture).astype(np.uint16))
@@ -202,7 +194,9 @@ def _open_image(path: Path, what: str) -> Image.Image:
         raise InputError(
             f"{what} {path}: must be readable, permission denied; change its permissions"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except Exception as error:
+        if not is_damage(error):
+            raise
         raise InputError(
             f"{what} {path}: must be PNG, JPEG, TIFF, BMP, GIF, WebP or PPM of 8 or 16 bit or 32-bit float, got "
             "something else or a damaged header; save it again"

@@ -363,6 +363,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     """An object of a file; an empty one where it is damaged."""
     try:
         found = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,10 +6,11 @@ its text holds no character that a terminal would obey, from the moment that it 
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from segcore.words import printable
 
 
 class Record(BaseModel):
@@ -25,21 +26,6 @@ class Record(BaseModel):
     @classmethod
     def _printable_text(cls, fields: Any) -> Any:
         return _printable_values(fields)
-
-
-def printable(text: str) -> str:
-    r"""Text with what a terminal obeys, or nobody sees, written as escapes: "\x1b[2J" becomes "\\x1b[2J".
-
-    That is controls, line ends, marks of writing direction and halves of surrogate pairs. Spaces of any width stay, and
-    the two joiners that Persian and Hindi are spelt with. What this gave once stays as it is.
-    """
-    if text.isprintable():
-        return text
-    return "".join(one if _is_seen(one) else one.encode("unicode_escape").decode() for one in text)
-
-
-def _is_seen(one: str) -> bool:
-    return one.isprintable() or unicodedata.category(one) == "Zs" or one in "\u200c\u200d"
 
 
 def _printable_values(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Numbers as a reader wants them, on every page and in every message: three figures, a unit, a real minus sign."""
+"""Numbers and text as readers want them, on pages and in messages: three figures, a unit, a real minus sign."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 MINUS = "−"
@@ -110,3 +111,18 @@ def rough_time(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def printable(text: str) -> str:
+    r"""Text with what a terminal obeys, or nobody sees, written as escapes: "\x1b[2J" becomes "\\x1b[2J".
+
+    That is controls, line ends, marks of writing direction and halves of surrogate pairs. Spaces of any width stay, and
+    the two joiners that Persian and Hindi are spelt with. What this gave once stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if _is_seen(one) else one.encode("unicode_escape").decode() for one in text)
+
+
+def _is_seen(one: str) -> bool:
+    return one.isprintable() or unicodedata.category(one) == "Zs" or one in "\u200c\u200d"

@@ -7,15 +7,17 @@ others were found with `student.search`. README.md has a table of the names, whi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import InputError
-from segcore.text import read_text
+from segcore.text import read_yaml
 
 Block = Literal["plain", "residual", "reparam", "separable", "inverted"]
+_Depth = Annotated[int, Field(ge=0, le=32)]
+_MOST_WEIGHTS = 300_000_000
+"""Of a network that its maker may have meant: the largest preset has 31 million."""
 
 
 class Design(BaseModel):
@@ -30,11 +32,11 @@ class Design(BaseModel):
     """none: level 0 sees the picture; strided: one convolution of kernel 2·stride; unshuffle: space to depth."""
     stem_stride: Literal[1, 2, 4] = 1
     """Pixels of the picture that level 0 takes as one, each way."""
-    widths: tuple[int, ...] = Field(min_length=2)
+    widths: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(min_length=2, max_length=8)
     """Channels of each level. Multiples of 16 fill a vector unit's 8-bit instruction."""
-    depths: tuple[int, ...]
+    depths: tuple[_Depth, ...]
     """Blocks of each level on the way down, besides what shrinks; 0 is allowed where the stem or a stride precedes."""
-    up_depths: tuple[int, ...]
+    up_depths: tuple[_Depth, ...]
     """Blocks after the skip of each level but the last."""
     block: Block = "plain"
     """plain: convolution 3×3, batch norm, activation. residual: two with a shortcut. reparam: RepVGG's branches,
@@ -64,8 +66,13 @@ class Design(BaseModel):
             raise ValueError(
                 f"head_upscale must be at most the stem's stride {self.stem_stride}, got {self.head_upscale}"
             )
-        if min(self.widths) < 1 or min((*self.depths, *self.up_depths)) < 0:
-            raise ValueError("widths must be at least 1 and depths at least 0")
+        blocks = [down + up + 1 for down, up in zip(self.depths, (*self.up_depths, 0), strict=True)]
+        weights = sum(9 * n * width**2 for n, width in zip(blocks, self.widths, strict=True))
+        if weights > _MOST_WEIGHTS:
+            raise ValueError(
+                f"widths and depths must make at most {_MOST_WEIGHTS // 10**6} million weights, got about "
+                f"{weights // 10**6} million"
+            )
         changes = self.depths if self.down == "pool" else () if self.stem == "strided" else self.depths[:1]
         if 0 in changes:
             raise ValueError("depths must be at least 1 where nothing before changes the width")
@@ -143,10 +150,7 @@ def find_design(choice: str | dict[str, Any]) -> Design:
             f"--design {choice}: must be one of {', '.join(PRESETS)}, or a YAML file that holds a design; "
             "student.search writes one"
         )
-    try:
-        fields = yaml.safe_load(read_text(path, f"--design {choice}"))
-    except yaml.YAMLError as error:
-        raise InputError(f"--design {choice}: must be YAML, got {str(error).splitlines()[0]}") from None
+    fields = read_yaml(path, f"--design {choice}")
     if not isinstance(fields, dict):
         raise InputError(f"--design {choice}: must hold `name: value` lines, got {type(fields).__name__}")
     return _validate_fields(fields.get("design", fields), f"--design {choice}")

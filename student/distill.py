@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from segcore.bundle.folder import Bundle, open_and_tell
 from segcore.command import log, print_result, run_command
 from segcore.dataset.dataset import Dataset, check_agreement, check_bundle_agreement, open_dataset
 from segcore.dataset.soft_labels import SoftLabels, open_soft_labels
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.host import Made
 from segcore.learn.settings import TrainSettings
 from segcore.outfolder import out_folder, scratch_beside, write_text
@@ -152,6 +152,14 @@ def with_steps(settings: DistillSettings) -> DistillSettings:
     return settings.model_copy(update={"steps": DEFAULT_STEPS, "epochs": DEFAULT_EPOCHS})
 
 
+class _TeacherCheck(BaseModel):
+    """What CHECK holds: validation Dice of both, and how the student's came about."""
+
+    student: float | None
+    how: str
+    teacher: float | None = None
+
+
 def check_teacher(
     settings: DistillSettings,
     design: Design,
@@ -179,7 +187,8 @@ def check_teacher(
         )
         return
     if (folder / CHECK).is_file():
-        found = json.loads((folder / CHECK).read_text())
+        with reading(str(folder / CHECK), "what the teacher check found", remedy="remove it to check again"):
+            found = dict(_TeacherCheck.model_validate_json((folder / CHECK).read_bytes()))
     elif baseline:
         found = {"student": baseline.manifest.metric("dice_mean", "val"), "how": f"{settings.baseline}"}
     else:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.bundle.folder import Bundle
+from segcore.errors import reading
 from segcore.learn.network import check_torch_bundle, load_weights
 from student.design import Design, unet
 
@@ -100,16 +101,22 @@ def load_student(bundle: Bundle) -> Student:
     """
     check_torch_bundle(bundle, "student")
     manifest = bundle.manifest
-    design = design_of(manifest.architecture, manifest.architecture_settings)
+    settings = f"one whose architecture_settings make a {manifest.architecture}"
+    with reading(f"bundle {bundle.folder}", settings, remedy="copy the bundle again"):
+        design = design_of(manifest.architecture, manifest.architecture_settings)
     network = build_student(design, channels=manifest.input.channels, outputs=manifest.output.channels)
     load_weights(network, bundle)
     return network
 
 
 def design_of(architecture: str, settings: dict[str, object]) -> Design:
-    """The design that a manifest names; `unet` with a base width is what bundles held before there was a family."""
+    """The design that a manifest names; `unet` with a base width is what bundles held before there was a family.
+
+    Raises:
+        ValueError: the settings make none.
+    """
     if architecture == "unet":
-        return unet(int(str(settings["base"])))
+        return unet(int(str(settings.get("base"))))
     return Design.model_validate(settings)
 
 

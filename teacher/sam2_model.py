@@ -21,9 +21,10 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from segcore.bundle.folder import hash_file
 from segcore.bundle.story import NO_WEIGHTS
 from segcore.command import log
-from segcore.errors import InputError, need
+from segcore.errors import InputError, is_damage, need
 from teacher.encoders.package_weights import check_state, read_tensors
 from teacher.settings import EncoderName, EncoderSize, TeacherSettings
 
@@ -404,6 +405,9 @@ _PUBLISHED: dict[EncoderName, _Checkpoint] = {
 }
 
 
+_HUB_NAME = re.compile(r"(?P<repository>[^@#]+)(@(?P<revision>[\w./-]+))?(#(?P<sha256>[0-9a-f]{64}))?")
+
+
 def load_for_system(model: nn.Module, settings: TeacherSettings, *, frozen: Sequence[str]) -> str:
     """Loads the weights that the flags name, and refuses those that lack a part which the system leaves as it is.
 
@@ -517,10 +521,14 @@ def _is_hub_name(weights: str) -> bool:
 
 
 def _download_checkpoint(name: str, size: EncoderName) -> Path:
-    published = next((p for p in _PUBLISHED.values() if p.repository == name), None)
-    if published is None:
+    """The file of a hub's name, as it is now, or with @REVISION as it was then, and with #SHA256 that one or none."""
+    said = _HUB_NAME.fullmatch(name)
+    published = next((p for p in _PUBLISHED.values() if said and p.repository == said["repository"]), None)
+    if said is None or published is None:
         names = ", ".join(p.repository for p in _PUBLISHED.values())
-        raise InputError(f"--weights {name}: must be one of {names}; got another name")
+        raise InputError(
+            f"--weights {name}: must be one of {names}, with @REVISION and #SHA256 behind it or without; got another"
+        )
     if published != _PUBLISHED[size]:
         right = next(s for s, p in _PUBLISHED.items() if p == published)
         raise InputError(
@@ -530,13 +538,21 @@ def _download_checkpoint(name: str, size: EncoderName) -> Path:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
         raise need("huggingface-hub", "teacher") from None
-    try:
-        return Path(hf_hub_download(published.repository, published.file))  # shows its own progress, caches
+    try:  # it shows its own progress, and caches
+        path = Path(hf_hub_download(published.repository, published.file, revision=said["revision"]))
     except Exception as error:  # the hub raises many kinds: httpx's, its own, OSError
+        if not is_damage(error) and not isinstance(error, OSError):
+            raise
         raise InputError(
             f"--weights {name}: must be downloaded once, the hub cannot be reached ({type(error).__name__}); "
             f"fetch {published.file} on another machine and pass its path"
         ) from None
+    if said["sha256"] and (found := hash_file(path).sha256) != said["sha256"]:
+        raise InputError(
+            f"--weights {name}: must have the sha256 {said['sha256'][:12]}…, {path.name} has {found[:12]}…; do not "
+            "use it, or give the hash of the one that you mean"
+        )
+    return path
 
 
 def _check_kind(found: dict[str, Tensor], weights: str) -> None:

@@ -68,8 +68,8 @@ class TeacherSettings(TrainSettings):
     """The teacher; docs/teachers.md tells what each is. unet and lightunet are controls without SAM 2."""
     weights: str | None = None
     """Where the encoder's weights come from: a file, package (out of an installed package, with a pinned hash, for the
-    encoders that have one), a hub name such as facebook/sam2.1-hiera-tiny for SAM 2.1, or none. Must be given for every
-    system with an encoder."""
+    encoders that have one), a hub name such as facebook/sam2.1-hiera-tiny for SAM 2.1, with @REVISION and #SHA256
+    behind it for that file alone, or none. Must be given for every system with an encoder."""
     encoder: EncoderName | None = None
     """The pretrained encoder: tiny, small, base+ or large of SAM 2.1's Hiera; litemedsam, of medical pictures, for all
     but sam2-memory; or efficientnet-lite0, -lite1, -lite2 of ImageNet for unet, s2agscunet and sam2-unet. By default

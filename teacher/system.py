@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from segcore.bundle.folder import Bundle
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
+from segcore.errors import reading
 from segcore.learn.augment import Sample
 from segcore.learn.evaluate import Validator
 from segcore.learn.loader import TrainingSet
@@ -32,7 +34,7 @@ from segcore.learn.network import check_torch_bundle, load_weights
 from segcore.picture.preprocess import InputSpec, OutputSpec
 from segcore.picture.prompts import PromptSpec
 from teacher.encoder import MeanStd, encoder_module
-from teacher.settings import SystemName, TeacherSettings
+from teacher.settings import EncoderName, SystemName, TeacherSettings
 
 SYSTEMS: dict[SystemName, str] = {
     "s2agscunet": "teacher.systems.s2agscunet",
@@ -138,8 +140,37 @@ def protocols(name: str) -> dict[str, Protocol]:
     return {AUTOMATIC: lambda network, validator: validator.predictions(network), **further}
 
 
+class _ArchitectureSettings(BaseModel):
+    """`Manifest.architecture_settings` of a teacher, as far as anything here reads them."""
+
+    model_config = ConfigDict(strict=True)
+
+    encoder: EncoderName | None = None
+    base: int | None = Field(None, ge=1, le=256)
+    slots: int | None = Field(None, ge=1, le=1000)
+    adapter_kind: Literal["adapter", "adapter-parallel", "adapter-channel-space"] | None = None
+    adapter_width: int | None = Field(None, ge=1, le=4096)
+    decoder_adapter_width: int | None = Field(None, ge=1, le=4096)
+
+    def check_complete(self, architecture: str) -> None:
+        """Raises `ValueError` where what a system is built from is not there."""
+        if architecture not in SYSTEMS:
+            raise ValueError(f"{architecture} is none of {', '.join(SYSTEMS)}")
+        plain = architecture in ("unet", "lightunet") and self.base is not None
+        prompted = architecture in ("sam2-points", "sam2-zeroshot", "sam2-memory")
+        if (self.encoder is None and not plain) or (self.slots is None and prompted):
+            raise ValueError(f"{'slots' if self.encoder else 'encoder'} is missing")
+
+
 def open_plain(manifest: Manifest) -> nn.Module:
-    """The plain form of a teacher's bundle, with random weights."""
+    """The plain form of a teacher's bundle, with random weights.
+
+    Raises:
+        InputError: the manifest names no teacher that there is, or its settings make none.
+    """
+    with reading(f"bundle of {manifest.name}", "one whose architecture_settings make a teacher"):
+        settings = _ArchitectureSettings.model_validate(manifest.architecture_settings)
+        settings.check_complete(manifest.architecture)
     network: nn.Module = system_module(manifest.architecture).open_network(manifest)
     return network
 

@@ -606,8 +606,16 @@ def test_a_report_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "must be JSON, is damaged; have it sent again"),
-        ("\udcff", "must be JSON, is damaged; have it sent again"),
+        (
+            "{",
+            "must be JSON, is damaged (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "
+            "have it sent again",
+        ),
+        (
+            "\udcff",
+            "must be JSON, is damaged ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); "
+            "have it sent again",
+        ),
         ('{"schema_version": 2}', "schema must be 1, got 2; install a newer sam2edge"),
         ("[]", "the whole: input should be an object; have it made again with this version of sam2edge"),
         (

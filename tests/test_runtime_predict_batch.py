@@ -220,7 +220,7 @@ def test_a_damaged_record_is_refused(tmp_path):
     with pytest.raises(InputError) as error, open_records(tmp_path):
         pass
     assert str(error.value) == (
-        f"{tmp_path / 'predictions.jsonl'}: must hold records of this command, is damaged; remove {tmp_path}"
+        f"{tmp_path / 'predictions.jsonl'}: must be one with records of this command, is damaged; remove {tmp_path}"
     )
 
 

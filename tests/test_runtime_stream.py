@@ -230,6 +230,49 @@ def test_an_error_of_the_source_comes_after_the_pictures_before_it(exported, ima
             list(predictor.map(images, names=["a"]))
 
 
+class BrokenSession:
+    """onnxruntime's session, out of order."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, *_):
+        raise self.error
+
+
+def test_an_engine_that_fails_is_one_line_that_names_the_picture(exported, images):
+    with Predictor.open(exported("onnx", "fp32"), engine="onnxruntime", threads=1) as predictor:
+        (variant, *_) = predictor.files
+        predictor._files.engine(variant)._session = BrokenSession(RuntimeError("out of memory\nat node 3"))
+        expected = (
+            "scan 7: must be segmented, the engine failed (out of memory); python -m runtime.verify tells whether the "
+            "bundle is at fault"
+        )
+        with pytest.raises(InputError) as caught:
+            predictor.predict(images[0], name="scan 7")
+        assert str(caught.value) == expected
+        with pytest.raises(InputError) as caught:
+            list(predictor.map(images, names=(f"scan {n}" for n in range(7, 100))))
+        assert str(caught.value) == expected
+        predictor._files.engine(variant)._session = BrokenSession(TypeError("ours"))
+        with pytest.raises(TypeError, match="ours"):
+            predictor.predict(images[0])
+        with pytest.raises(TypeError, match="ours"):
+            list(predictor.map(images))
+
+
+def test_what_the_source_of_pictures_raises_is_not_the_engines(exported, images):
+    def source():
+        yield images[0]
+        raise RuntimeError("camera")
+
+    with Predictor.open(exported("onnx", "fp32"), threads=1) as predictor:
+        found = predictor.map(source())
+        next(found)
+        with pytest.raises(RuntimeError, match="camera"):
+            next(found)
+
+
 def test_more_streams_than_threads_are_refused(exported):
     with pytest.raises(InputError) as error:
         Predictor.open(exported("onnx", "fp32"), threads=2, streams=3)

@@ -90,9 +90,9 @@ def test_int8_pictures_with_float_weights_do_not_count():
 
 
 def test_what_is_not_the_inspectors_json_is_refused():
-    with pytest.raises(InputError, match="must give JSON with Layers, does not"):
+    with pytest.raises(InputError, match="must be JSON with Layers, is damaged"):
         read_layers("no JSON")
-    with pytest.raises(InputError, match="must give JSON with Layers, does not"):
+    with pytest.raises(InputError, match="must be JSON with Layers, is damaged"):
         read_layers("[]")
     with pytest.raises(
         InputError, match=r"gives names only; build the engine with this sam2edge, which asks for"

@@ -124,7 +124,7 @@ def test_wrong_values(words, expected):
         (None, "--config F: must be a YAML file, no such file"),
         ("- a\n- b\n", "--config F: must hold `name: value` lines, got list"),
         ("", "--config F: must hold `name: value` lines, got NoneType"),
-        ("a: [", "--config F: must be YAML, got while parsing a flow node"),
+        ("a: [", "--config F: must be YAML, is damaged (while parsing a flow node, line 1); mend that line"),
         ("data: d\nspeed: 3\n", "--speed: no such setting; see --help"),
         (
             "data: d\nseed: x\n",

@@ -598,7 +598,7 @@ def test_what_is_no_mask_is_refused(tmp_path, scan_of, dicom_files, manifest):
     for name in ("mask.dcm", "mask.nii.gz"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) - 40])
-        with pytest.raises(InputError, match=r"got a damaged .*one; copy it again"):
+        with pytest.raises(InputError, match=r"is damaged; copy it again"):
             read_mask_file(tmp_path / name, scan)
     with pytest.raises(InputError) as error:
         read_mask_file(tmp_path / "none.png", scan)

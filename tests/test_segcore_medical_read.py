@@ -16,7 +16,7 @@ from segcore.medical.read import read_scan
 pydicom = pytest.importorskip("pydicom")
 
 PIXELS = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
-DAMAGED = "must be a whole DICOM file, got a damaged or truncated header; copy it again"
+DAMAGED = "must be a whole DICOM file, is damaged; copy it again"
 
 
 def message(path, read=False):
@@ -56,9 +56,7 @@ def test_picture_errors_stay(tmp_path):
     assert message(path) == f"image {path}: must be an image, got a file of 0 bytes; copy it again"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48)).astype(np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1000])
-    assert message(path, read=True).startswith(
-        f"image {path}: must be a whole image, got a damaged or truncated one ("
-    )
+    assert message(path, read=True).startswith(f"image {path}: must be a whole image, is damaged (")
     header = bytearray(path.read_bytes())
     header[16:24] = struct.pack(">LL", 30000, 30000)
     header[29:33] = struct.pack(">L", zlib.crc32(header[12:29]))
@@ -138,7 +136,7 @@ def test_damaged_compressed_pixels(dicom_files, tmp_path, syntax, capfd):
     text = message(path, read=True)
     name = pydicom.uid.UID(dicom_files.SYNTAXES[syntax]).name
     assert text in (
-        f"DICOM {path}: must hold pixels that decode as {name} ({dicom_files.SYNTAXES[syntax]}), got damaged ones; "
+        f"DICOM {path}: must be a file whose pixels decode as {name} ({dicom_files.SYNTAXES[syntax]}), is damaged; "
         "copy it again",
         f"DICOM {path}: must hold whole compressed pixels, got a file cut off in them; copy it again",
     )
@@ -223,7 +221,7 @@ def test_a_codestream_of_other_samples_is_not_decoded(dicom_files, tmp_path, syn
         ),
         (
             {"PhotometricInterpretation": "PALETTE COLOR"},
-            "must hold the palette of its colours, got none or a damaged one; export it again",
+            "must be one with its colours' palette, is damaged; export it again",
         ),
     ],
 )
@@ -265,8 +263,8 @@ def test_gdcm_that_ends_takes_nothing_with_it(dicom_files, tmp_path, capfd):
     item.save_as(path)
     for _ in range(2):
         assert message(path, read=True) == (
-            f"DICOM {path}: must hold pixels that decode as JPEG Lossless, Non-Hierarchical (Process 14) "
-            "(1.2.840.10008.1.2.4.57), got damaged ones; copy it again"
+            f"DICOM {path}: must be a file whose pixels decode as JPEG Lossless, Non-Hierarchical (Process 14) "
+            "(1.2.840.10008.1.2.4.57), is damaged; copy it again"
         )
         np.testing.assert_array_equal(read_scan(good).values(0), PIXELS)
     assert "".join(capfd.readouterr()) == ""

@@ -4,7 +4,8 @@ import pytest
 
 from segcore.bundle.manifest import DataRecord, EngineTarget
 from segcore.host import Made
-from segcore.record import Record, printable
+from segcore.record import Record
+from segcore.words import printable
 
 
 @pytest.mark.parametrize(

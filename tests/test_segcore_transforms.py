@@ -99,7 +99,7 @@ def test_a_file_is_the_list_in_it(tmp_path):
         "unable to parse string as a number, got 'x'"
     )
     file.write_text("- {")
-    with pytest.raises(InputError, match=r"mine\.yaml: must be YAML, got while parsing"):
+    with pytest.raises(InputError, match=r"mine\.yaml: must be YAML, is damaged \(while parsing"):
         read_augment(str(file))
     with pytest.raises(InputError) as caught:
         read_augment("fil")

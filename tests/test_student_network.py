@@ -107,7 +107,10 @@ def test_it_learns_one_case_by_heart():
         ({"depths": (1,)}, "depths must have 2 entries and up_depths 1 for 2 widths, got 1 and 1"),
         ({"stem": "none"}, "stem_stride must be 1 with stem none, 2 or 4 else, got 4"),
         ({"stem_stride": 2, "head_upscale": 4}, "head_upscale must be at most the stem's stride 2, got 4"),
-        ({"widths": (0, 16)}, "widths must be at least 1 and depths at least 0"),
+        (
+            {"widths": (4096, 4096)},
+            "widths and depths must make at most 300 million weights, got about 603 million",
+        ),
         ({"stem": "unshuffle"}, "depths must be at least 1 where nothing before changes the width"),
         (
             {"down": "pool", "depths": (1, 0)},
@@ -122,6 +125,23 @@ def test_it_learns_one_case_by_heart():
 def test_a_design_that_cannot_be_built_says_why(change, message):
     with pytest.raises(ValidationError, match=message):
         Design(**QUARTER | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": (0, 16)}, "widths.0: Input should be greater than or equal to 1"),
+        ({"widths": (16, 5000)}, "widths.1: Input should be less than or equal to 4096"),
+        ({"up_depths": (2_000_000,)}, "up_depths.0: Input should be less than or equal to 32"),
+        ({"depths": (1, -1)}, "depths.1: Input should be greater than or equal to 0"),
+        ({"widths": (16,) * 9}, "widths: Tuple should have at most 8 items after validation, not 9"),
+    ],
+)
+def test_a_design_of_no_size_is_refused(change, message):
+    """A depth of two million once built blocks without end."""
+    with pytest.raises(InputError) as caught:
+        find_design(QUARTER | change)
+    assert str(caught.value) == f"--design: {message}; student/design.py says what each field means"
 
 
 def test_an_older_manifest_still_names_a_design():

@@ -94,7 +94,7 @@ def test_weights_that_are_not_there_or_not_those_are_named(tmp_path):
         with pytest.raises(InputError, match=message):
             load_encoder_weights(encoder, str(path), "efficientnet-lite0")
     path.write_bytes(b"no tensors")
-    with pytest.raises(InputError, match="must be a checkpoint that holds tensors only, cannot be read"):
+    with pytest.raises(InputError, match="must be a checkpoint that holds tensors only, is damaged"):
         load_encoder_weights(encoder, str(path), "efficientnet-lite0")
     with pytest.raises(
         InputError, match=r"must be a \.pth or \.safetensors file, package, or none; no such file"

@@ -106,7 +106,10 @@ def test_no_such_weights(tmp_path):
     )
     path = tmp_path / "nowhere.pt"
     fails(f"--weights {path}: must be a .pt or .safetensors file, one of {hubs}, or none; no such file", path)
-    fails(f"--weights facebook/sam3: must be one of {hubs}; got another name", "facebook/sam3")
+    fails(
+        f"--weights facebook/sam3: must be one of {hubs}, with @REVISION and #SHA256 behind it or without; got another",
+        "facebook/sam3",
+    )
 
 
 def test_hub_name_of_another_size():
@@ -129,6 +132,37 @@ def test_no_network_when_a_hub_name_was_asked_for(monkeypatch, tmp_path):
     )
 
 
+def test_a_hub_name_takes_a_revision_and_a_hash(monkeypatch, tmp_path):
+    import hashlib
+
+    import huggingface_hub
+
+    asked = []
+    path = tmp_path / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": {"fc.weight": torch.zeros(2)}}, path)
+
+    def download(repository, file, *, revision):
+        asked.append((repository, file, revision))
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    right, wrong = hashlib.sha256(path.read_bytes()).hexdigest(), "0" * 64
+    name = "facebook/sam2.1-hiera-tiny"
+    fails(f"--weights {name}@v1#{right}: must hold tensors named {PREFIX}*, got none; is it a SAM 2 checkpoint?",
+          f"{name}@v1#{right}")  # fmt: skip
+    fails(
+        f"--weights {name}@v1#{wrong}: must have the sha256 000000000000…, sam2.1_hiera_tiny.pt has {right[:12]}…; do not "
+        "use it, or give the hash of the one that you mean",
+        f"{name}@v1#{wrong}",
+    )
+    fails(f"--weights {name}: must hold tensors named {PREFIX}*, got none; is it a SAM 2 checkpoint?", name)
+    assert asked == [(name, "sam2.1_hiera_tiny.pt", revision) for revision in ("v1", "v1", None)]
+    with pytest.raises(
+        InputError, match=r"must be one of facebook/.*, with @REVISION and #SHA256 behind it or without"
+    ):
+        load_encoder_weights(build_encoder("tiny"), f"{name}#12", "tiny")
+
+
 class Attack:
     def __reduce__(self):
         return (print, ("code was executed",))
@@ -138,7 +172,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
     path = tmp_path / "evil.pt"
     with path.open("wb") as file:
         pickle.dump({"model": Attack()}, file)
-    with pytest.raises(InputError, match=r"must be a checkpoint that holds tensors only, cannot be read"):
+    with pytest.raises(InputError, match=r"must be a checkpoint that holds tensors only, is damaged"):
         load_encoder_weights(build_encoder("tiny"), str(path), "tiny")
     assert "code was executed" not in capsys.readouterr().out
 

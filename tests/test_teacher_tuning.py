@@ -276,7 +276,7 @@ def test_any_module_can_be_updated(tmp_path, kind):
     save_peft(wrapped, tmp_path)
     merged, opened = merge_peft(wrapped), merge_peft(load_peft(origin, tmp_path))
     assert torch.equal(merged["q_proj"].weight, opened["q_proj"].weight)
-    with pytest.raises(ValueError, match="updates of other layers"):
+    with pytest.raises(InputError, match="must be for an encoder of this size, got tensors of another"):
         load_peft(torch.nn.ModuleDict({"q_proj": torch.nn.Linear(5, 5)}), tmp_path)
 
 
@@ -416,13 +416,16 @@ def test_what_is_no_adapter_folder(hiera, tmp_path):
     )
     fails(none, hiera, tmp_path)
     (tmp_path / "adapter_config.json").write_text("[]")
-    fails(none, hiera, tmp_path)
+    config = f"{tmp_path / 'adapter_config.json'}: must"
+    fails(f"{config} hold names and values, got list; copy the bundle's adapter/ again", hiera, tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"kind": "prefix"}))
-    torn = (
-        f"{tmp_path}: must hold adapter_model.safetensors, cannot be read; copy the bundle's adapter/ again"
-    )
-    fails(torn, hiera, tmp_path)
+    none = f"{tmp_path}: must hold adapter_model.safetensors, does not; copy the bundle's adapter/ again"
+    fails(none, hiera, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"torn")
+    torn = (
+        f"{tmp_path / 'adapter_model.safetensors'}: must be safetensors, is damaged (Error while deserializing header: "
+        "header too small); copy the bundle's adapter/ again"
+    )
     fails(torn, hiera, tmp_path)
     save_adapters(tune_encoder(copy.deepcopy(hiera), Tuning("bitfit")), Tuning("bitfit"), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"kind": "prefix"}))

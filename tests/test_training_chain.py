@@ -253,13 +253,11 @@ def test_a_shard_that_was_cut(soft, tmp_path):
     shard = broken / "shard-00-00001.npy"
     shard.write_bytes(shard.read_bytes()[:500])
     with pytest.raises(
-        InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"
+        InputError, match=rf"^--soft {shard}: must be a whole shard, is damaged \(.*; label again"
     ):
         open_soft_labels(broken)
     shard.unlink()
-    with pytest.raises(
-        InputError, match=rf"^--soft {shard}: must be a whole shard, got a missing or cut one"
-    ):
+    with pytest.raises(InputError, match=rf"^--soft {shard}: must be a whole shard, is missing; label again"):
         open_soft_labels(broken)
 
 

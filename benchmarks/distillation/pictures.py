@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.distillation.plan import Arm
 from benchmarks.distillation.record import DistillationRecord
 from benchmarks.distillation.results import Outcome, precision_of
+from benchmarks.measuring import read_masks
 from benchmarks.report.pictures import TILE_PX, Example, PictureTile
 from segcore.dataset.case import Case
 from segcore.picture.overlay import as_rgb, overlay, sheet
@@ -56,7 +57,7 @@ def draw_cases(
     three = _shown_outcomes(record, finished)
     if three is None:
         return []
-    masks = [_read_masks(one.stage.masks) for one in three]
+    masks = [read_masks(one.stage.masks) for one in three]
     distilled = three[-1]
     known = {case.id: case for case in cases if all(case.id in of for of in masks)}
     order = sorted(known, key=lambda name: (distilled.scores[name].dice, name))
@@ -150,11 +151,6 @@ def _shown_outcomes(record: DistillationRecord, finished: Sequence[Outcome]) -> 
             return None
         found.append(kept[0])
     return found
-
-
-def _read_masks(path: Path) -> Mapping[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        return {case: stored[case] for case in stored.files}
 
 
 def _jpeg_uri(picture: np.ndarray) -> str:

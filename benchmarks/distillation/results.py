@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +27,7 @@ from benchmarks.distillation.record import (
 )
 from benchmarks.distillation.trainers import EXPORT, read_manifest
 from benchmarks.distillation.words import INT8, answers, doubts
+from benchmarks.measuring import read_history
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.dataset import Dataset
 from segcore.errors import GateError
@@ -448,11 +448,7 @@ def _training_seconds(folder: Path) -> float | None:
 
 def _history_column(folder: Path, name: str) -> list[float] | None:
     """A column of the log of a training's epochs; None where there is no such log."""
-    path = folder / "history.csv"
-    if not path.is_file():
-        return None
-    with path.open(newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
+    return [row[name] for row in read_history(folder / "history.csv")] or None
 
 
 def _median(values: Sequence[float]) -> float | None:

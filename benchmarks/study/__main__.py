@@ -20,10 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.children import Child, run_children, slots_of
-from benchmarks.measuring import check_libraries, write_lines
+from benchmarks.measuring import check_libraries, read_masks, write_lines
 from benchmarks.report.pictures import Example
 from benchmarks.study.job import Job
 from benchmarks.study.page import REPORT, TABLE, draw_examples, write_report
@@ -163,8 +161,7 @@ def _read_examples(study: Study, finished: Sequence[RunOutcome], record: StudyRe
     for one in sorted(finished, key=place):
         path = study.file(one.run, ".npz")
         if path.exists():
-            with np.load(path, allow_pickle=False) as stored:
-                masks[one.run.arm.label] = {case: stored[case] for case in stored.files}
+            masks[one.run.arm.label] = read_masks(path)
     return draw_examples(study.dataset.split("test"), masks, record.reference)
 
 

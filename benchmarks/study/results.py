@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from benchmarks.children import TrainingMemory
-from benchmarks.measuring import read_lines
+from benchmarks.measuring import read_history, read_lines
 from benchmarks.study.plan import Arm, Plan, Run, Split, Values
 from benchmarks.study.record import (
     ArmRow,
@@ -75,7 +74,8 @@ def read_outcome(run: Run, bundle: Path, memory: Path, scores: Path) -> RunOutco
     """Reads what a run left behind."""
     manifest = Manifest.model_validate_json((bundle / MANIFEST).read_text())
     lines = read_lines(scores, CaseScore)
-    epochs = _read_history(bundle / "history.csv")
+    epochs = read_history(bundle / "history.csv")
+    epochs = epochs[1:] or epochs  # the first one, which also warms up, only where it is alone
     own = [s for s in lines if s.data == manifest.data.name]
     by_protocol = {p: [s.dice for s in own if s.protocol == p] for p in _unique(s.protocol for s in own)}
     record = RunRecord(
@@ -90,8 +90,8 @@ def read_outcome(run: Run, bundle: Path, memory: Path, scores: Path) -> RunOutco
         parameters=manifest.parameters,
         macs=manifest.macs,
         dice_val=manifest.metric("dice_mean", "val") or 0.0,
-        seconds_epoch=float(np.median([float(e["seconds"]) for e in epochs])) if epochs else None,
-        images_s=float(np.median([float(e["images_per_second"]) for e in epochs])) if epochs else None,
+        seconds_epoch=float(np.median([e["seconds"] for e in epochs])) if epochs else None,
+        images_s=float(np.median([e["images_per_second"] for e in epochs])) if epochs else None,
         memory=read_lines(memory, TrainingMemory)[0] if memory.exists() else None,
         train_cases=_train_cases(manifest),
         test_cases=len({s.case for s in own}),
@@ -308,15 +308,6 @@ def make_drops(
 def _train_cases(manifest: Manifest) -> int:
     given, settings = manifest.data.counts["train"], manifest.settings
     return max(1, round(min(given, settings["limit"] or given) * settings["labelled_share"]))
-
-
-def _read_history(path: Path) -> list[dict[str, str]]:
-    """The epochs; the first one, which also warms up, only where it is alone."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return rows[1:] or rows
 
 
 def _make_row(

@@ -5,7 +5,6 @@ Nothing in it names the user, the machine in its network, or a folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from segcore.bundle.guard_record import GuardRecord, SpeedRatio, least_speedup
 from segcore.bundle.manifest import EngineTarget
 from segcore.errors import InputError
 from segcore.record import Record
+from segcore.text import read_json
 
 SCHEMA_VERSION = 1
 
@@ -242,10 +242,7 @@ def read_report(path: Path) -> DeviceReport:
     """
     if not path.is_file():
         raise InputError(f"device report {path}: must be a file, there is none; name a device-report.json")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise InputError(f"device report {path}: must be JSON, is damaged; have it sent again") from None
+    raw = read_json(path, f"device report {path}", remedy="have it sent again")
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise InputError(

@@ -21,7 +21,7 @@ from PIL import Image
 from runtime.predict.inputs import PredictionInput
 from runtime.predictor import Prediction, Predictor
 from runtime.promptable import PromptPredictor
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.measure.masks import measure_scan
 from segcore.medical.dicom.series import SeriesFiles
 from segcore.medical.mask_files import MaskFormat, write_masks
@@ -254,7 +254,10 @@ class RecordFile:
         for line in file:
             if not line.endswith(b"\n"):  # torn by a kill while it was written: its input is done again
                 break
-            self._count_record(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("case"), str):
+                raise ValueError("a line without a case")
+            self._count_record(record)
             whole += len(line)
         file.truncate(whole)
         file.seek(whole)
@@ -287,12 +290,8 @@ def open_records(folder: Path) -> Iterator[RecordFile]:
     path = folder / PREDICTIONS_FILE
     path.touch()
     with sole_user(path, str(path)), path.open("rb+") as file:
-        try:
+        with reading(str(path), "one with records of this command", remedy=f"remove {folder}", quoted=False):
             records = RecordFile(file)
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}: must hold records of this command, is damaged; remove {folder}"
-            ) from None
         yield records
 
 

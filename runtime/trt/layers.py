@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 
 # How TensorRT writes a type → our name of it.
 _TYPES = {
@@ -139,14 +139,12 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
     Raises:
         InputError: no JSON, or names only: the engine was built without detailed verbosity.
     """
-    try:
+    with reading("engine inspector", "JSON with Layers", remedy="build the engine with this sam2edge"):
         # Not strict: TensorRT puts the bare separators \x1e and \x1f into its strings.
         raw = json.loads(text, strict=False)
-        layers = raw["Layers"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(
-            "engine inspector: must give JSON with Layers, does not; build the engine with this sam2edge"
-        ) from None
+        layers = raw.get("Layers") if isinstance(raw, dict) else None
+        if not isinstance(layers, list):
+            raise ValueError("no list of Layers")
     if not all(isinstance(layer, dict) for layer in layers):
         raise InputError(
             "engine inspector: must describe every layer, gives names only; build the engine with this sam2edge, "

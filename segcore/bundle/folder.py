@@ -23,7 +23,7 @@ from segcore.bundle.story import MODEL_CARD, model_card
 from segcore.command import log
 from segcore.errors import InputError
 from segcore.outfolder import write_text
-from segcore.record import printable
+from segcore.words import printable
 
 MANIFEST = "manifest.json"
 _LONGEST_PART = 255

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from segcore.bundle.manifest import Manifest
+from segcore.errors import reading
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
 from segcore.picture.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
 from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
@@ -24,6 +26,7 @@ from segcore.picture.prompts import MASK_CLIP, Prompt, PromptSpec, prompt_arrays
 GOLDEN_FILE = "golden.npz"
 GOLDEN_PROMPTS = "golden_prompts.npz"
 CASES_A_KIND = 4
+_MOST_BYTES = 2**31
 WHOLE_WAY_PX = (120, 160)
 """Height and width of its pictures, which no network takes."""
 
@@ -109,17 +112,67 @@ def save_golden(
 
 
 def load_whole_way(folder: Path) -> WholeWay | None:
-    """The whole way of a bundle; None for one that was exported before there was any."""
-    with np.load(folder / GOLDEN_FILE, allow_pickle=False) as stored:
-        if "digest" not in stored:
-            return None
-        return WholeWay(stored["pictures"], stored["masks"], str(stored["digest"]))
+    """The whole way of a bundle; None for one that was exported before there was any.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    stored = _read_arrays(
+        folder / GOLDEN_FILE, {"pictures": (None, 3), "masks": ("uint8", 3), "digest": ("U", 0)}
+    )
+    if "digest" not in stored:
+        return None
+    return WholeWay(stored["pictures"], stored["masks"], str(stored["digest"]))
 
 
 def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs N×H×W×C uint8 and reference logits N×K×h×w float32. No pickles are read."""
-    with np.load(folder / file, allow_pickle=False) as stored:
-        return stored["inputs"], stored["logits"]
+    """Inputs N×H×W×C uint8 and reference logits N×K×h×w float32.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    stored = _read_arrays(folder / file, {"inputs": ("uint8", 4), "logits": ("float32", 4)})
+    return stored["inputs"], stored["logits"]
+
+
+def _read_arrays(path: Path, kinds: Mapping[str, tuple[str | None, int]]) -> dict[str, np.ndarray]:
+    """Arrays of a .npz by name, all or, where the last is not in it, none. No pickles are read.
+
+    Args:
+        path: of the file.
+        kinds: name → type, "U" for text, None for any numbers; and number of axes.
+
+    Raises:
+        InputError: damaged: an array is missing, of another kind, or not as long as its header says.
+    """
+    name, wanted, remedy = f"golden file {path}", "what export wrote", "copy the bundle again"
+    with reading(name, wanted, remedy=remedy), np.load(path, allow_pickle=False) as stored:
+        if [*kinds][-1] not in stored:
+            if "digest" in kinds:
+                return {}
+            raise ValueError(f"{[*kinds][-1]} is missing")
+        found = {}
+        for key, (kind, axes) in kinds.items():
+            # What makes room for an array is its header's word, so that is held against the file's length first.
+            entry = stored.zip.getinfo(f"{key}.npy")
+            with stored.zip.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(file)
+                if (
+                    math.prod(shape) * dtype.itemsize + file.tell() != entry.file_size
+                    or entry.file_size > _MOST_BYTES
+                ):
+                    raise ValueError(f"{key} has another length than its header says")
+            fits = dtype.kind == kind if kind == "U" else dtype == kind if kind else dtype.kind in "uf"
+            if not fits or len(shape) != axes:
+                raise ValueError(f"{key} is {dtype} of {len(shape)} axes")
+            found[key] = stored[key]
+    return found
 
 
 # Golden prompts: questions about golden pictures, and the reference answers.
@@ -209,7 +262,15 @@ def save_golden_prompts(folder: Path, questions: Questions, replies: Replies) ->
 
 
 def load_golden_prompts(folder: Path) -> tuple[Questions, Replies]:
-    """Questions and reference answers. No pickles are read."""
-    with np.load(folder / GOLDEN_PROMPTS, allow_pickle=False) as stored:
-        questions = Questions(stored["pictures"], stored["points"], stored["labels"], bool(stored["again"]))
-        return questions, Replies(stored["logits"], stored["iou"])
+    """Questions and reference answers.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    kinds = {
+        "pictures": ("uint8", 4), "points": ("float32", 3), "labels": ("float32", 2), "again": ("bool", 0),
+        "logits": ("float32", 5), "iou": ("float32", 3),
+    }  # fmt: skip
+    stored = _read_arrays(folder / GOLDEN_PROMPTS, kinds)
+    questions = Questions(stored["pictures"], stored["points"], stored["labels"], bool(stored["again"]))
+    return questions, Replies(stored["logits"], stored["iou"])

@@ -18,7 +18,7 @@ from typing import Any
 
 from segcore.bundle.folder import Bundle
 from segcore.errors import InputError, need
-from segcore.record import printable
+from segcore.words import printable
 
 SIGNATURE = "model.sig"
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}

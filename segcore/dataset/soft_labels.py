@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from segcore.errors import InputError
+from segcore.bundle.manifest import MAX_CLASSES
+from segcore.errors import InputError, reading
 from segcore.host import Made
 from segcore.outfolder import write_text
-from segcore.picture.preprocess import Activation
+from segcore.picture.preprocess import MAX_INPUT_PX, Activation, output_spec
 
 LABELS = "labels.json"
 SCHEMA_VERSION = 1
+_CASES = TypeAdapter(tuple[str, ...])
+_LONGEST_NAME = 255
 
 
 class TeacherRecord(BaseModel):
@@ -57,10 +60,10 @@ class LabelRecord(BaseModel):
     prompt_from: TeacherRecord | None = None
     data_sha256: str
     split_sha256: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     activation: Activation
-    height_px: int
-    width_px: int
+    height_px: int = Field(gt=0, le=MAX_INPUT_PX)
+    width_px: int = Field(gt=0, le=MAX_INPUT_PX)
     shards: dict[str, tuple[str, ...]]
     made: Made
     lineage: tuple[Made, ...] = ()
@@ -99,8 +102,11 @@ def write_shard(folder: Path, name: str, cases: tuple[str, ...], logits: np.ndar
 
 def finished_shards(folder: Path) -> dict[str, tuple[str, ...]]:
     """The shards that are whole, with their cases; for resuming."""
-    lists = sorted(folder.glob("shard-*.npy.json"))
-    return {path.name.removesuffix(".json"): tuple(json.loads(path.read_text())) for path in lists}
+    found = {}
+    for path in sorted(folder.glob("shard-*.npy.json")):
+        with reading(str(path), "the list of a shard's cases", remedy=f"remove {folder} and label again"):
+            found[path.name.removesuffix(".json")] = _CASES.validate_json(path.read_bytes())
+    return found
 
 
 def seal_labels(folder: Path, record: LabelRecord) -> None:
@@ -120,19 +126,15 @@ def open_soft_labels(folder: Path | str) -> SoftLabels:
     folder = Path(folder)
     if not (folder / LABELS).is_file():
         raise InputError(f"--soft {folder}: must be a folder that teacher.label wrote, has no {LABELS}")
-    try:
-        record = LabelRecord.model_validate_json((folder / LABELS).read_text())
-    except ValidationError as error:
-        raise InputError(
-            f"--soft {folder}: {LABELS} is damaged ({error.errors()[0]['msg']}); label again"
-        ) from None
+    with reading(f"--soft {folder}", f"a folder with {LABELS} of teacher.label", remedy="label again"):
+        record = LabelRecord.model_validate_json((folder / LABELS).read_bytes())
     if record.schema_version != SCHEMA_VERSION:
         raise InputError(
             f"--soft {folder}: schema must be {SCHEMA_VERSION}, got {record.schema_version}; label again"
         )
     place, shards = {}, {}
     for name, cases in record.shards.items():
-        if Path(name).name != name:
+        if Path(name).name != name or not name.isprintable() or len(name) > _LONGEST_NAME:
             raise InputError(f"--soft {folder}: shard names must stay inside the folder, got {name}")
         shards[name] = _open_shard(folder / name, len(cases), record)
         place.update({case: (name, row) for row, case in enumerate(cases)})
@@ -140,12 +142,14 @@ def open_soft_labels(folder: Path | str) -> SoftLabels:
 
 
 def _open_shard(path: Path, cases: int, record: LabelRecord) -> np.ndarray:
-    try:
+    if not path.is_file():
+        raise InputError(f"--soft {path}: must be a whole shard, is missing; label again")
+    with reading(f"--soft {path}", "a whole shard", remedy="label again"):
         logits: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    expected = (cases, output_spec(record.classes, 1).channels, record.height_px, record.width_px)
+    if logits.shape != expected or logits.dtype != np.float16:
         raise InputError(
-            f"--soft {path}: must be a whole shard, got a missing or cut one ({error}); label again"
-        ) from None
-    if logits.shape[0] != cases or logits.shape[2:] != (record.height_px, record.width_px):
-        raise InputError(f"--soft {path}: must hold {cases} images, got shape {logits.shape}; label again")
+            f"--soft {path}: must hold {cases} images, float16 {expected}, got {logits.dtype} {logits.shape}; "
+            "label again"
+        )
     return logits

@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Json, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from segcore.command import Progress, log
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.learn.augment import Sample
 from segcore.learn.loader import TrainingSet, build_loader, to_device
 from segcore.learn.network import save_checkpoint, save_weights
@@ -95,6 +96,22 @@ class EpochPart:
     lrs: tuple[float, ...] = ()
     seconds: float = 0.0
     random: dict[str, Tensor] | None = None
+
+
+class _Checkpoint(BaseModel):
+    """What `_save_run` writes; in older ones there was no part and no number of processes."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    average: dict[str, Any] | None = None
+    history: Json[list[Epoch]]
+    part: EpochPart | None = None
+    processes: int = 1
+
+
+_STEPS = TypeAdapter(list[Step])
 
 
 def open_accelerator(settings: TrainSettings) -> Accelerator:
@@ -203,7 +220,8 @@ def fit(
                 )
         accelerator.wait_for_everyone()
     # Also in processes that did not validate: all end with the same weights.
-    network.load_state_dict(load_file(folder / _BEST))
+    with _reading_own(folder, _BEST):
+        network.load_state_dict(load_file(folder / _BEST))
     return history
 
 
@@ -436,31 +454,39 @@ def _write_rows(path: Path, rows: Sequence[Epoch] | Sequence[Step]) -> None:
 def _read_steps(folder: Path) -> list[Step]:
     if not (folder / STEPS).is_file():
         return []
-    with (folder / STEPS).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [Step(int(r["epoch"]), int(r["step"]), float(r["loss"]), float(r["lr"])) for r in rows]
+    with _reading_own(folder, STEPS), (folder / STEPS).open(newline="", encoding="utf-8") as file:
+        return _STEPS.validate_python(list(csv.DictReader(file)))
+
+
+def _reading_own(folder: Path, name: str) -> AbstractContextManager[None]:
+    """Around what a training reads of what it wrote itself, and a full disk or a kill may have cut off."""
+    return reading(
+        f"--out {folder / name}", "what this training wrote", remedy="remove the folder to begin anew"
+    )
 
 
 def _resume_run(folder: Path, run: Run) -> tuple[list[Epoch], EpochPart]:
     """The epochs that are over, and what was done of the next one.
 
     Raises:
-        InputError: there are more or fewer processes than in the epoch that was begun.
+        InputError: the checkpoint is damaged, or there are more or fewer processes than in the epoch that was begun.
     """
     if not (folder / _LAST).is_file():
         return [], EpochPart()
-    checkpoint = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
-    history = [Epoch(**e) for e in json.loads(checkpoint["history"])]
-    part = EpochPart(**checkpoint["part"]) if checkpoint.get("part") else EpochPart()
-    if part.batches and checkpoint["processes"] != run.accelerator.num_processes:
+    with _reading_own(folder, _LAST):
+        loaded = torch.load(folder / _LAST, weights_only=True, map_location="cpu")
+        checkpoint = _Checkpoint.model_validate(loaded)
+    history, part = checkpoint.history, checkpoint.part or EpochPart()
+    if part.batches and checkpoint.processes != run.accelerator.num_processes:
         raise InputError(
             f"--out {folder}: must be resumed in the middle of an epoch by as many processes as began it, "
-            f"{checkpoint['processes']}, got {run.accelerator.num_processes}; use as many, or remove the folder"
+            f"{checkpoint.processes}, got {run.accelerator.num_processes}; use as many, or remove the folder"
         )
-    run.network.load_state_dict(checkpoint["network"])
-    run.optimizer.load_state_dict(checkpoint["optimizer"])
-    if run.average is not None:
-        run.average.load_state_dict(checkpoint["average"])
+    with _reading_own(folder, _LAST):
+        run.network.load_state_dict(checkpoint.network)
+        run.optimizer.load_state_dict(checkpoint.optimizer)
+        if run.average is not None:
+            run.average.load_state_dict(checkpoint.average or {})
     where = f"after epoch {len(history)}"
     if part.batches:
         where = f"in epoch {len(history) + 1}, after {plural(part.batches, 'batch')}"

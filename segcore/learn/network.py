@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segcore.bundle.folder import Bundle
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.outfolder import write_bytes
 from segcore.picture.preprocess import InputSpec
 
@@ -132,8 +132,12 @@ def load_weights(network: nn.Module, bundle: Bundle) -> nn.Module:
     """Loads a torch bundle's weights into the network built for it, and puts it into eval mode.
 
     Raises:
-        InputError: some are NaN or infinite.
+        InputError: they are damaged or those of another network, or some are NaN or infinite.
     """
-    network.load_state_dict(load_file(bundle.model_path))
+    file = bundle.manifest.model_file
+    with reading(
+        f"bundle {bundle.folder}", f"one whose {file} holds its network", remedy="copy the bundle again"
+    ):
+        network.load_state_dict(load_file(bundle.model_path))
     check_finite(network, f"bundle {bundle.folder}", "train it again")
     return network.eval()

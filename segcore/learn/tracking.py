@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 
 from segcore.bundle.manifest import Manifest
 from segcore.command import log
+from segcore.errors import reading
 from segcore.learn.settings import TrainSettings, run_name
 from segcore.outfolder import write_text
 
@@ -97,8 +99,8 @@ def _run_ids(folder: Path, *, new: bool) -> dict[str, str]:
     """What MLflow and Weights & Biases know the run by; kept, so that a resumed run is the same one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not new and (folder / _IDS).is_file():
-        found: dict[str, str] = json.loads((folder / _IDS).read_text())
-        return found
+        with reading(str(folder / _IDS), "names of this run", remedy="remove it to begin a new curve"):
+            return TypeAdapter(dict[str, str]).validate_json((folder / _IDS).read_bytes())
     return {"wandb": uuid.uuid4().hex[:8]}
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import InputError
-from segcore.text import read_text
+from segcore.text import read_yaml
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
@@ -282,12 +282,7 @@ def read_augment(value: object) -> str | list[dict[str, Any]]:
         raise InputError(
             f"--augment: must be {', '.join((AUTO, *PRESETS))} or a YAML file, got {str(value)!r}; no such file"
         )
-    import yaml
-
-    try:
-        entries = yaml.safe_load(read_text(path, f"--augment {path}"))
-    except yaml.YAMLError as error:
-        raise InputError(f"--augment {path}: must be YAML, got {str(error).splitlines()[0]}") from None
+    entries = read_yaml(path, f"--augment {path}")
     return as_entries(parse_transforms(entries, f"--augment {path}"))
 
 

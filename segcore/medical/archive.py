@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import lzma
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 
 _CHUNK_BYTES = 2**20
 _ENCRYPTED = 0x1
+_LONGEST_NAME, _LONGEST_PATH = 255, 1000  # bytes; beyond them Linux, or Windows, writes no file
 # Stored, deflated, bzip2, LZMA: what Python's zipfile can unpack.
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 # Below this size a ratio says nothing: an empty mask compresses a thousandfold.
 _RATIO_FROM_BYTES = 2**24
 _ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _ARCHIVE_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!")
-# What zipfile raises on damaged archives (found by damaging some).
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    ValueError,
-    IndexError,
-    RuntimeError,
-)
 
 
 def unpack(
@@ -58,16 +43,13 @@ def unpack(
         raise InputError(f"folder {folder}: must be empty to unpack into, is not; give another")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _unpack_zip(path, folder, max_bytes, max_files, max_ratio)
-    except BaseException as error:
+        with reading(f"ZIP {path}", "a whole ZIP file", remedy="pack it again", quoted=False):
+            _unpack_zip(path, folder, max_bytes, max_files, max_ratio)
+    except BaseException:
         for child in folder.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
         if not existed:
             folder.rmdir()
-        if isinstance(error, _DAMAGE):
-            raise InputError(
-                f"ZIP {path}: must be a whole ZIP file, got a damaged one or none; pack it again"
-            ) from None
         raise
 
 
@@ -123,6 +105,12 @@ def _check_names(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise InputError(
                 f"ZIP {path}: must hold names within its own folder, got {_entry_name(entry)}; pack it again"
             )
+        if len(name.encode()) > _LONGEST_PATH or any(
+            len(part.encode()) > _LONGEST_NAME for part in name.split("/")
+        ):
+            raise InputError(
+                f"ZIP {path}: must hold names of at most {_LONGEST_NAME} bytes, got {name[:40]}…; shorten it"
+            )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise InputError(
                 f"ZIP {path}: must hold files only, got the link {_entry_name(entry)}; pack what it points to"
@@ -147,6 +135,9 @@ def _check_names(path: Path, entries: list[zipfile.ZipInfo]) -> None:
                 f"ZIP {path}: must hold every name once, got {_entry_name(entry)} twice; pack it again"
             )
         seen.add(key)
+    for key in seen:
+        if folder := next((str(above) for above in PurePosixPath(key).parents if str(above) in seen), ""):
+            raise InputError(f"ZIP {path}: must hold {folder} as a file or a folder, got both; pack it again")
 
 
 def _nested_error(path: Path, entry: zipfile.ZipInfo) -> InputError:

@@ -9,13 +9,14 @@ import gzip
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segcore.errors import InputError, need
+from segcore.errors import InputError, need, reading
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX, class_indices
 from segcore.medical.dicom.file import MAX_VOXELS
 from segcore.picture.scan import Scan, check_mask_size
@@ -208,8 +209,13 @@ def _is_packed(path: Path) -> bool:
         return stream.read(2) == _GZIP
 
 
+def _reading_whole(path: Path) -> AbstractContextManager[None]:
+    """Around what reads a file; its words are not repeated, for a header has room for a patient's name."""
+    return reading(f"NIfTI {path}", "a whole file", quoted=False)
+
+
 def _damaged_error(path: Path) -> InputError:
-    return InputError(f"NIfTI {path}: must be a whole file, got a damaged or truncated one; copy it again")
+    return InputError(f"NIfTI {path}: must be a whole file, is damaged; copy it again")
 
 
 def _load_nibabel() -> Any:
@@ -230,13 +236,10 @@ def _read_header(path: Path) -> Any:
         )
     kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header
     length = _HEADERS[version][0]
-    try:
-        with _open_file(path) as stream:
-            raw = kind(stream.read(length), check=False)
-            raw.get_data_shape(), raw.get_data_dtype(), raw.get_data_offset(), raw.get_best_affine()
-            return raw
-    except Exception:  # nibabel raises its own types and numpy's on a damaged header
-        raise _damaged_error(path) from None
+    with _reading_whole(path), _open_file(path) as stream:
+        raw = kind(stream.read(length), check=False)
+        raw.get_data_shape(), raw.get_data_dtype(), raw.get_data_offset(), raw.get_best_affine()
+        return raw
 
 
 def _check_kind(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -274,10 +277,8 @@ def _voxel_offset(path: Path, raw: Any) -> int:
 
 
 def _value_scale(path: Path, raw: Any) -> tuple[float, float]:
-    try:
+    with _reading_whole(path):  # a finite slope with an intercept that is not, for one
         slope, intercept = raw.get_slope_inter()
-    except Exception:  # nibabel's own type: a finite slope with an intercept that is not
-        raise _damaged_error(path) from None
     return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
 
 
@@ -349,12 +350,9 @@ def _stored_array(
 
 
 def _unpack_voxels(path: Path, offset: int, size_bytes: int) -> bytes:
-    try:
-        with gzip.open(path, "rb") as stream:
-            stream.seek(offset)
-            data = stream.read(size_bytes)
-    except (OSError, EOFError, zlib.error):
-        raise _damaged_error(path) from None
+    with _reading_whole(path), gzip.open(path, "rb") as stream:
+        stream.seek(offset)
+        data = stream.read(size_bytes)
     if len(data) < size_bytes:
         raise _damaged_error(path)
     return data

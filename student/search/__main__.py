@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from runtime.engines.seam import ENGINES, EXTRAS, OPENED_BY, installed
 from runtime.timing.latency import BUSY_SHARE
@@ -36,7 +36,7 @@ from runtime.timing.roofline import Roofline, measure_roofline, share_of_peak
 from segcore.bundle.folder import open_bundle
 from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.dataset import open_dataset
-from segcore.errors import InputError, need
+from segcore.errors import InputError, need, reading
 from segcore.host import describe_host, library_versions, made_now
 from segcore.outfolder import out_folder, write_text
 from segcore.picture.preprocess import InputSpec, output_spec
@@ -219,7 +219,8 @@ def _open_bench(settings: SearchSettings) -> Bench:
 
 def _read_or_measure_roofline(settings: SearchSettings, path: Path) -> Roofline:
     if path.is_file():
-        return Roofline(**json.loads(path.read_text()))
+        with reading(str(path), "a machine's measured peaks", remedy="remove it to measure again"):
+            return TypeAdapter(Roofline).validate_json(path.read_bytes())
     log("measuring the machine's peaks")
     roofline = measure_roofline(settings.engine, settings.threads)
     write_text(path, json.dumps(asdict(roofline)))

@@ -16,12 +16,14 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from export.model_file import MODEL_FILES, write_int8, write_model
 from runtime.engines.seam import OPENED_BY, open_engine
 from runtime.timing.latency import ModelCalls, others_share, read_processor_times, time_interleaved
 from segcore.command import Progress
 from segcore.dataset.case import Case, PhantomSource
+from segcore.errors import reading
 from segcore.outfolder import write_text
 from segcore.phantom import PHANTOM_CLASSES
 from segcore.picture.preprocess import InputSpec, output_spec, prepare
@@ -133,10 +135,16 @@ def explore(
             bar.update(len(measured) - bar.n)
 
 
+_MEASUREMENTS = TypeAdapter(list[Measurement])
+
+
 def read_measured(folder: Path) -> list[Measurement]:
     """What an interrupted search has measured."""
     path = folder / MEASURED
-    return [Measurement(**one) for one in json.loads(path.read_text())] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(str(path), "what a search measured", remedy="remove it to measure again"):
+        return _MEASUREMENTS.validate_json(path.read_bytes())
 
 
 def _measure_batch(

@@ -7,19 +7,17 @@ never imported: its file is read in place.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from segcore.command import log
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 
 PACKAGE = "package"
 """`--weights` for what an installed package holds."""
@@ -94,26 +92,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is neither.
     """
-    try:
+    with reading(f"--weights {path}", "a checkpoint that holds tensors only", remedy="download it again"):
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-    ) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(
-            f"--weights {path}: must be a checkpoint that holds tensors only, cannot be read ({reason})"
-        ) from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise InputError(f"--weights {path}: must hold a dictionary of tensors, got something else")
     return state
 

@@ -52,8 +52,8 @@ def open_network(manifest: Manifest) -> nn.Module:
     """The plain form of a bundle, with random weights."""
     settings = manifest.architecture_settings
     network = open_class_masks(manifest)
-    if settings["decoder_adapter_width"]:
-        add_token_adapters(network.decoder.transformer, settings["decoder_adapter_width"])
+    if width := settings.get("decoder_adapter_width"):
+        add_token_adapters(network.decoder.transformer, width)
     return network
 
 

@@ -10,17 +10,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.outfolder import write_text
+from segcore.text import read_json
 from teacher.tuning.adapters import ADAPTERS, add_adapters
-from teacher.tuning.peft_kinds import PEFT_KINDS, load_peft, merge_peft, save_peft
+from teacher.tuning.peft_kinds import PEFT_KINDS, load_peft, merge_peft, other_encoder, save_peft
 from teacher.tuning.qkv_split import fuse_queries_keys_values, split_queries_keys_values
 from teacher.tuning.tune import Tuning, train_biases
 
+_WIDEST = 4096
+_COPY = "copy the bundle's adapter/ again"
 CONFIG, TENSORS, NOTE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
 _NOTE = """\
@@ -82,49 +84,40 @@ def load_adapters(encoder: nn.Module, folder: Path) -> nn.Module:
     if "peft_type" in config:
         if any(".qkv.value." in name for name in tensors):
             split_queries_keys_values(encoder)
-        try:
-            opened = load_peft(encoder, folder)
-        except ValueError:  # peft's, too, where no layer has a name that it looks for
-            raise _other_encoder(folder) from None
-        return fuse_queries_keys_values(merge_peft(opened))
+        return fuse_queries_keys_values(merge_peft(load_peft(encoder, folder)))
     if config.get("kind") == "bitfit":
         train_biases(encoder)
     elif config.get("kind") in ADAPTERS:
-        add_adapters(encoder, config["kind"], config["width"])
+        width = config.get("width")
+        if not isinstance(width, int) or not 1 <= width <= _WIDEST:
+            raise InputError(f"{folder}: must have a width of 1 to {_WIDEST} in {CONFIG}, got {width!r}")
+        add_adapters(encoder, config["kind"], width)
     else:
         raise InputError(
             f"{folder}: must be of a kind that is known, got {config.get('kind')}; update sam2edge"
         )
     wanted = {name: p.shape for name, p in encoder.named_parameters() if p.requires_grad}
     if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise _other_encoder(folder)
+        raise other_encoder(folder)
     encoder.load_state_dict(tensors, strict=False)
     return encoder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
+    if not (folder / CONFIG).is_file():
         raise InputError(
             f"{folder}: must be an adapter folder with {CONFIG}, got none; give a bundle's adapter/"
+        )
+    config = read_json(folder / CONFIG, str(folder / CONFIG), remedy=_COPY)
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{folder / CONFIG}: must hold names and values, got {type(config).__name__}; {_COPY}"
         )
     return config
 
 
 def _read_tensors(folder: Path) -> dict[str, Any]:
-    try:
+    if not (folder / TENSORS).is_file():
+        raise InputError(f"{folder}: must hold {TENSORS}, does not; {_COPY}")
+    with reading(str(folder / TENSORS), "safetensors", remedy=_COPY):
         return load_file(folder / TENSORS)
-    except (OSError, SafetensorError):
-        raise InputError(
-            f"{folder}: must hold {TENSORS}, cannot be read; copy the bundle's adapter/ again"
-        ) from None
-
-
-def _other_encoder(folder: Path) -> InputError:
-    return InputError(
-        f"{folder}: must be for an encoder of this size, got tensors of another; build the encoder that the bundle's "
-        "manifest names"
-    )

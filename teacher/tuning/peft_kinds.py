@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import nn
 
-from segcore.errors import need
+from segcore.errors import InputError, need, reading
 from teacher.settings import Tune
 
 PEFT_KINDS: tuple[Tune, ...] = ("lora", "dora", "rslora", "ia3")
@@ -75,19 +75,27 @@ def load_peft(module: nn.Module, folder: Path) -> nn.Module:
     """Puts updates from `save_peft` onto a module as `add_peft` was given it; they are frozen, and not yet merged.
 
     Raises:
-        InputError: peft is not installed.
-        ValueError: the folder's updates are not those of this module's layers.
+        InputError: peft is not installed, or the folder's updates are damaged or not those of this module's layers.
     """
     peft = _import_peft()
-    wrapped: nn.Module = peft.get_peft_model(module, peft.PeftConfig.from_pretrained(str(folder)))
-    wanted = peft.get_peft_model_state_dict(wrapped)
-    found = peft.utils.load_peft_weights(str(folder), device="cpu")
-    if {name: tensor.shape for name, tensor in wanted.items()} != {
-        name: tensor.shape for name, tensor in found.items()
-    }:
-        raise ValueError("updates of other layers")
-    peft.set_peft_model_state_dict(wrapped, found)
+    with reading(str(folder), "updates of this encoder in peft's format"):
+        wrapped: nn.Module = peft.get_peft_model(module, peft.PeftConfig.from_pretrained(str(folder)))
+        wanted = peft.get_peft_model_state_dict(wrapped)
+        found = peft.utils.load_peft_weights(str(folder), device="cpu")
+        if {name: tensor.shape for name, tensor in wanted.items()} != {
+            name: tensor.shape for name, tensor in found.items()
+        }:
+            raise other_encoder(folder)
+        peft.set_peft_model_state_dict(wrapped, found)
     return wrapped
+
+
+def other_encoder(folder: Path) -> InputError:
+    """The error for a folder of updates that do not fit."""
+    return InputError(
+        f"{folder}: must be for an encoder of this size, got tensors of another; build the encoder that the bundle's "
+        "manifest names"
+    )
 
 
 def _import_peft() -> ModuleType:

@@ -10,12 +10,13 @@ import logging
 import struct
 import warnings
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from segcore.errors import InputError, need
+from segcore.errors import InputError, is_damage, need, passing_over_damage, reading
 from segcore.image import MAX_PIXELS, MAX_SIDE_PX
 
 if TYPE_CHECKING:
@@ -163,10 +164,9 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset:
 
 def text_of(header: Dataset, keyword: str) -> str:
     """An element as one line of text; "" where it is missing or malformed."""
-    try:
+    text = ""
+    with passing_over_damage():
         text = str(header.get(keyword) or "")
-    except Exception:  # as in `numbers_of`
-        return ""
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
@@ -178,12 +178,11 @@ def whole_number(header: Dataset, keyword: str) -> int | None:
 
 def numbers_of(header: Dataset, keyword: str) -> tuple[float, ...]:
     """An element's values as finite numbers; empty where it is missing or one of them is no number."""
-    try:
+    numbers: tuple[float, ...] = ()
+    with passing_over_damage(also=TypeError):  # float() of what is no number
         value = header.get(keyword)
         values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
         numbers = tuple(float(v) for v in values)
-    except Exception:  # whatever pydicom raises on a malformed value: it counts as missing
-        return ()
     return numbers if all(abs(n) < float("inf") for n in numbers) else ()
 
 
@@ -217,7 +216,9 @@ def _drop_malformed(header: Dataset) -> None:
             elif is_sequence:
                 for item in element.value:
                     _drop_malformed(item)
-        except Exception:  # pydicom raises many types, by what is wrong
+        except Exception as error:  # pydicom raises many types, by what is wrong
+            if not is_damage(error):
+                raise
             del header[tag]
 
 
@@ -231,7 +232,9 @@ def _parse_header(path: Path, tags: list[str] | None = None) -> tuple[Dataset, B
         stream: BinaryIO = path.open("rb")
     except OSError as error:
         raise InputError(f"DICOM {path}: must be a readable file, got {error.strerror}") from None
-    try:
+    # What pydicom says may quote a value, so it is not repeated.
+    with ExitStack() as stack, reading(f"DICOM {path}", "a whole DICOM file", quoted=False):
+        stack.callback(lambda: stream.close())  # whichever it is by then
         head = stream.read(132)
         if not is_dicom(head):
             raise InputError(f"DICOM {path}: must be a DICOM file, got something else")
@@ -248,16 +251,8 @@ def _parse_header(path: Path, tags: list[str] | None = None) -> tuple[Dataset, B
         if meta is not None:
             _drop_malformed(meta)
             header.file_meta = meta  # of a deflated file, pydicom has not seen it
-        return header, stream
-    except InputError:
-        stream.close()
-        raise
-    except Exception:
-        # pydicom raises a dozen types on damaged headers; what it says may quote a value, so it is not repeated.
-        stream.close()
-        raise InputError(
-            f"DICOM {path}: must be a whole DICOM file, got a damaged or truncated header; copy it again"
-        ) from None
+        stack.pop_all()
+    return header, stream
 
 
 def _inflate_file(path: Path) -> BytesIO:
@@ -281,9 +276,7 @@ def _check_whole(header: Dataset, path: Path) -> None:
     held, length = getattr(last, "value", None), getattr(last, "length", None)
     cut_short = isinstance(held, bytes) and length not in (None, _UNDEFINED) and len(held) < length
     if last is None or cut_short:
-        raise InputError(
-            f"DICOM {path}: must be a whole DICOM file, got a damaged or truncated header; copy it again"
-        )
+        raise InputError(f"DICOM {path}: must be a whole DICOM file, is damaged; copy it again")
 
 
 # Checks that the header promises a picture, and that the file holds as many pixels as promised.

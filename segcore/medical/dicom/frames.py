@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from segcore.errors import InputError
+from segcore.errors import InputError, is_damage, reading
 from segcore.medical.dicom.file import DEFLATED, DicomFile, whole_number
 from segcore.medical.dicom.gdcm_process import decode_by_gdcm
 
@@ -76,24 +76,22 @@ def stored_frame(file: DicomFile, index: int) -> np.ndarray:
     syntax = "1.2.840.10008.1.2.1" if file.syntax == DEFLATED else file.syntax
     options = as_pixel_options(file.header, number_of_frames=file.frames)
     options |= {"pixel_keyword": "PixelData", "pixel_vr": file.pixel_vr}
-    try:
-        with file.stream() as stream:
-            if not file.syntax.is_encapsulated:
-                # Not validated: it would read the whole of a large file to count its bytes, which open_dicom has done.
-                frame, _ = get_decoder(syntax).as_array(stream, index=index, validate=False, **options)
-                return np.asarray(frame)
-            codestream = _checked_codestream(stream, file, index)
-    except InputError:
-        raise
-    except Exception:
-        raise _damaged_error(file) from None
+    wanted = f"a file whose pixels decode as {_syntax_name(file)}"
+    with reading(f"DICOM {file.path}", wanted, quoted=False), file.stream() as stream:
+        if not file.syntax.is_encapsulated:
+            # Not validated: it would read the whole of a large file to count its bytes, which open_dicom has done.
+            frame, _ = get_decoder(syntax).as_array(stream, index=index, validate=False, **options)
+            return np.asarray(frame)
+        codestream = _checked_codestream(stream, file, index)
     options = {**options, "number_of_frames": 1}  # each decoder is sent this frame alone
     options.pop("extended_offsets", None)
     for name in names:
         try:
             frame = _decoded_by(name, codestream, file, options)
-        except Exception:
+        except Exception as error:
             # The decoders raise anything, and what they say may quote the header, so it is not repeated.
+            if not is_damage(error):
+                raise
             continue
         if name != names[0]:
             file.remarks.add(f"pixels decoded by {name}, which {names[0]} could not read")
@@ -117,7 +115,7 @@ def _decoded_by(name: str, codestream: bytes, file: DicomFile, options: dict[str
 
 def _damaged_error(file: DicomFile) -> InputError:
     return InputError(
-        f"DICOM {file.path}: must hold pixels that decode as {_syntax_name(file)}, got damaged ones; copy it again"
+        f"DICOM {file.path}: must be a file whose pixels decode as {_syntax_name(file)}, is damaged; copy it again"
     )
 
 

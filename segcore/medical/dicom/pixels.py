@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.errors import InputError
+from segcore.errors import InputError, reading
 from segcore.medical.dicom.file import DicomFile, frame_group, numbers_of, text_of, whole_number
 from segcore.medical.dicom.frames import check_syntax, stored_frame
 from segcore.picture.preprocess import Window
@@ -267,25 +267,23 @@ def _through_table(
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     apply = apply_modality_lut if sequence == "ModalityLUTSequence" else apply_voi
-    try:
-        bits = int(group[sequence].value[0].LUTDescriptor[2])
+    with reading(
+        f"DICOM {file.path}", "one with a whole lookup table", remedy="export it again", quoted=False
+    ):
+        _, _, bits = numbers_of(
+            group[sequence].value[0], "LUTDescriptor"
+        )  # a ValueError where they are not three
         if not 1 <= bits <= 16:
             raise ValueError
         return np.asarray(apply(values, group)).astype(np.int32), 2.0**bits - 1
-    except Exception:  # pydicom raises several types on a damaged table
-        raise InputError(
-            f"DICOM {file.path}: must hold a whole lookup table, got a damaged one; export it again"
-        ) from None
 
 
 def _rgb_values(stored: np.ndarray, file: DicomFile) -> np.ndarray:
     if stored.ndim == 2:
-        try:
+        with reading(
+            f"DICOM {file.path}", "one with its colours' palette", remedy="export it again", quoted=False
+        ):
             first, table = _palette_table(file)
-        except Exception:  # pydicom and numpy raise several types on a damaged palette
-            raise InputError(
-                f"DICOM {file.path}: must hold the palette of its colours, got none or a damaged one; export it again"
-            ) from None
         # What lies before or behind the table's entries has the colour of its first or last.
         stored = table[np.clip(stored.astype(np.int32) - first, 0, len(table) - 1)]
     grey = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
@@ -299,8 +297,10 @@ def _palette_table(file: DicomFile) -> tuple[int, np.ndarray]:
     Source: DICOM PS3.3, C.7.6.3.1.5 and C.7.6.3.1.6.
     """
     header = file.header
-    count, first, bits = (int(n) for n in header.RedPaletteColorLookupTableDescriptor)
+    count, first, bits = map(int, numbers_of(header, "RedPaletteColorLookupTableDescriptor"))
     count = count or 2**16
+    if not 0 < count <= 2**16 or not abs(first) <= 2**16:
+        raise ValueError
     if pixels_of(file).signed and first >= 2**15:
         first -= 2**16
     if "SegmentedRedPaletteColorLookupTableData" in header:
@@ -319,6 +319,8 @@ def _palette_table(file: DicomFile) -> tuple[int, np.ndarray]:
 def _palette_channel(data: bytes, count: int, file: DicomFile) -> np.ndarray:
     """A colour's entries of 8 or 16 bits, in the byte order of the file."""
     big = file.syntax == _BIG_ENDIAN
+    if not isinstance(data, bytes):  # an element of another kind than a palette's
+        raise ValueError
     if len(data) >= 2 * count:
         return np.frombuffer(data, ">u2" if big else "<u2", count)
     # Of two in a word the first is the low byte.

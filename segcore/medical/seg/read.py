@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segcore.errors import InputError
-from segcore.medical.dicom.file import MAX_VOXELS, read_header, whole_number
+from segcore.errors import InputError, reading
+from segcore.medical.dicom.file import MAX_VOXELS, numbers_of, read_header, whole_number
 from segcore.medical.seg.source import Reference, load_highdicom, references
 from segcore.picture.scan import Scan, check_mask_size
 
@@ -35,8 +36,9 @@ def read_seg(path: Path, scan: Scan) -> np.ndarray:
     seg = _open_seg(path)
     check_mask_size((int(seg.Rows), int(seg.Columns)), scan, path)
     refs = references(scan)
-    _check_sources(seg, refs, path, scan)
-    numbers = list(seg.segment_numbers)
+    with _reading_seg(path):
+        _check_sources(seg, refs, path, scan)
+        numbers = list(seg.segment_numbers)
     if len(numbers) > MOST_SEGMENTS:
         raise InputError(f"mask {path}: must have at most {MOST_SEGMENTS} segments, got {len(numbers)}")
     instances = [ref.instance for ref in refs]
@@ -48,19 +50,25 @@ def read_seg(path: Path, scan: Scan) -> np.ndarray:
         "ignore_spatial_locations": True,  # looked at in `_check_sources`, where saying nothing counts as kept
         "dtype": np.uint8,
     }
-    try:
-        if refs[0].frame is None:
-            found = seg.get_pixels_by_source_instance(instances, **how)
-        else:
-            frames = [ref.frame for ref in refs]
-            found = seg.get_pixels_by_source_frame(instances[0], frames, **how)
-    except RuntimeError as error:
-        if "overlap" not in str(error):
-            raise
-        raise InputError(
-            f"mask {path}: must have segments that do not overlap, two share pixels; keep one of them"
-        ) from None
+    with _reading_seg(path):
+        try:
+            if refs[0].frame is None:
+                found = seg.get_pixels_by_source_instance(instances, **how)
+            else:
+                frames = [ref.frame for ref in refs]
+                found = seg.get_pixels_by_source_frame(instances[0], frames, **how)
+        except RuntimeError as error:
+            if "overlap" not in str(error):
+                raise
+            raise InputError(
+                f"mask {path}: must have segments that do not overlap, two share pixels; keep one of them"
+            ) from None
     return np.asarray(found, np.uint8)
+
+
+def _reading_seg(path: Path) -> AbstractContextManager[None]:
+    """Around highdicom, which takes what it needs of a damaged file and raises what it likes; its words stay out."""
+    return reading(f"mask {path}", "a whole DICOM segmentation", quoted=False)
 
 
 def _open_seg(path: Path) -> Any:
@@ -74,23 +82,19 @@ def _open_seg(path: Path) -> Any:
         raise InputError(
             f"mask {path}: must be a DICOM segmentation, got another kind of DICOM; export the mask as DICOM-SEG"
         )
-    damaged = InputError(f"mask {path}: must be a whole DICOM segmentation, got a damaged one; copy it again")
     sides = [whole_number(header, keyword) or 0 for keyword in ("Rows", "Columns", "NumberOfFrames")]
     if min(sides) < 1:
-        raise damaged
+        raise InputError(f"mask {path}: must be a whole DICOM segmentation, is damaged; copy it again")
     if math.prod(sides) > MAX_VOXELS:
         raise InputError(
             f"mask {path}: must be at most {MAX_VOXELS} pixels in all frames, "
             f"got {sides[2]} of {sides[0]}×{sides[1]}; crop it"
         )
-    try:
+    with _reading_seg(path):
         dataset = dcmread(path)
         _fill_thickness(dataset)
         seg = Segmentation.from_dataset(dataset, copy=False)
-        frames = seg.pixel_array  # decoded now, so that a truncated file is told here
-    except Exception:  # highdicom and pydicom raise what they like on a damaged file
-        raise damaged from None
-    del frames
+        _ = seg.pixel_array  # decoded now, so that a truncated file is told here
     if seg.segmentation_type == SegmentationTypeValues.FRACTIONAL:
         raise InputError(
             f"mask {path}: must be a binary segmentation, got a fractional one; export it as binary"
@@ -115,7 +119,7 @@ def _check_sources(seg: Any, refs: Sequence[Reference], path: Path, scan: Scan) 
         raise InputError(f"mask {path}: must say which slice each of its frames is of, does not")
     for source in (source for sources in of_frames for source in sources):
         frames = source.get("ReferencedFrameNumber")
-        numbers = [None] if frames is None else [int(n) for n in np.atleast_1d(frames)]
+        numbers = [None] if frames is None else [int(n) for n in numbers_of(source, "ReferencedFrameNumber")]
         instance = str(source.get("ReferencedSOPInstanceUID"))
         if instance not in instances:
             raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segcore.errors import InputError, need
-from segcore.medical.dicom.file import load_pydicom
+from segcore.medical.dicom.file import load_pydicom, numbers_of, whole_number
 from segcore.picture.scan import Scan
 
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -190,14 +190,13 @@ def has_planes(headers: Sequence[Any]) -> bool:
         return False
     if "PerFrameFunctionalGroupsSequence" in first:
         return len(headers) == 1 and _regular_frames(first)
-    if int(first.get("NumberOfFrames") or 1) > 1:
+    if (whole_number(first, "NumberOfFrames") or 1) > 1:
         return False
-    keywords = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    if not all(header.get(keyword) for header in headers for keyword in keywords):
+    lengths = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    if any(len(numbers_of(h, keyword)) != length for h in headers for keyword, length in lengths.items()):
         return False
-    return _are_distinct([h.ImagePositionPatient for h in headers]) and _are_equal(
-        [h.ImageOrientationPatient for h in headers]
-    )
+    orientations = {numbers_of(header, "ImageOrientationPatient") for header in headers}
+    return len(orientations) == 1 and _are_distinct([numbers_of(h, "ImagePositionPatient") for h in headers])
 
 
 def _regular_frames(header: Any) -> bool:
@@ -205,19 +204,16 @@ def _regular_frames(header: Any) -> bool:
     if shared is None or not all(k in shared for k in ("PlaneOrientationSequence", "PixelMeasuresSequence")):
         return False
     places = [
-        frame.PlanePositionSequence[0].get("ImagePositionPatient")
+        numbers_of(frame.PlanePositionSequence[0], "ImagePositionPatient")
         for frame in header.PerFrameFunctionalGroupsSequence
         if frame.get("PlanePositionSequence")
     ]
-    if len(places) != int(header.get("NumberOfFrames") or 1) or not all(places):
+    frames = whole_number(header, "NumberOfFrames") or 1
+    if len(places) != frames or any(len(place) != 3 for place in places):
         return False
     return _are_distinct(places)
 
 
-def _are_distinct(places: Sequence[Any]) -> bool:
+def _are_distinct(places: Sequence[Sequence[float]]) -> bool:
     points = np.round(np.array(places, np.float64) / _SAME_MM)
     return len(np.unique(points, axis=0)) == len(points)
-
-
-def _are_equal(orientations: Sequence[Any]) -> bool:
-    return all(list(one) == list(orientations[0]) for one in orientations)

@@ -20,7 +20,7 @@ import numpy as np
 
 from segcore import __version__
 from segcore.bundle.manifest import Manifest
-from segcore.errors import InputError
+from segcore.errors import InputError, is_damage
 from segcore.medical.seg.source import (
     Reference,
     has_planes,
@@ -75,9 +75,9 @@ def encode_seg(
                 segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
         file = BytesIO()
         seg.save_as(file, enforce_file_format=True)
-    except InputError:
-        raise
     except Exception as error:  # highdicom and pydicom raise what they like; their words may quote a header
+        if not is_damage(error):
+            raise
         raise _unwritable(scan.name, error) from None
     return file.getvalue(), tuple(mended)
 
