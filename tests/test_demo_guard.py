@@ -454,6 +454,9 @@ def test_what_is_sent_is_bounded(program, tmp_path, address, server):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(f"{head}Content-Length: 99999999999\r\n\r\n".encode())
         assert b"413" in connection.recv(100)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:  # cut off
+        part = '--b\r\nContent-Disposition: form-data; name="files"; filename="mustermann.png"\r\n\r\nhalf'
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{part}".encode())
     Image.new("L", (10_001, 10_000)).save(tmp_path / "wide.png")  # small as a file
     said = program.segment(program.upload(tmp_path / "wide.png")[0]).problem
     assert said.startswith("image wide.png: must be at most 20000 pixels a side and 100000000 in all")

@@ -261,7 +261,7 @@ def serve_demo(
 
 
 def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(1500):  # a busy machine may take long
         if process.poll() is not None:
             raise InputError(
                 "--bundle: must be served by python -m demo, which ended at once; see its error above"
@@ -271,7 +271,7 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> No
             return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise InputError("python -m demo: must answer within a minute, did not; start it by hand to see why")
+    raise InputError("python -m demo: must answer within five minutes, did not; start it by hand to see why")
 
 
 def _draw_memory(record: LoadRecord, path: Path) -> None:

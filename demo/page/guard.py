@@ -16,12 +16,13 @@ import shutil
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -248,7 +249,8 @@ class Guard:
                 for one in answer:
                     await send(one)
 
-        await self.app(scope, _receive_at_most(receive, headers, most, "the upload"), send_noted)
+        with suppress(ClientDisconnect):  # cut off: nobody is left to be answered
+            await self.app(scope, _receive_at_most(receive, headers, most, "the upload"), send_noted)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, headers: Headers, reader: str) -> None:
         body = await _read_body(receive, headers, MOST_CALL_BYTES)
