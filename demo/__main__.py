@@ -44,6 +44,8 @@ class DemoSettings(Settings):
     """class that the others are measured as a share of: lung, for lesions in the lung"""
     max_upload_mb: int = Field(500, ge=1)
     """largest file that the page takes, in megabytes"""
+    allow_host: list[str] = Field([])
+    """name that the page is reached by besides this computer's own, behind a proxy; give it again for each"""
     user: str | None = None
     """name that a reader must give; needs --password-file"""
     password_file: Path | None = None
@@ -98,7 +100,7 @@ def main(settings: DemoSettings) -> None:
             server_name=HOST,
             server_port=settings.port,
             auth=auth,
-            **launch_options(max_upload_mb=settings.max_upload_mb),
+            **launch_options(sessions, max_upload_mb=settings.max_upload_mb, hosts=settings.allow_host),
         )
 
 

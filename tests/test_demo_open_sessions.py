@@ -207,8 +207,9 @@ def test_what_nobody_uses_is_removed(models, tmp_path, web):
     (web / "examples").mkdir()
     (tmp_path / "readers").mkdir()
     sessions = OpenSessions(tmp_path / "readers", web, models, unused_s=0.4)
-    session = sessions.of("a")
-    session.waiting_uploads = {web / "waits" / "a.png"}
+    session = sessions.of("a", "browser")
+    sessions.page_opened("a", "browser")
+    sessions.owned.add_uploads([str(web / "waits" / "a.png")], "browser")
     for name in ("waits", "left", "answer"):
         (web / name).mkdir()
         (web / name / "a.png").write_bytes(b"x")

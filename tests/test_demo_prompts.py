@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.case.api import read_prompt, segment_file
+from demo.case.api import read_request, segment_file
 from demo.case.content import case_text, view_of_case
 from demo.case.downloads import write_case_files
 from demo.page.html_pieces import measurement_card, model_section, speed_card, trust_card
@@ -338,10 +338,8 @@ def segment(models, tmp_path, prompt, *, model=0, formats=()):
     shutil.rmtree(work, ignore_errors=True)
     (work / "made").mkdir(parents=True)
     Image.fromarray(PICTURE).save(tmp_path / "chest.png")
-    return segment_file(
-        models, str(tmp_path / "chest.png"), work / "folder", work / "made", model=models.names[model],
-        formats=formats, prompt=read_prompt(prompt),
-    )  # fmt: skip
+    asked = read_request(models.names[model], list(formats), None, prompt, models)
+    return segment_file(models, str(tmp_path / "chest.png"), work / "folder", work / "made", asked)
 
 
 def test_a_model_that_takes_no_prompt_is_told_before_anything_is_segmented(models, tmp_path):
@@ -405,12 +403,16 @@ def address(models, tmp_path_factory):
     for name in ("examples", "readers", "web"):
         (folder / name).mkdir()
     sessions = OpenSessions(folder / "readers", folder / "web", models)
+    # As the command does: Gradio's folder is the one whose owners are known.
+    environment = pytest.MonkeyPatch()
+    environment.setenv("GRADIO_TEMP_DIR", str(folder / "web"))
     page = build_page(models, sessions, make_examples("phantom:cxr:30", folder / "examples"))
-    words = launch_options(max_upload_mb=20) | {"allowed_paths": [str(folder)]}
+    words = launch_options(sessions, max_upload_mb=20) | {"allowed_paths": [str(folder)]}
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, **words)
     yield url
     page.close(verbose=False)
     sessions.close()
+    environment.undo()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -121,7 +121,7 @@ def main(settings: DemoLoadSettings) -> None:
                 Image.fromarray(case.image()).save(path)
             server_folder = Path(scratch) / "server"
             server_folder.mkdir()
-            with _serve_demo(settings, server_folder) as (address, process):
+            with serve_demo(settings.bundle, server_folder, threads=settings.threads) as (address, process):
                 tally = _load_server(settings, address, process.pid, pictures)
             left = sum(1 for path in server_folder.rglob("*") if path.is_file())
         record = tally.record(settings, left)
@@ -223,18 +223,34 @@ def _ask_until(address: str, pictures: list[Path], tally: _Tally, stop: Event) -
 
 
 @contextmanager
-def _serve_demo(settings: DemoLoadSettings, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The demo in a process of its own; its address. It is stopped at the end."""
+def serve_demo(
+    bundles: Sequence[Path],
+    folder: Path,
+    *,
+    threads: int | None = None,
+    more: Sequence[str] = (),
+    log_to: Path | None = None,
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The demo in a process of its own; its address. It is stopped at the end.
+
+    Args:
+        bundles: that it serves.
+        folder: where it puts its temporary files.
+        threads: CPU threads of each model.
+        more: words of its command line.
+        log_to: file for what it logs; else that goes where ours goes.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # the system chooses a free port
         port = probe.getsockname()[1]
-    words = [word for bundle in settings.bundle for word in ("--bundle", str(bundle.resolve()))]
-    words += ["--port", str(port), *(["--threads", str(settings.threads)] if settings.threads else [])]
+    words = [word for bundle in bundles for word in ("--bundle", str(bundle.resolve()))]
+    words += ["--port", str(port), *(["--threads", str(threads)] if threads else []), *more]
     process = subprocess.Popen(
         [sys.executable, "-m", "demo", *words],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TMPDIR": str(folder)},  # so that what it leaves behind can be counted
         stdout=subprocess.DEVNULL,
+        stderr=None if log_to is None else log_to.open("w"),
     )
     try:
         _wait_until_it_answers(f"http://127.0.0.1:{port}", process)
@@ -245,7 +261,7 @@ def _serve_demo(settings: DemoLoadSettings, folder: Path) -> Iterator[tuple[str,
 
 
 def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(1500):  # a busy machine may take long
         if process.poll() is not None:
             raise InputError(
                 "--bundle: must be served by python -m demo, which ended at once; see its error above"
@@ -255,7 +271,7 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> No
             return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise InputError("python -m demo: must answer within a minute, did not; start it by hand to see why")
+    raise InputError("python -m demo: must answer within five minutes, did not; start it by hand to see why")
 
 
 def _draw_memory(record: LoadRecord, path: Path) -> None:

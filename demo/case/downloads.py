@@ -70,6 +70,10 @@ def write_case_files(session: ReaderSession, model: str, wanted: Sequence[str]) 
     Raises:
         InputError: a format that the scan cannot give, or a library that is not installed.
     """
+    if not session.automatic_answers:
+        raise InputError("the case: must be shown first, none is; choose an example or a file")
+    if model not in session.model_names:
+        raise InputError(f"masks of: must be one of {', '.join(session.model_names)}, got another")
     folder = session.downloads_folder / "along"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -12,11 +12,13 @@ import gradio as gr
 
 from demo.case.downloads import FORMATS
 from demo.page import html_pieces
+from demo.page.calls import caller_of, check_call, text_value, text_values, upload_paths
 from demo.page.case import Updates
 from demo.session.batch import BatchProgress, run_batch
 from demo.session.incoming import receive
 from demo.session.models import Models
 from demo.session.open_sessions import OpenSessions
+from demo.session.reader_session import ReaderSession
 from segcore.errors import InputError
 
 
@@ -44,7 +46,7 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
             table = gr.HTML(elem_classes="s2e", elem_id="batch-table")
             result = gr.File(label="Masks and table", interactive=False, visible=False, elem_id="batch-zip")
 
-    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
     # One batch at a time, in a queue of its own: the readers of single cases do not wait for it.
     queue: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 1, **hidden}
 
@@ -57,21 +59,28 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
             upload: None,  # the files have been taken: they are no longer where the browser would look for them
         }
 
-    @upload.upload(inputs=upload, outputs=None, **hidden)
-    def on_sent(paths: list[str] | None, request: gr.Request) -> None:
-        sessions.of(str(request.session_hash)).waiting_uploads.update(Path(path) for path in paths or [])
+    def on_start(sent: Any, name: Any, wanted: Any, request: gr.Request) -> Iterator[Updates]:
+        try:
+            check_call(request)
+            session = sessions.of(str(request.session_hash), caller_of(request).reader)
+            chosen, formats = text_value(name, "model"), text_values(wanted, "masks as")
+            yield from run(session, upload_paths(sent), chosen, formats)
+        except InputError as error:
+            yield {
+                message: html_pieces.problem_line(str(error)),
+                table: "",
+                result: gr.File(None, visible=False),
+                upload: None,
+            }
 
-    def on_start(
-        paths: list[str] | None, name: str, wanted: list[str], request: gr.Request
-    ) -> Iterator[Updates]:
-        session = sessions.of(str(request.session_hash))
+    def run(session: ReaderSession, sent: list[str], name: str, wanted: list[str]) -> Iterator[Updates]:
+        session.has_batch = True
         folder = Path(tempfile.mkdtemp(prefix="batch-", dir=session.uploads_folder))
         for old in session.downloads_folder.glob("batch-*"):
             shutil.rmtree(old)
         files_folder, done = session.downloads_folder / folder.name, False
-        session.waiting_uploads.clear()
         try:
-            scans = receive(paths or [], folder / "upload")
+            scans = receive(sent, folder / "upload")
             reference = models.reference_for(models.manifest(name).classes)
             with models.open_another(name) as predictor:
                 for progress in run_batch(predictor, scans, files_folder, wanted, reference=reference):
@@ -80,13 +89,6 @@ def build_batch_tab(models: Models, sessions: OpenSessions) -> None:
                     session.mark_used()
                     done = progress.zip_path is not None
                     yield show_batch(progress)
-        except InputError as error:
-            yield {
-                message: html_pieces.problem_line(str(error)),
-                table: "",
-                result: gr.File(None, visible=False),
-                upload: None,
-            }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             # What is done of a stopped batch is not kept: half a ZIP would look like a whole one.

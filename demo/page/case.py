@@ -11,18 +11,37 @@ from gradio.blocks import Block
 
 from demo.case.downloads import PAGE, formats_for, write_case_files
 from demo.page import html_pieces
+from demo.page.calls import (
+    PromptEvent,
+    SliceEvent,
+    ThresholdEvent,
+    caller_of,
+    check_call,
+    text_value,
+    text_values,
+    upload_paths,
+    viewer_event,
+    whole_number,
+)
 from demo.session.incoming import Example
-from demo.session.models import Models
+from demo.session.models import PLACES, Models
 from demo.session.open_sessions import OpenSessions
-from demo.session.prompt_dialogue import PromptStep
 from demo.session.reader_session import ReaderSession
 from demo.viewer.scene import VIEWER, viewer_value
 from segcore.errors import InputError
 from segcore.picture.scan import Scan
 
 OWN_ENGINE = "each model's own"
-QUEUE: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
-"""Two readers' files may be read at once; a model answers one at a time."""
+MOST_SHOWN = 3
+"""Models beside one another."""
+QUEUE: dict[str, Any] = {
+    "concurrency_id": "models",
+    "concurrency_limit": PLACES,
+    "api_visibility": "private",
+    "preprocess": False,  # a handler reads its values itself, see `demo.page.calls`
+}
+VOLUMES: dict[str, Any] = {"concurrency_id": "volumes", "concurrency_limit": 2}
+"""What goes through every slice has places of its own."""
 
 Updates = dict[Block, Any]
 """A handler's answer: new values by component."""
@@ -55,7 +74,7 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
                 list(models.names),
                 value=list(models.names[:2]),
                 multiselect=True,
-                max_choices=3,
+                max_choices=MOST_SHOWN,
                 label="Models",
                 elem_id="models",
             )
@@ -94,14 +113,15 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
     # What an answer looks like: the current answers, the whole case, or words instead of a case.
 
     def show_answers(session: ReaderSession, scan: Scan) -> Updates:
-        return {
-            message: html_pieces.case_heading(scan),
-            viewer: viewer_value(session),
-            trust: html_pieces.trust_card(session),
-            measured: html_pieces.measurement_card(session),
-            speed: html_pieces.speed_card(session),
-            files: gr.File(None, visible=False),  # made of the masks before
-        }
+        with models.turn(scan.size_px[0] * scan.size_px[1]):
+            return {
+                message: html_pieces.case_heading(scan),
+                viewer: viewer_value(session),
+                trust: html_pieces.trust_card(session),
+                measured: html_pieces.measurement_card(session),
+                speed: html_pieces.speed_card(session),
+                files: gr.File(None, visible=False),  # made of the masks before
+            }
 
     def show_case(session: ReaderSession) -> Updates:
         if session.scan is None or not session.automatic_answers:
@@ -128,32 +148,53 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
             formats: gr.CheckboxGroup([], value=[]),
         }
 
+    def session_of(request: gr.Request) -> ReaderSession:
+        return sessions.of(str(request.session_hash), caller_of(request).reader)
+
     @contextmanager
     def locked_session(request: gr.Request) -> Iterator[ReaderSession]:
-        session = sessions.of(str(request.session_hash))
+        check_call(request)
+        session = session_of(request)
         with session.lock:
             yield session
 
     def attempt(request: gr.Request, change: Callable[[ReaderSession], None]) -> Updates:
         """Changes the reader's session and shows it; a problem stands where the case would, and nothing else does."""
-        with locked_session(request) as session:
-            try:
+        try:
+            with locked_session(request) as session:
                 change(session)
                 return show_case(session)
-            except InputError as error:
-                return show_nothing(html_pieces.problem_line(str(error)))
+        except InputError as error:
+            return show_nothing(html_pieces.problem_line(str(error)))
+
+    def attempt_beside(request: gr.Request, change: Callable[[ReaderSession], Updates]) -> Updates:
+        """Changes the reader's session; a problem stands above the case, which stays."""
+        try:
+            with locked_session(request) as session:
+                try:
+                    return change(session)
+                except InputError as error:
+                    heading = html_pieces.case_heading(session.scan) if session.scan else ""
+                    return {message: heading + html_pieces.problem_line(str(error))}
+        except InputError as error:  # no session, or values that no page sends
+            return {message: html_pieces.problem_line(str(error))}
 
     # What the reader can do, each with what it answers.
 
-    def upload_to(source: gr.File | gr.UploadButton) -> Callable[[list[str] | None, gr.Request], Updates]:
-        def on_upload(sent: list[str] | None, request: gr.Request) -> Updates:
-            updates = attempt(request, lambda session: session.take_upload(sent or []))
-            names = sessions.of(str(request.session_hash)).scan_names
+    def upload_to(source: gr.File | gr.UploadButton) -> Callable[[Any, gr.Request], Updates]:
+        def on_upload(sent: Any, request: gr.Request) -> Updates:
+            names = list[str]()
+
+            def take(session: ReaderSession) -> None:
+                session.take_upload(upload_paths(sent))
+                names.extend(session.scan_names)
+
+            updates = attempt(request, take)
             # The drop zone is empty again at once: the file is no longer where the browser would look for it.
             updates[source] = None
-            updates[scan_choice] = gr.Dropdown(
-                names, value=names[0] if names else None, visible=len(names) > 1
-            )
+            # Chosen by number: two series of one upload may have one name.
+            choices = [(name, number) for number, name in enumerate(names)]
+            updates[scan_choice] = gr.Dropdown(choices, value=0 if names else None, visible=len(names) > 1)
             return updates
 
         return on_upload
@@ -162,56 +203,78 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
     folder.upload(upload_to(folder), folder, [*case_outputs, folder, scan_choice], **busy)
 
     @scan_choice.input(inputs=scan_choice, outputs=case_outputs, **busy)
-    def on_scan(number: int | None, request: gr.Request) -> Updates:
-        return attempt(request, lambda session: session.show_scan_of_upload(number or 0))
+    def on_scan(number: Any, request: gr.Request) -> Updates:
+        return attempt(request, lambda session: session.show_scan_of_upload(whole_number(number, "scan")))
 
     @gallery.select(inputs=None, outputs=[*case_outputs, scan_choice], **busy)
-    def on_example(event: gr.SelectData, request: gr.Request) -> Updates:
-        example = examples[event.index]
-        updates = attempt(request, lambda session: session.show_example(example.scan, example.truth))
+    def on_example(event: gr.EventData, request: gr.Request) -> Updates:
+        def show(session: ReaderSession) -> None:
+            number = whole_number(getattr(event, "index", None), "example")
+            if not 0 <= number < len(examples):
+                raise InputError(f"example: must be one of {len(examples)}, got another")
+            session.show_example(examples[number].scan, examples[number].truth)
+
+        updates = attempt(request, show)
         return updates | {scan_choice: gr.Dropdown(visible=False)}
 
     @gr.on([model_choice.input, engine.input], inputs=[model_choice, engine], outputs=case_outputs, **busy)
-    def on_models(names: list[str], engine: str, request: gr.Request) -> Updates:
-        own = None if engine == OWN_ENGINE else engine
-        return attempt(request, lambda session: session.use_models(names, own))
+    def on_models(names: Any, engine: Any, request: gr.Request) -> Updates:
+        def use(session: ReaderSession) -> None:
+            chosen = text_values(names, "models")
+            if len(chosen) > MOST_SHOWN:
+                raise InputError(f"models: must be at most {MOST_SHOWN}, got {len(chosen)}")
+            own = text_value(engine, "engine")
+            session.use_models(chosen, None if own == OWN_ENGINE else own)
+
+        return attempt(request, use)
 
     @truth.upload(inputs=truth, outputs=case_outputs, **busy)
-    def on_truth(sent: str | None, request: gr.Request) -> Updates:
-        with locked_session(request) as session:
-            try:
-                session.take_reference_mask(sent or "")
-                return show_case(session)
-            except InputError as error:  # the case stays: it is the mask that cannot be used
-                heading = html_pieces.case_heading(session.scan) if session.scan else ""
-                return {message: heading + html_pieces.problem_line(str(error))}
+    def on_truth(sent: Any, request: gr.Request) -> Updates:
+        def take(session: ReaderSession) -> Updates:
+            session.take_reference_mask(next(iter(upload_paths(sent)), ""))
+            return show_case(session)
+
+        return attempt_beside(request, take)
 
     @viewer.input(inputs=None, outputs=case_outputs, **quiet, trigger_mode="always_last")
     def on_slice(event: gr.EventData, request: gr.Request) -> Updates:
         def go(session: ReaderSession) -> None:
-            if str(event.key) == str(session.version):  # else it was meant for a scan that has been replaced
-                session.go_to(int(event.slice))
+            sent = viewer_event(event, SliceEvent)
+            if sent.key == str(session.version):  # else it was meant for a scan that has been replaced
+                session.go_to(sent.slice)
 
         return attempt(request, go)
 
-    @viewer.release(inputs=None, outputs=[trust, measured], **quiet, trigger_mode="always_last")
+    @viewer.release(inputs=None, outputs=[message, trust, measured], **quiet, trigger_mode="always_last")
     def on_threshold(event: gr.EventData, request: gr.Request) -> Updates:
         """The viewer has drawn the masks already: only the words and numbers follow."""
-        with locked_session(request) as session:
-            session.set_threshold(event.threshold)
-            return {trust: html_pieces.trust_card(session), measured: html_pieces.measurement_card(session)}
+
+        def draw(session: ReaderSession) -> Updates:
+            session.set_threshold(viewer_event(event, ThresholdEvent).threshold)
+            if session.scan is None or not session.automatic_answers:
+                return {message: gr.skip()}
+            with models.turn(session.scan.size_px[0] * session.scan.size_px[1]):
+                return {
+                    trust: html_pieces.trust_card(session),
+                    measured: html_pieces.measurement_card(session),
+                }
+
+        return attempt_beside(request, draw)
 
     @viewer.select(inputs=None, outputs=answer_outputs, **quiet, trigger_mode="multiple")
     def on_prompt(event: gr.EventData, request: gr.Request) -> Updates:
         """A click, a box, or taking one back; where it cannot be answered, the case stays as it is."""
-        with locked_session(request) as session:
-            asked_of = str(event.key), event.slice
+
+        def ask(session: ReaderSession) -> Updates:
+            sent = viewer_event(event, PromptEvent)
+            asked_of = sent.key, sent.slice
             if session.scan is None or asked_of != (str(session.version), session.slice_index):
                 # It was meant for what has been replaced. Gradio 6.31 takes an empty dict for a value of the first
                 # output: one must be named.
                 return {message: gr.skip()}
             try:
-                session.take_step(PromptStep.model_validate(event.step))
+                with models.turn(session.scan.size_px[0] * session.scan.size_px[1]):
+                    session.take_step(sent.step)
             except InputError as error:
                 # The viewer gets its value again: by `prompt.handled` it knows that the step was refused.
                 heading = html_pieces.case_heading(session.scan)
@@ -221,10 +284,13 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
                 }
             return show_answers(session, session.scan)
 
-    @measure_every.click(inputs=None, outputs=[measure_every, measured, message], **quiet)
+        return attempt_beside(request, ask)
+
+    @measure_every.click(inputs=None, outputs=[measure_every, measured, message], **quiet | VOLUMES)
     def on_measure_every(request: gr.Request) -> Iterator[Updates]:
-        session = sessions.of(str(request.session_hash))
         try:
+            check_call(request)
+            session = session_of(request)
             for done in session.measure_all():
                 yield {measure_every: gr.Button(f"Measured {done} slices …", interactive=False)}
             with session.lock:
@@ -233,11 +299,12 @@ def build_case_tab(models: Models, sessions: OpenSessions, examples: Sequence[Ex
             updates = {message: html_pieces.problem_line(str(error))}
         yield updates | {measure_every: gr.Button("Measure every slice", interactive=True)}
 
-    @make_files.click(inputs=[formats, mask_model], outputs=[files, message], **busy)
-    def on_make_files(wanted: list[str], model: str, request: gr.Request) -> Updates:
-        with locked_session(request) as session:
-            try:
-                paths = write_case_files(session, model, wanted)
+    @make_files.click(inputs=[formats, mask_model], outputs=[files, message], **busy | VOLUMES)
+    def on_make_files(wanted: Any, model: Any, request: gr.Request) -> Updates:
+        try:
+            with locked_session(request) as session:
+                chosen = text_values(wanted, "take along")
+                paths = write_case_files(session, text_value(model, "masks of"), chosen)
                 return {files: gr.File([str(path) for path in paths], visible=True)}
-            except InputError as error:
-                return {files: gr.File(None, visible=False), message: html_pieces.problem_line(str(error))}
+        except InputError as error:
+            return {files: gr.File(None, visible=False), message: html_pieces.problem_line(str(error))}

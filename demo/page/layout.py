@@ -14,15 +14,18 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 from gradio import route_utils
+from starlette.middleware import Middleware
 
-from demo.case.api import read_prompt, segment_file
+from demo.case.api import read_request, segment_file
 from demo.case.downloads import FORMATS
 from demo.page import html_pieces
 from demo.page.batch import build_batch_tab
+from demo.page.calls import caller_of, check_call, text_value, upload_paths
 from demo.page.case import build_case_tab
+from demo.page.guard import Guard
 from demo.session.incoming import Example
-from demo.session.models import Models
-from demo.session.open_sessions import OpenSessions, new_folder
+from demo.session.models import PLACES, Models
+from demo.session.open_sessions import MAX_SESSIONS, OpenSessions
 from segcore.errors import InputError
 
 CSS = Path(__file__).with_name("page.css")
@@ -49,15 +52,26 @@ def build_page(models: Models, sessions: OpenSessions, examples: Sequence[Exampl
         _add_endpoints(models, sessions)
 
         def on_leave(request: gr.Request) -> None:
-            sessions.end(str(request.session_hash))
+            sessions.end(str(request.session_hash), caller_of(request).reader)
 
         page.unload(on_leave)
     page.queue(max_size=WAITING)
     return page
 
 
-def launch_options(*, max_upload_mb: int) -> dict[str, Any]:
-    """Arguments of `launch` that make the page look as it should and keep to itself."""
+def launch_options(
+    sessions: OpenSessions, *, max_upload_mb: int, hosts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Arguments of `launch` that make the page look as it should and keep to itself.
+
+    Args:
+        sessions: those that the page was built with.
+        max_upload_mb: of the largest file.
+        hosts: names, besides this computer's own, that the page is reached by.
+    """
+    guard = Middleware(
+        Guard, sessions=sessions, hosts=tuple(hosts), max_upload_bytes=max_upload_mb * 1_000_000
+    )
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -79,6 +93,9 @@ def launch_options(*, max_upload_mb: int) -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,  # else Gradio keeps every picture and answer in the browser, after the page is closed
         "quiet": True,
+        "app_kwargs": {"middleware": [guard]},
+        # Gradio keeps a copy of every component for each page that called, 10,000 by default.
+        "state_session_capacity": 2 * MAX_SESSIONS,
         "show_error": False,  # an error of ours goes to the log, not to the reader
         "max_file_size": f"{max_upload_mb}mb",
     }
@@ -111,31 +128,34 @@ def _add_endpoints(models: Models, sessions: OpenSessions) -> None:
 
     # Gradio 6.31 gives an endpoint's parameters the names of the function's: they are a contract with programs.
     def segment(
-        file: str | None, model: str, formats: list[str], threshold: float | None, prompt: Any = None
+        file: Any,
+        model: Any,
+        formats: Any,
+        threshold: Any,
+        prompt: Any = None,
+        request: gr.Request | None = None,
     ) -> tuple[dict[str, Any], list[str]]:
         """Segments one file: the record, and the mask files asked for; `prompt` is
         `demo.case.api.ProgramPrompt`."""
+        assert request is not None  # Gradio gives it
         work = Path(tempfile.mkdtemp(prefix="segment-", dir=sessions.folder))
+        sent = upload_paths(file)
         try:
-            record, paths = segment_file(
-                models,
-                file or "",
-                work,
-                new_folder(sessions.web),  # goes when it has lain there: a program does not say goodbye
-                model=model or models.names[-1],
-                formats=formats,
-                threshold=threshold,
-                prompt=None if prompt is None else read_prompt(prompt),
-            )
+            check_call(request)
+            name = ("" if model is None else text_value(model, "model")) or models.names[-1]
+            asked = read_request(name, formats, threshold, prompt, models)
+            # The files go when they have lain there: a program does not say goodbye.
+            files_folder = sessions.owned.new_folder(caller_of(request).reader)
+            record, paths = segment_file(models, sent[0] if sent else "", work, files_folder, asked)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            if file:
-                Path(file).unlink(missing_ok=True)  # it is still there where the model's name was wrong
+            for path in sent:
+                Path(path).unlink(missing_ok=True)  # it is still there where the model's name was wrong
         return record, [str(path) for path in paths]
 
-    # Components that nobody sees: they check that a file is one that was uploaded, and not one of this computer.
+    # Components that nobody sees: they tell programs what is taken.
     with gr.Row(visible=False):
         inputs = [
             gr.File(label="file"),
@@ -153,6 +173,7 @@ def _add_endpoints(models: Models, sessions: OpenSessions) -> None:
         [record, files],
         api_name="segment",
         show_progress="hidden",
-        concurrency_id="models",
-        concurrency_limit=2,
+        preprocess=False,
+        concurrency_id="programs",  # so that programs do not keep readers waiting
+        concurrency_limit=PLACES,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -19,6 +19,14 @@ from segcore.bundle.manifest import Manifest
 from segcore.errors import GateError, InputError
 
 P = TypeVar("P", Predictor, PromptPredictor)
+LARGE_PX = 20_000_000
+"""Pixels from which a picture is large: it takes seconds, and waits for its turn. A mammogram has some 14 million."""
+MOST_WAITING = 3
+"""Large pictures that wait for their turn; the next is told to come back."""
+PLACES = 1 + MOST_WAITING + 2
+"""Calls that are worked on at once, of readers and again of programs: a large one, those that wait, two small ones."""
+TURN_WAIT_S = 120.0
+"""How long one waits at most."""
 _DEPTHS = {"uint8": "8 bits a pixel", "uint16": "16 bits a pixel", "float32": "numbers with a fraction"}
 
 
@@ -47,7 +55,10 @@ class Models:
             raise InputError(f"--reference-class: must be one of {known}, got {reference}")
         self._engine = engine
         self._threads = threads
-        self._open: dict[tuple[int, str], tuple[Predictor, Lock]] = {}
+        self._open: dict[tuple[int, str, bool], tuple[Predictor, Lock]] = {}
+        self._turn = Lock()
+        self._waiting, self._counting = 0, Lock()
+        self._turn_wait_s = TURN_WAIT_S
         self._open_promptable: dict[tuple[int, str], tuple[PromptPredictor, Lock]] = {}
         self._opening = Lock()
         self._stack = ExitStack()
@@ -70,12 +81,50 @@ class Models:
         """Of its bundle."""
         return self.bundles[self._index(name)].sha256
 
-    def predictor(self, name: str, engine: str | None = None) -> tuple[Predictor, Lock]:
+    def is_large(self, pixels: int) -> bool:
+        """Whether so many pixels take seconds."""
+        return pixels > LARGE_PX
+
+    @contextmanager
+    def turn(self, pixels: int) -> Iterator[None]:
+        """To be held while something of so many pixels is worked on: of large ones, one at a time.
+
+        A small picture waits for nobody here.
+
+        Raises:
+            InputError: too many large ones wait already, or this one waited too long.
+        """
+        if not self.is_large(pixels):
+            yield
+            return
+        self._wait_for_turn()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _wait_for_turn(self) -> None:
+        later = "must wait for other large pictures; try again in a few minutes"
+        with self._counting:
+            if self._waiting >= MOST_WAITING and self._turn.locked():
+                raise InputError(f"the picture: {later}")
+            self._waiting += 1
+        try:
+            if not self._turn.acquire(timeout=self._turn_wait_s):
+                raise InputError(f"the picture: {later}, {self._turn_wait_s:.0f} seconds were not enough")
+        finally:
+            with self._counting:
+                self._waiting -= 1
+
+    def predictor(
+        self, name: str, engine: str | None = None, *, large: bool = False
+    ) -> tuple[Predictor, Lock]:
         """The opened model, and the lock to hold while it is asked.
 
         Args:
             name: one of `names`.
             engine: to run it; None for the command line's, or the bundle's own.
+            large: the one that large pictures are asked of, so that small ones do not wait for its lock.
 
         Raises:
             InputError: no such model, or an engine that cannot open it.
@@ -83,12 +132,12 @@ class Models:
         index, chosen = self._index(name), self._engine_of(name, engine)
         bundle = self.bundles[index]
         with self._opening:
-            if (index, chosen) not in self._open:
+            if (index, chosen, large) not in self._open:
                 opened = self._stack.enter_context(
                     _proved(Predictor.open(bundle, engine=chosen, threads=self._threads))
                 )
-                self._open[index, chosen] = opened, Lock()
-            return self._open[index, chosen]
+                self._open[index, chosen, large] = opened, Lock()
+            return self._open[index, chosen, large]
 
     def promptable(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the models that take a click or a box."""
@@ -132,7 +181,7 @@ class Models:
         Raises:
             InputError: it cannot take the picture, or the engine cannot open it.
         """
-        predictor, lock = self.predictor(name, engine)
+        predictor, lock = self.predictor(name, engine, large=self.is_large(image.shape[0] * image.shape[1]))
         depth = predictor.manifest.input.depth
         if image.dtype.name != depth:
             raise InputError(

@@ -31,7 +31,7 @@ class PromptStep(BaseModel):
         class_name: what the prompt is for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     act: Literal["point", "box", "undo", "over", "class"]
     x: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from threading import RLock
 import numpy as np
 
 from demo.session.answers import MAX_RUNS, ModelAnswer
-from demo.session.incoming import receive, without_paths
+from demo.session.incoming import bytes_as_pixels, receive, without_paths
 from demo.session.models import Models
 from demo.session.prompt_dialogue import PromptDialogue, PromptStep
 from demo.session.trust import class_indices
@@ -44,7 +44,8 @@ class ReaderSession:
         truth: reference masks N×H×W, or None.
         volume_masks: model's name → masks of every slice N×H×W, once they were asked for.
         dialogue: what the reader asks promptable models about the shown slice.
-        waiting_uploads: uploads that are still in the web server's folder, until the reader starts the batch.
+        has_batch: a batch was started; its files are the session's.
+        make_room: is told how many pixels the session is about to hold, and refuses what is too much beside others.
         version: changes with the scan and the models, not with the slice.
         closed: the reader has left; the folder is gone.
     """
@@ -65,7 +66,8 @@ class ReaderSession:
     dialogue: PromptDialogue | None = None
     lock: RLock = field(default_factory=RLock, repr=False)
     last_seen_s: float = field(default_factory=time.monotonic)
-    waiting_uploads: set[Path] = field(default_factory=set)
+    has_batch: bool = False
+    make_room: Callable[[ReaderSession, int], None] = field(default=lambda *_: None, repr=False)
     version: int = 0
     closed: bool = False
     _upload_count: int = 0
@@ -77,6 +79,16 @@ class ReaderSession:
     def mark_used(self) -> None:
         """Something happened: the session is in use."""
         self.last_seen_s = time.monotonic()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing is lost with the session."""
+        return self.version == 0 and not self.has_batch
+
+    @property
+    def held_px(self) -> int:
+        """What the case costs in memory, in pixels of one picture with its answers."""
+        return 0 if self.scan is None else _held_px(self.scan)
 
     def take_upload(self, sent: Sequence[str]) -> None:
         """Takes an upload in place of what was there, and shows its first scan.
@@ -92,11 +104,18 @@ class ReaderSession:
             )
         self.clear_case()
         self._upload_count += 1
-        self.scan_paths = tuple(receive(sent, self.uploads_folder / "case" / str(self._upload_count)))
+        with self.models.turn(bytes_as_pixels(sent)):
+            self.scan_paths = tuple(receive(sent, self.uploads_folder / "case" / str(self._upload_count)))
         self.show_scan_of_upload(0)
 
     def show_scan_of_upload(self, number: int) -> None:
-        """Shows one of the upload's scans."""
+        """Shows one of the upload's scans.
+
+        Raises:
+            InputError: there is none of that number, or it cannot be read.
+        """
+        if not 0 <= number < len(self.scan_paths):
+            raise InputError(f"scan: must be one of the upload's {len(self.scan_paths)}, got {number}")
         path = self.scan_paths[number]
         with without_paths(path):
             scan = read_scan(path)
@@ -109,6 +128,7 @@ class ReaderSession:
 
     def show_scan(self, scan: Scan, truth: np.ndarray | None = None) -> None:
         """Shows a scan, its middle slice first: the ends of a series show the least."""
+        self.make_room(self, _held_px(scan))
         self.scan, self.truth, self.volume_masks, self.threshold = scan, truth, {}, None
         self.version += 1
         self.go_to(scan.slices // 2, runs=MAX_RUNS)
@@ -126,7 +146,7 @@ class ReaderSession:
         if self.dialogue is not None and self.dialogue.questions:
             self.volume_masks = {}  # the prompt's mask was among them
         self.slice_index, self.automatic_answers, self.dialogue = index, (), None
-        with without_paths(*self.scan_paths):
+        with without_paths(*self.scan_paths), self.models.turn(scan.size_px[0] * scan.size_px[1]):
             self.automatic_answers = tuple(
                 self.ask_model(name, index, runs=runs) for name in self.model_names
             )
@@ -168,6 +188,8 @@ class ReaderSession:
         """Changes models or engine, and asks again about what is shown."""
         if not chosen:
             raise InputError("models: must be at least one, got none; choose one")
+        for name in chosen:
+            self.models.manifest(name)  # an unknown one is told before anything is changed
         self.model_names, self.engine, self.volume_masks = tuple(chosen), engine, {}
         self.version += 1
         if self.scan is not None:
@@ -261,10 +283,13 @@ class ReaderSession:
         path = Path(sent)
         try:
             scan = self._required_scan()
-            with without_paths(path):
+            if not sent:
+                raise InputError("reference mask: must be a file, got none; choose one")
+            with without_paths(path), self.models.turn(scan.size_px[0] * scan.size_px[1]):
                 self.truth = class_indices(read_mask_file(path, scan), path.name, self._most_classes())
         finally:
-            path.unlink(missing_ok=True)
+            if sent:
+                path.unlink(missing_ok=True)
 
     def clear_case(self) -> None:
         """Forgets the case and removes its files."""
@@ -280,8 +305,6 @@ class ReaderSession:
         """Removes all that is the reader's."""
         self.closed = True
         self.clear_case()
-        for path in self.waiting_uploads:
-            path.unlink(missing_ok=True)
         for folder in (self.uploads_folder, self.downloads_folder):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -292,3 +315,9 @@ class ReaderSession:
         if self.scan is None:
             raise InputError("the case: must be chosen first, none is; choose an example or a file")
         return self.scan
+
+
+def _held_px(scan: Scan) -> int:
+    """One slice with its answers, and of a volume the masks: a byte a voxel and model beside some 11 a pixel."""
+    area = scan.size_px[0] * scan.size_px[1]
+    return area if scan.slices == 1 else area + scan.slices * area // 8
