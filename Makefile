@@ -41,8 +41,9 @@ $(VENV)/ready: pyproject.toml Makefile
 quickstart: setup
 	@$(PY) -m benchmarks.chain --data phantom:cxr --out runs/quickstart --size 128 --teacher-epochs 5 --student-epochs 12 --rounds 3 --threads 1
 
+# A process for each core; the tests of a file stay together, so that what they share is made once.
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --dist loadfile
 
 fuzz: setup
 	@$(PY) tests/fuzz.py
