@@ -14,7 +14,16 @@ from export.job import Job
 from runtime.buckets import model_files
 from runtime.engines.seam import Engine
 from runtime.parity import check_parity
-from segcore.bundle.golden import WholeWay, golden_masks, golden_pictures, mask_digest, save_golden
+from segcore.bundle.folder import hash_file
+from segcore.bundle.golden import (
+    GRAPH_SUFFIXES,
+    WholeWay,
+    golden_masks,
+    golden_pictures,
+    graphs_digest,
+    mask_digest,
+    save_golden,
+)
 from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.errors import GateError
@@ -90,6 +99,13 @@ def keep_whole_way(job: Job, engine: Engine, reference: Reference, promised: Man
         pictures,
         golden_masks(pictures, engine.run, spec, output),
         mask_digest(promised, (file.size_px for file in model_files(promised))),
+        graphs_digest(
+            {
+                path.relative_to(job.folder).as_posix(): hash_file(path)
+                for path in job.folder.rglob("*")
+                if path.name.endswith(GRAPH_SUFFIXES)
+            }
+        ),
     )
     save_golden(job.folder, reference.inputs, _golden_logits(job, engine, reference), whole=whole)
 

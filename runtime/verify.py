@@ -31,6 +31,7 @@ from segcore.bundle.golden import (
     GOLDEN_PROMPTS,
     ask,
     golden_masks,
+    graphs_digest,
     load_golden,
     load_golden_prompts,
     load_whole_way,
@@ -44,6 +45,9 @@ from segcore.errors import GateError, InputError
 from segcore.host import describe_host
 from segcore.measure.metrics import disagreement
 from segcore.words import fixed_percent
+
+_PLANS = ("tensorrt", "tensorrt-rtx")
+"""Formats whose graph was built from the one that was exported, and is another file on every device."""
 
 
 class VerifySettings(Settings):
@@ -232,7 +236,7 @@ def _verify_file(predictor: Predictor, variant: Variant) -> FileVerification:
 def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
     """Share of pixels that differ between file and mask, and what is wrong.
 
-    The digest finds what no picture does: a threshold moved by a hair, a class renamed.
+    The digests find what no picture does: a threshold moved by a hair, a class renamed, a weight that hardly counts.
     """
     manifest = predictor.manifest
     whole = load_whole_way(predictor.bundle.folder)
@@ -244,6 +248,8 @@ def _verify_whole_way(predictor: Predictor) -> tuple[float | None, list[str]]:
             "the manifest's input, output, classes, precision, quality, prompt or sizes are not those that it was "
             "exported with"
         )
+    if manifest.format not in _PLANS and whole.graphs != graphs_digest(manifest.files):
+        failures.append("the graph or its weights are not those that it was exported with")
     masks = golden_masks(
         whole.pictures,
         lambda batch: predictor.run_file(predictor.files[0], batch),

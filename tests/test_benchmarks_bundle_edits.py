@@ -15,6 +15,7 @@ from segcore.bundle.golden import (
     golden_inputs,
     golden_masks,
     golden_pictures,
+    graphs_digest,
     mask_digest,
     save_golden,
 )
@@ -44,7 +45,7 @@ def test_no_edit_changes_a_mask_unnoticed(prompted_discs, tmp_path, capsys):
         masks = golden_masks(pictures, predictor.run, spec, output)
         logits = predictor.run(inputs)
     assert 0 < masks.mean() < 1
-    whole = WholeWay(pictures, masks, mask_digest(manifest, [spec.size_px]))
+    whole = WholeWay(pictures, masks, mask_digest(manifest, [spec.size_px]), graphs_digest(manifest.files))
     save_golden(folder, inputs, logits, whole=whole)
     sealed = {name: value for name, value in manifest if name != "files"}
     seal_bundle(folder, **sealed)

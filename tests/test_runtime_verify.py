@@ -183,3 +183,24 @@ def test_from_picture_to_mask_is_proved_and_older_bundles_are_told_apart(exporte
         GateError, match=r"from picture to mask 100\.000 % of pixels differ, at most 0\.100 % may"
     ):
         main(VerifySettings(bundle=folder))
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_another_weight_fails_however_few_pixels_it_moves(exported, tmp_path, to):
+    """The last bit of one weight: no picture shows it, and what was edited is hashed anew."""
+    folder = tmp_path / "b"
+    shutil.copytree(exported(to, "fp32"), folder)
+    manifest = {name: value for name, value in open_bundle(folder).manifest if name != "files"}
+    if to == "onnx":
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(folder / "model.onnx")
+        weights = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+        weights.raw_data = bytes([weights.raw_data[0] ^ 1]) + weights.raw_data[1:]
+        onnx.save(model, folder / "model.onnx")
+    else:
+        content = bytearray((folder / "model.bin").read_bytes())
+        content[-4] ^= 1
+        (folder / "model.bin").write_bytes(content)
+    seal_bundle(folder, **manifest)
+    with pytest.raises(GateError, match="the graph or its weights are not those that it was exported with"):
+        main(VerifySettings(bundle=folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segcore.bundle.manifest import Manifest
+from segcore.bundle.manifest import FileEntry, Manifest
 from segcore.errors import reading
 from segcore.phantom import PHANTOM_CLASSES, phantom_case
 from segcore.picture.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare
@@ -27,6 +27,7 @@ GOLDEN_FILE = "golden.npz"
 GOLDEN_PROMPTS = "golden_prompts.npz"
 CASES_A_KIND = 4
 _MOST_BYTES = 2**31
+GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
 WHOLE_WAY_PX = (120, 160)
 """Height and width of its pictures, which no network takes."""
 
@@ -49,11 +50,13 @@ class WholeWay:
         pictures: P×H×W of the model's depth, of another size than its input.
         masks: P×H×W uint8 class indices.
         digest: `mask_digest` of the manifest that they were made under.
+        graphs: `graphs_digest` of the graphs that they were made with.
     """
 
     pictures: np.ndarray
     masks: np.ndarray
     digest: str
+    graphs: str
 
 
 def golden_pictures(spec: InputSpec) -> np.ndarray:
@@ -96,6 +99,12 @@ def mask_digest(manifest: Manifest, sizes: Iterable[tuple[int, int]]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def graphs_digest(files: Mapping[str, FileEntry]) -> str:
+    """sha256 over names and hashes of a bundle's graphs and their weights; a plan is built of them on a device."""
+    graphs = {name: entry.sha256 for name, entry in files.items() if name.endswith(GRAPH_SUFFIXES)}
+    return hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).hexdigest()
+
+
 def save_golden(
     folder: Path,
     inputs: np.ndarray,
@@ -106,7 +115,8 @@ def save_golden(
 ) -> None:
     """Writes inputs N×H×W×C uint8 and the reference logits N×K×h×w float32, and the whole way where it is given."""
     more = {} if whole is None else {
-        "pictures": whole.pictures, "masks": whole.masks, "digest": np.array(whole.digest)
+        "pictures": whole.pictures, "masks": whole.masks,
+        "graphs": np.array(whole.graphs), "digest": np.array(whole.digest),
     }  # fmt: skip
     np.savez_compressed(folder / file, inputs=inputs, logits=logits.astype(np.float32), **more)  # type: ignore[arg-type]
 
@@ -118,11 +128,12 @@ def load_whole_way(folder: Path) -> WholeWay | None:
         InputError: the file is damaged.
     """
     stored = _read_arrays(
-        folder / GOLDEN_FILE, {"pictures": (None, 3), "masks": ("uint8", 3), "digest": ("U", 0)}
+        folder / GOLDEN_FILE,
+        {"pictures": (None, 3), "masks": ("uint8", 3), "graphs": ("U", 0), "digest": ("U", 0)},
     )
     if "digest" not in stored:
         return None
-    return WholeWay(stored["pictures"], stored["masks"], str(stored["digest"]))
+    return WholeWay(stored["pictures"], stored["masks"], str(stored["digest"]), str(stored["graphs"]))
 
 
 def load_golden(folder: Path, *, file: str = GOLDEN_FILE) -> tuple[np.ndarray, np.ndarray]:
