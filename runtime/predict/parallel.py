@@ -36,6 +36,7 @@ from segcore.medical.dicom.series import SeriesFiles
 
 _TRIES = 2
 """How often an input is begun whose process dies."""
+_RAY_STARTS = 3
 _INPUTS_PER_BLOCK = 8
 """Inputs that an actor is given at once; their records come together, and what is killed is repeated."""
 _DISK_ERROR, _OPEN_ERROR, _GATE_ERROR = "fatal", "unopened", "unproved"
@@ -220,7 +221,7 @@ def predict_with_ray(
     try:
         if address is None:
             cpus = max(available_threads(), (workers or 1) * threads)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            _start_ray(ray, num_cpus=cpus, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -264,6 +265,22 @@ def predict_with_ray(
         ) from error
     finally:
         ray.shutdown()
+
+
+def _start_ray(ray: Any, **options: Any) -> None:
+    """Starts Ray on this machine. It gives up after 30 s (2.60, node.py, not to be set): too short for a busy one."""
+    for _ in range(_RAY_STARTS):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray has no class of its own for it
+                raise
+            ray.shutdown()
+    raise InputError(
+        f"--ray: must start on this machine, did not in {_RAY_STARTS} times 30 s; the machine is too busy: omit "
+        "--ray, or run the same command again later"
+    )
 
 
 def _run_actors(
