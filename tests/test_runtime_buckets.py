@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,20 @@ import pytest
 from PIL import Image
 
 import runtime.predictor
-from runtime.buckets import choose_size
+from runtime.buckets import choose_size, model_files
 from runtime.predict.__main__ import PredictSettings, main
 from runtime.predictor import Predictor
 from runtime.verify import VerifySettings, verify_bundle
 from runtime.verify import main as verify
 from segcore.bundle.folder import open_bundle, seal_bundle
-from segcore.bundle.golden import golden_inputs, load_golden, save_golden
+from segcore.bundle.golden import (
+    golden_inputs,
+    graphs_digest,
+    load_golden,
+    load_whole_way,
+    mask_digest,
+    save_golden,
+)
 from segcore.bundle.manifest import Variant
 from segcore.errors import GateError, InputError
 from segcore.phantom import phantom_case
@@ -25,8 +33,17 @@ SIZES = ((64, 64), (96, 128))
 
 
 def resealed(folder, manifest=None, **changes):
-    manifest = dict(manifest or open_bundle(folder).manifest) | changes
-    seal_bundle(folder, also=tuple(manifest.pop("files")), **manifest)
+    """Seals a bundle anew as an export would: its golden cases promise the new manifest."""
+    fields = dict(manifest or open_bundle(folder).manifest) | changes
+    also = tuple(fields.pop("files"))
+    sealed = seal_bundle(folder, also=also, **fields)
+    whole = replace(
+        load_whole_way(folder),
+        digest=mask_digest(sealed, (file.size_px for file in model_files(sealed))),
+        graphs=graphs_digest(sealed.files),
+    )
+    save_golden(folder, *load_golden(folder), whole=whole)
+    seal_bundle(folder, also=also, **fields)
     return folder
 
 
