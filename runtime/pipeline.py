@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from runtime.buckets import FileEngines, Size
+from runtime.engines.seam import RunError
 from runtime.engines.stream import in_order
 from segcore.errors import InputError, is_damage, reason_of
 
@@ -93,6 +94,8 @@ def running(name: Callable[[], str], of_source: Sequence[Exception] = ()) -> Ite
     """
     try:
         yield
+    except RunError as error:
+        raise InputError(f"{name()}: {error}") from error
     except Exception as error:
         theirs = type(error) is RuntimeError or is_damage(error)
         if not theirs or any(error is one for one in of_source):

@@ -168,7 +168,9 @@ def open_plain(manifest: Manifest) -> nn.Module:
     Raises:
         InputError: the manifest names no teacher that there is, or its settings make none.
     """
-    with reading(f"bundle of {manifest.name}", "one whose architecture_settings make a teacher"):
+    with reading(
+        f"bundle of a teacher {manifest.architecture}", "one whose architecture_settings make a teacher"
+    ):
         settings = _ArchitectureSettings.model_validate(manifest.architecture_settings)
         settings.check_complete(manifest.architecture)
     network: nn.Module = system_module(manifest.architecture).open_network(manifest)

@@ -245,8 +245,8 @@ def test_an_engine_that_fails_is_one_line_that_names_the_picture(exported, image
         (variant, *_) = predictor.files
         predictor._files.engine(variant)._session = BrokenSession(RuntimeError("out of memory\nat node 3"))
         expected = (
-            "scan 7: must be segmented, the engine failed (out of memory); python -m runtime.verify tells whether the "
-            "bundle is at fault"
+            f"scan 7: model {exported('onnx', 'fp32') / 'model.onnx'}: must run in onnxruntime "
+            f"{predictor.engine_version}, does not (out of memory); export it again"
         )
         with pytest.raises(InputError) as caught:
             predictor.predict(images[0], name="scan 7")

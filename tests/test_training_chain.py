@@ -342,9 +342,9 @@ def test_a_killed_run_ends_with_the_same_weights(module, tmp_path):
     process = subprocess.Popen(
         killed, cwd=REPO, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    history = tmp_path / "killed.partial" / "history.csv"
+    checkpoint = tmp_path / "killed.partial" / "last.pt"
     deadline = time.monotonic() + 120
-    while not history.is_file() and time.monotonic() < deadline:
+    while not checkpoint.is_file() and time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -273,9 +273,13 @@ def open_error(model_path: Path, library: str, reason: str) -> InputError:
     return InputError(f"model {model_path}: must open in {library}, does not ({reason}); export it again")
 
 
-def run_error(model_path: Path, library: str, reason: str) -> InputError:
+class RunError(InputError):
+    """An engine opened a model and cannot compute it."""
+
+
+def run_error(model_path: Path, library: str, reason: str) -> RunError:
     """The one line for a model that an engine on the CPU opened and cannot compute; arguments as of `open_error`."""
-    return InputError(f"model {model_path}: must run in {library}, does not ({reason}); export it again")
+    return RunError(f"model {model_path}: must run in {library}, does not ({reason}); export it again")
 
 
 def choose_threads(wanted: int | None) -> int:
