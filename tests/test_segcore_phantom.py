@@ -82,6 +82,15 @@ def test_another_process_in_another_order_draws_the_same_bytes():
     assert there.split() == here[::-1]
 
 
+@pytest.mark.parametrize("size_px", [64, 300])  # one that a process keeps, one that it does not
+def test_what_is_drawn_on_a_case_does_not_reach_the_next_one(size_px):
+    before = [array.copy() for array in phantom_case("ct", 4, size_px=size_px)]
+    for array in phantom_case("ct", 4, size_px=size_px):
+        array[:] = 9
+    after = phantom_case("ct", 4, size_px=size_px)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_seed_and_index_change_the_case(kind):
     image, mask = phantom_case(kind, 2, size_px=64)

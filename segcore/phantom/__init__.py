@@ -6,6 +6,8 @@ has something to learn. A case is a function of its arguments alone, so a data s
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +55,8 @@ VOLUME_SLICES: int = SLICES
 _CASES_PER_PATIENT = 2
 # One CT patient in this many has no lesion.
 _HEALTHY_EVERY = 6
+_MOST_KEPT, _MOST_KEPT_PX = 256, 256
+"""Cases that a process keeps, and the largest side: 32 MiB, and all that the usual data set has."""
 # Part of every random seed: changing a code changes every image of the kind.
 _KIND_CODE = {"cxr": 1, "ct": 2, "dental": 3, VOLUME: 4}
 
@@ -80,6 +84,15 @@ def phantom_case(
         raise InputError(f"phantom:{kind}: seed must be 0 or more, got {seed}")
     if size_px < 32:
         raise InputError(f"phantom:{kind}: size_px must be 32 or more, got {size_px}")
+    if size_px > _MOST_KEPT_PX:
+        return _draw_case(kind, index, seed, size_px)
+    image, mask = _kept_case(kind, index, seed, size_px)
+    return image.copy(), mask.copy()  # the caller's own: who draws on one does not change the next one
+
+
+def _draw_case(
+    kind: str, index: int, seed: int, size_px: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     # Patients and cases have streams of their own: patient 3 must not share its numbers with case 3.
     patient = np.random.default_rng([seed, 10 * _KIND_CODE[kind], _patient_number(kind, index)])
     case = np.random.default_rng([seed, 10 * _KIND_CODE[kind] + 1, index])
@@ -90,6 +103,10 @@ def phantom_case(
     if kind == VOLUME:
         return draw_volume(patient, case, size_px, level=index % VOLUME_SLICES / (VOLUME_SLICES - 1))
     return draw_ct(patient, case, size_px, healthy=_is_healthy(index // _CASES_PER_PATIENT, seed))
+
+
+# Drawing takes 35 to 70 ms of a core, and a stage asks for the image and the mask of a case, mostly more than once.
+_kept_case = lru_cache(maxsize=_MOST_KEPT)(_draw_case)
 
 
 def phantom_classes(kind: str) -> tuple[str, ...]:
