@@ -182,15 +182,15 @@ def draw_examples(scored: Sequence[ScoredCase], spec: InputSpec, path: Path) -> 
 
 def draw_curves(history_csv: Path, path: Path) -> None:
     """Loss and validation Dice by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures and looks for a display
 
     with history_csv.open() as file:
         rows = list(csv.DictReader(file))
     epochs = [int(r["epoch"]) for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2))
+    left, right = figure.subplots(1, 2)
+    # Fixed margins: to find them, a layout engine draws everything twice more.
+    figure.subplots_adjust(left=0.105, right=0.99, bottom=0.16, top=0.96, wspace=0.22)
     left.plot(epochs, [float(r["loss"]) for r in rows], color="#0072b2")
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     dice = [float(r["dice_val"]) for r in rows]
@@ -199,7 +199,6 @@ def draw_curves(history_csv: Path, path: Path) -> None:
     right.set(xlabel="epoch", ylabel="validation Dice")
     right.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _sample_pixels(answers: Sequence[tuple[Case, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
