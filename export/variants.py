@@ -57,7 +57,7 @@ def write_variants(job: Job, graph: DeployGraph, guard: GuardRecord | None) -> t
             file=f"model-b{batch}{suffix}", height_px=spec.height_px, width_px=spec.width_px, batch=batch
         )
         log(f"writing batch {batch}")
-        _write_batch(job, graph, job.folder / variant.file, batch)
+        _write_batch(job, job.folder / variant.file, batch)
         variants.append(variant)
     if job.target == "tensorrt":
         main = Variant(file=job.model_path.name, height_px=spec.height_px, width_px=spec.width_px)
@@ -129,28 +129,16 @@ def _mean_dice(job: Job, graph: DeployGraph, spec: InputSpec) -> float:
     return float(np.mean(case_dice(reference.logits, reference.truths, job.parent)))
 
 
-def _write_batch(job: Job, graph: DeployGraph, path: Path, batch: int) -> None:
-    """INT8 keeps the ranges that were found for one picture at a time: they change with the batch."""
-    spec, output = job.parent.input, job.parent.output
-    if job.precision != "int8":
-        write_model(
-            graph,
-            spec,
-            output,
-            path,
-            to=job.format,
-            precision=job.precision,
-            batch=batch,
-            scratch=job.scratch,
-        )
-    elif job.target == "openvino":
+def _write_batch(job: Job, path: Path, batch: int) -> None:
+    """The main file for more pictures a call: only its ends hold the batch, and INT8 keeps the ranges that it has."""
+    if job.target == "openvino":
         from export.graph.openvino_export import rebatch_ir
 
         rebatch_ir(job.model_path, path, batch)
     else:
         from export.graph.onnx_export import rebatch_onnx
 
-        rebatch_onnx(job.model_path, path, batch, spec, output)
+        rebatch_onnx(job.model_path, path, batch, job.parent.input, job.parent.output)
 
 
 def _gate_size(job: Job, graph: DeployGraph, spec: InputSpec, variant: Variant) -> None:

@@ -10,6 +10,8 @@ names of torch's modules, and its notes go (`traced_model`); then it is checked 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graph.openvino_export import quiet
 from export.graph.view import WEIGHTED, Graph, Node, view_graph
@@ -73,7 +76,7 @@ def traced_model(
         outputs: names of what it gives.
         path: for the exporter's own file, which the caller overwrites.
     """
-    with quiet():
+    with quiet(), _operators_read_once():
         torch.onnx.export(
             graph,
             tuple(inputs.values()),
@@ -93,6 +96,26 @@ def traced_model(
     name_layers(model)
     _strip_notes(model)
     return model
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """Lets torch's exporter keep its table of operators from one call to the next.
+
+    torch 2.13 reads and parses the source of onnxscript 0.7's 500 operators in every call, a third of what a small
+    student takes. The table follows from the opset alone; only translations of one's own, which nobody here passes,
+    are written into it.
+    """
+    theirs = ONNXRegistry.__dict__["from_torchlib"]
+    setattr(ONNXRegistry, theirs.__name__, staticmethod(_kept_results(ONNXRegistry.from_torchlib)))
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, theirs.__name__, theirs)
+
+
+_kept_results = cache(cache)
+"""A function that keeps what another one gave: the same one each time it is asked for."""
 
 
 def halve_weights(model: onnx.ModelProto) -> None:
