@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 
 from segcore.command import Progress, Settings, log, print_result, run_command
 from segcore.dataset.case import Case
-from segcore.dataset.dataset import Dataset, check_case, odd_masks, open_dataset, split_counts
+from segcore.dataset.checked import check_case
+from segcore.dataset.dataset import Dataset, odd_masks, open_dataset, split_counts
 from segcore.dataset.listing import list_data
 from segcore.dataset.scan_cases import ScanSource, open_scan
 from segcore.dataset.split import SPLITS, given_split_problems

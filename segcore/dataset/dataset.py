@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from segcore.bundle.manifest import MAX_CLASSES, DataRecord, Manifest
 from segcore.command import log
 from segcore.dataset.case import Case, FileSource, PhantomSource, Source
+from segcore.dataset.checked import check_cases
 from segcore.dataset.listing import list_data
 from segcore.dataset.scan_cases import ScanSource
 from segcore.dataset.split import SPLITS, check_given_splits, fold_patients, split_hash, split_patients
@@ -95,8 +95,7 @@ def open_dataset(data: str, *, seed: int = 0, need_masks: bool = True, fold: str
     if not labelled and need_masks:
         images = len(listing.cases)
         raise InputError(f"--data {data}: must have masks, got {images} images alone; add a masks/ folder")
-    with ThreadPoolExecutor() as pool:  # decoding and hashing leave Python's lock
-        checked = list(pool.map(_check_and_hash, listing.cases))
+    checked = check_cases(data, listing.cases)
     values = {c.id: s.values for c, s in zip(listing.cases, checked, strict=True)}
     for _, problem in odd_masks(values, labelled, listing.class_names):
         raise InputError(problem)
@@ -121,25 +120,6 @@ def split_counts(dataset: Dataset) -> dict[str, int]:
 
 
 # Checks of what was listed, which `python -m segcore.dataset` makes one by one.
-
-
-def check_case(case: Case) -> frozenset[int]:
-    """Reads what can be wrong with one case and returns its stored mask values.
-
-    Raises:
-        InputError: the image cannot be opened, or the mask has another size.
-    """
-    assert isinstance(case.source, FileSource | ScanSource)
-    size = case.source.size_px()
-    if not case.labelled:
-        return frozenset()
-    mask = case.source.mask()
-    if mask.shape != size:
-        raise InputError(
-            f"mask {case.source.mask_path}: must have the size of its image, {size[0]}×{size[1]}, "
-            f"got {mask.shape[0]}×{mask.shape[1]}; export it again at the image's size"
-        )
-    return frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
 
 
 def assign_splits(cases: Sequence[Case], data: str, seed: int, fold: str = "") -> list[Case]:
@@ -225,18 +205,6 @@ def absent_classes(seen: frozenset[int], classes: tuple[str, ...]) -> list[str]:
 
 def _is_one_class(values: frozenset[int]) -> bool:
     return values <= {0, 255} or values <= {0, 1}
-
-
-@dataclass(frozen=True)
-class _CaseCheck:
-    """What opening one case found: its fingerprint and its stored mask values."""
-
-    fingerprint: str
-    values: frozenset[int]
-
-
-def _check_and_hash(case: Case) -> _CaseCheck:
-    return _CaseCheck(case.source.fingerprint(), check_case(case))
 
 
 def _mask_path(case: Case) -> Path | None:
