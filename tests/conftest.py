@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 # Before torch is imported, and inherited by every command that a test starts: tiny tensors on several threads only
 # wait for each other, many times longer when the machine is shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The user's cache is not filled with what tests make; Playwright's browsers, which lie in it, are found all the same.
+# The user's cache is not filled with what tests make; what other programs keep there is found all the same: Playwright's
+# browsers, and matplotlib's list of fonts, which takes seconds to make.
 _caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(_caches / "ms-playwright"))
+os.environ.setdefault("MPLCONFIGDIR", str(_caches / "matplotlib"))
 _scratch = tempfile.TemporaryDirectory(prefix="sam2edge-tests-cache-")
 os.environ["XDG_CACHE_HOME"] = _scratch.name
 
