@@ -63,6 +63,7 @@ def write_model(
     precision: str,
     batch: int = 1,
     scratch: Path | None = None,
+    bundle_sha256: str = "",
 ) -> None:
     """Writes the file that an engine opens, and what belongs to it, in floating point.
 
@@ -75,6 +76,7 @@ def write_model(
         precision: fp32 or fp16.
         batch: pictures a call.
         scratch: folder for the ONNX file that an IR is made of; by default one of the system's.
+        bundle_sha256: of the bundle whose network it is, as it was opened; see `export.graph.onnx_export.write_onnx`.
     """
     from export.graph.onnx_export import write_onnx
 
@@ -83,11 +85,11 @@ def write_model(
 
         with TemporaryDirectory(dir=scratch) as folder:
             onnx_path = Path(folder) / "fp32.onnx"
-            write_onnx(graph, spec, output, onnx_path, batch=batch)
+            write_onnx(graph, spec, output, onnx_path, batch=batch, bundle_sha256=bundle_sha256)
             write_ir(onnx_path, path, half_weights=precision == "fp16")
         return
     half_weights = to == "onnx" and precision == "fp16"  # TensorRT is given 16 bits by `export.typed_files`
-    write_onnx(graph, spec, output, path, batch=batch, half_weights=half_weights)
+    write_onnx(graph, spec, output, path, batch=batch, half_weights=half_weights, bundle_sha256=bundle_sha256)
 
 
 def write_int8(
@@ -112,7 +114,14 @@ def write_int8(
 
 
 def write_float(
-    graph: DeployGraph, spec: InputSpec, output: OutputSpec, folder: Path, *, to: str, name: str = "fp32"
+    graph: DeployGraph,
+    spec: InputSpec,
+    output: OutputSpec,
+    folder: Path,
+    *,
+    to: str,
+    name: str = "fp32",
+    bundle_sha256: str = "",
 ) -> tuple[Path, Path]:
     """Writes the graph in FP32 once, for a quantiser and for an engine.
 
@@ -123,12 +132,13 @@ def write_float(
         folder: where the files go.
         to: a key of `MODEL_FILES`.
         name: stem of the files.
+        bundle_sha256: as for `write_model`.
 
     Returns:
         The ONNX file, and the file that the target's engine opens; one file where that is ONNX.
     """
     onnx_path = folder / f"{name}.onnx"
-    write_model(graph, spec, output, onnx_path, to="onnx", precision="fp32")
+    write_model(graph, spec, output, onnx_path, to="onnx", precision="fp32", bundle_sha256=bundle_sha256)
     if to != "openvino":
         return onnx_path, onnx_path
     from export.graph.openvino_export import write_ir

@@ -107,7 +107,14 @@ def _write_main_file(job: Job, graph: DeployGraph) -> tuple[GuardRecord | None, 
         return write_guarded(job, graph)
     spec, output = job.parent.input, job.parent.output
     write_model(
-        graph, spec, output, job.model_path, to=job.format, precision=job.precision, scratch=job.scratch
+        graph,
+        spec,
+        output,
+        job.model_path,
+        to=job.format,
+        precision=job.precision,
+        scratch=job.scratch,
+        bundle_sha256=job.source.sha256,
     )
     return None, graph
 

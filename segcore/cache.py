@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import cache as once
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,27 @@ def remember(kind: str, key: Mapping[str, Any]) -> None:
     """Keeps that what `key` describes is good; see `is_remembered`."""
     if entry := open_private_entry(user_cache(), kind, key):
         write_private(entry, _VERDICT, b"", max_bytes=_MOST_VERDICT_BYTES)
+
+
+@once
+def made_by(sources: tuple[Path, ...], libraries: tuple[str, ...]) -> dict[str, str]:
+    """What else a result follows from, for its key: a hash of our code, and versions.
+
+    Args:
+        sources: Python files, or folders of them, that the result is made by.
+        libraries: distributions that have a part in it; one that is not installed has an empty version.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else (source,):
+            digest.update(path.read_bytes())
+    versions = {"code": digest.hexdigest()}
+    for library in libraries:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = ""
+    return versions
 
 
 @once

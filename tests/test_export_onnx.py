@@ -84,3 +84,40 @@ def test_what_no_picture_has_a_part_in_is_computed_at_export():
     assert [node.output[0] for node in model.graph.node] == ["logits"]
     (folded,) = model.graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(folded), [11.0, 44.0])
+
+
+def test_a_bundles_network_is_traced_once(torch_bundle, tmp_path, monkeypatch):
+    import torch
+
+    from export.graph.onnx_export import write_onnx
+    from export.pipeline import open_graph
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = open_bundle(torch_bundle)
+    spec, output = source.manifest.input, source.manifest.output
+    traced = []
+    theirs = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: (traced.append(1), theirs(*a, **k)))
+
+    def write(name, graph, sha256=source.sha256, **more):
+        """The file, and whether the network was traced for it."""
+        before, path = len(traced), tmp_path / name
+        write_onnx(graph, spec, output, path, bundle_sha256=sha256, **more)
+        return path.read_bytes(), len(traced) > before
+
+    graph = open_graph(source)
+    first, was_traced = write("first.onnx", graph)
+    assert was_traced
+    assert write("alone.onnx", graph, sha256="") == (first, True)  # what is not a bundle's is not kept
+    assert write("again.onnx", open_graph(source)) == (first, False)
+    assert write("half.onnx", graph, half_weights=True)[1] is False
+    assert write("three.onnx", graph, batch=3)[1]
+    assert write("other.onnx", graph, sha256="0" * 64) == (first, True)
+    with torch.no_grad():
+        next(graph.network.parameters()).mul_(2)
+    changed, was_traced = write("changed.onnx", graph)
+    assert was_traced
+    assert changed != first
+    for kept in (tmp_path / "cache").rglob("trace.onnx"):
+        kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert write("damaged.onnx", open_graph(source)) == (first, True)

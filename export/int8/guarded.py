@@ -89,7 +89,9 @@ def write_guarded(job: Job, graph: DeployGraph) -> tuple[GuardRecord, DeployGrap
     """
     engine, cases = job.engines[0], job.data.guard
     spec, output = job.parent.input, job.parent.output
-    onnx_path, fp32_path = write_float(graph, spec, output, job.scratch, to=job.format)
+    onnx_path, fp32_path = write_float(
+        graph, spec, output, job.scratch, to=job.format, bundle_sha256=job.source.sha256
+    )
     judge = Judge(cases, job.parent, fp32_path, partial(job.open_model, engine))
     fp32 = judge.fp32
     log(f"guard: FP32 in {engine}: Dice {fp32.mean:.4f}, 5th percentile {fp32.p05:.4f}, {len(cases)} cases")

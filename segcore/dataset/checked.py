@@ -14,13 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-from segcore.cache import open_private_entry, read_private, user_cache, write_private
+from segcore.cache import made_by, open_private_entry, read_private, user_cache, write_private
 from segcore.dataset.case import Case, FileSource
 from segcore.dataset.scan_cases import ScanSource
 from segcore.errors import InputError
@@ -31,6 +29,7 @@ _MOST_BYTES = 2**26
 _SETTLED_S = 3.0
 """A file must have been left alone for so long to be kept: of two changes within one tick of the file system's clock,
 which is 2 s on a memory card, the second cannot be seen."""
+# Another reader may find other values in a file.
 _READERS = ("numpy", "pillow", "nibabel", "highdicom", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm")
 
 
@@ -93,8 +92,9 @@ def check_cases(
     Raises:
         InputError: of the first case with something wrong.
     """
-    place = str(Path(data).resolve())
-    entry = open_private_entry(user_cache(), _KIND, {"data": place, **_read_by()})
+    # Only as a hash: a folder's name may be a patient's.
+    key = {"data": _short_hash(str(Path(data).resolve())), **made_by((Path(__file__).parents[1],), _READERS)}
+    entry = open_private_entry(user_cache(), _KIND, key)
     kept = _read_kept(entry)
     started_ns = time.time_ns()
     states = list(
@@ -168,18 +168,3 @@ def _read_kept(entry: Path | None) -> Mapping[str, CaseCheck]:
         return {}
     rows = json.loads(bytes(content))
     return {key: CaseCheck(fingerprint, frozenset(values)) for key, (fingerprint, values) in rows.items()}
-
-
-@cache
-def _read_by() -> dict[str, str]:
-    """Versions of what reads the files, our own code included: another reader may find other values."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    versions = {"segcore": digest.hexdigest()}
-    for library in _READERS:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = ""
-    return versions
