@@ -196,11 +196,12 @@ def offered_windows(
 
 def quantise_probability(probability: np.ndarray) -> np.ndarray:
     """Probabilities as they travel: `floor(p · 65536)`, at most 65535, uint16."""
-    return np.asarray(np.minimum(np.asarray(probability, np.float64) * LEVELS, LEVELS - 1), "<u2")
+    # LEVELS is a power of two: the product is exact in the array's own precision.
+    return np.asarray(np.minimum(probability * np.float32(LEVELS), np.float32(LEVELS - 1)), "<u2")
 
 
 def _model_json(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
-    reduced = np.stack([_reduce_plane(np.asarray(p, np.float32), shown) for p in model.probability])
+    reduced = [_reduce_plane(np.asarray(p, np.float32), shown) for p in model.probability]
     light = None if model.quality is None else light_of(model.quality)
     return {
         "title": model.title,
@@ -218,8 +219,8 @@ def _model_json(model: ModelView, shown: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _decide_mask(model: ModelView, reduced: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
-    return _likeliest_class(reduced) if model.mask is None else resize_mask(model.mask, shown)
+def _decide_mask(model: ModelView, reduced: Sequence[np.ndarray], shown: tuple[int, int]) -> np.ndarray:
+    return _likeliest_class(np.stack(reduced)) if model.mask is None else resize_mask(model.mask, shown)
 
 
 def _likeliest_class(foreground: np.ndarray) -> np.ndarray:
@@ -242,7 +243,7 @@ def _picture_json(picture: np.ndarray) -> dict[str, Any]:
         "channels": 1 if stored.ndim == 2 else 3,
         "scale": scale,
         "offset": offset,
-        "data": _pack_array(stored.astype("<u2" if kind == "uint16" else "u1")),
+        "data": _pack_array(stored.astype("<u2" if kind == "uint16" else "u1", copy=False)),
     }
 
 
@@ -264,4 +265,4 @@ def _reduce_plane(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
 
 
 def _pack_array(array: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 1)).decode()
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array), 1)).decode()
