@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.session.incoming import make_examples
 from demo.session.models import MOST_WAITING, Models
 from demo.session.open_sessions import MAX_SESSIONS, OpenSessions
 from demo.session.owned_files import PROGRAM, OwnedFiles
@@ -289,6 +290,39 @@ def sessions(models, tmp_path):
     opened = OpenSessions(tmp_path / "readers", tmp_path / "web", models)
     yield opened
     opened.close()
+
+
+def test_plain_calls_leave_few_sessions_and_an_open_page_working(
+    sessions, models, png, tmp_path, monkeypatch
+):
+    """Gradio keeps a copy of every component for each plain call, so many that the open page's own copy goes."""
+    from demo.page.layout import build_page, launch_options
+
+    (tmp_path / "examples").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "web"))  # as the command does
+    page = build_page(models, sessions, make_examples("phantom:cxr:30", tmp_path / "examples"))
+    words = launch_options(sessions, max_upload_mb=20) | {"allowed_paths": [str(tmp_path)]}
+    app, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, **words)
+    browser = PageCaller(url.rstrip("/"), browser=True)
+    program = PageCaller(url.rstrip("/"), browser=False)
+    try:
+        assert page_says(browser.event("examples", "select", index=0)) == ""
+        assert browser.page in app.state_holder
+        for _ in range(2 * MAX_SESSIONS):
+            assert program.call("models", []).problem is None
+        assert program.segment(program.upload(png)[0]).problem is None
+        assert len(app.state_holder.session_data) == 2 * MAX_SESSIONS  # 201 calls and a page
+        assert browser.page not in app.state_holder
+        assert len(sessions) == 1  # a plain call begins none of ours
+        moved = browser.event("viewer", "release", threshold=0.5)
+        assert page_says(moved) == ""
+        assert any("Area" in one for one in moved.values if isinstance(one, str))  # its case is still there
+        assert page_says(browser.event("examples", "select", index=1)) == ""
+        assert len(app.state_holder.session_data) == 2 * MAX_SESSIONS
+    finally:
+        browser.close()
+        program.close()
+        page.close(verbose=False)
 
 
 def put_case(session):

@@ -213,6 +213,7 @@ def _ask_until(address: str, pictures: list[Path], tally: _Tally, stop: Event) -
                     model="",
                     formats=["png"],
                     threshold=None,
+                    prompt=None,
                     api_name="/segment",
                 )
             except Exception as error:  # whatever a client can meet counts as its error
