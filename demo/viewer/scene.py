@@ -265,4 +265,4 @@ def _reduce_plane(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
 
 
 def _pack_array(array: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array), 1)).decode()
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).data, 1)).decode()

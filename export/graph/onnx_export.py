@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import torch
 from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graph.openvino_export import quiet
 from export.graph.view import WEIGHTED, Graph, Node, view_graph
@@ -91,7 +88,7 @@ def traced_model(
         outputs: names of what it gives.
         path: for the exporter's own file, which the caller overwrites.
     """
-    with quiet(), _operators_read_once():
+    with quiet():
         torch.onnx.export(
             graph,
             tuple(inputs.values()),
@@ -124,26 +121,6 @@ def _entry_of_trace(graph: DeployGraph, picture: Tensor, bundle_sha256: str) -> 
         digest.update(tensor.detach().cpu().contiguous().numpy())
     key = {"bundle": bundle_sha256, "weights": digest.hexdigest(), "picture": list(picture.shape)}
     return open_private_entry(user_cache(), "traces", {**key, **made_by(_PACKAGES, _TRACED_BY)})
-
-
-@contextmanager
-def _operators_read_once() -> Iterator[None]:
-    """Lets torch's exporter keep its table of operators from one call to the next.
-
-    torch 2.13 reads and parses the source of onnxscript 0.7's 500 operators in every call, a third of what a small
-    student takes. The table follows from the opset alone; only translations of one's own, which nobody here passes,
-    are written into it.
-    """
-    theirs = ONNXRegistry.__dict__["from_torchlib"]
-    setattr(ONNXRegistry, theirs.__name__, staticmethod(_kept_results(ONNXRegistry.from_torchlib)))
-    try:
-        yield
-    finally:
-        setattr(ONNXRegistry, theirs.__name__, theirs)
-
-
-_kept_results = cache(cache)
-"""A function that keeps what another one gave: the same one each time it is asked for."""
 
 
 def halve_weights(model: onnx.ModelProto) -> None:
