@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from threading import Lock
 
 from runtime.engines.seam import ON_GPU, Engine
 from segcore.bundle.folder import Bundle
@@ -77,6 +78,7 @@ class FileEngines:
         self.sizes = tuple(dict.fromkeys(file.size_px for file in files))
         self._open_file = open_file
         self._engines: dict[Variant, Engine] = {}
+        self._lock = Lock()
 
     def file(self, size_px: Size, batch: int = 1) -> Variant:
         """The file of this size for so many images a call; where there is none, for the fewest."""
@@ -90,9 +92,10 @@ class FileEngines:
         Raises:
             InputError: it does not open.
         """
-        if file not in self._engines:
-            self._engines[file] = self._open_file(file)
-        return self._engines[file]
+        with self._lock:
+            if file not in self._engines:
+                self._engines[file] = self._open_file(file)
+            return self._engines[file]
 
     def close(self) -> None:
         """Lets go of every engine."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class DeferringPredictor:
         first: the quick model, opened.
         second: the bundle of the one that gets the unsure images; it is opened when the first of them comes.
         below: expected Dice below which an image is passed on.
+        engine_names: of both, keys of `runtime.engines.seam.ENGINES`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class DeferringPredictor:
         *,
         below: float,
         engine: str | None,
+        streams: int | None = 1,
         cache: Path | None = None,
         verify: bool = False,
     ) -> None:
@@ -44,9 +47,12 @@ class DeferringPredictor:
         self.second = second
         self.below = below
         self._engine = engine
+        self._streams = streams
         self._cache = cache
         self._verify = verify
         self._opened: Predictor | None = None
+        self._lock = Lock()
+        self.engine_names = first.engine_name, choose_engine(second, engine)
 
     @classmethod
     def open(
@@ -57,6 +63,7 @@ class DeferringPredictor:
         below: float = BELOW,
         engine: str | None = None,
         threads: int | None = None,
+        streams: int | None = 1,
         cache: Path | None = None,
         verify: bool = False,
     ) -> DeferringPredictor:
@@ -68,6 +75,7 @@ class DeferringPredictor:
             below: expected Dice, 0–1, below which an image is passed on.
             engine: of both; by default what suits each bundle.
             threads: CPU threads of each engine.
+            streams: as for `Predictor.open`, of each.
             cache: folder where OpenVINO keeps what it compiled.
             verify: prove each model with its golden cases when it is opened (`runtime.verify.prove`).
 
@@ -87,10 +95,10 @@ class DeferringPredictor:
                 f"got {', '.join(second.manifest.classes)}; use two models for the same classes"
             )
         choose_engine(second, engine)  # an error comes now, not at the first unsure image
-        opened = Predictor.open(first, engine=engine, threads=threads, cache=cache)
+        opened = Predictor.open(first, engine=engine, threads=threads, streams=streams, cache=cache)
         if verify:
             prove(opened)
-        return cls(opened, second, below=below, engine=engine, cache=cache, verify=verify)
+        return cls(opened, second, below=below, engine=engine, streams=streams, cache=cache, verify=verify)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
         """Segments one image; the times of an image that was passed on are those of both models.
@@ -120,13 +128,19 @@ class DeferringPredictor:
 
     def open_second(self) -> Predictor:
         """The better model, opened once, when it is first asked for."""
-        if self._opened is None:  # not before: its memory is wanted only where an image is unsure
-            self._opened = Predictor.open(
-                self.second, engine=self._engine, threads=self.first.threads, cache=self._cache
-            )
-            if self._verify:
-                prove(self._opened)
-        return self._opened
+        with self._lock:
+            if self._opened is None:  # not before: its memory is wanted only where an image is unsure
+                opened = Predictor.open(
+                    self.second,
+                    engine=self._engine,
+                    threads=self.first.threads,
+                    streams=self._streams,
+                    cache=self._cache,
+                )
+                if self._verify:
+                    prove(opened)
+                self._opened = opened
+            return self._opened
 
     def close(self) -> None:
         """Lets go of both models."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -29,7 +30,7 @@ from runtime.pipeline import ImageLogits, PredictionStream, PreparedImage, check
 from segcore.bundle.folder import Bundle, open_bundle
 from segcore.bundle.manifest import Manifest, Variant
 from segcore.errors import InputError
-from segcore.picture.preprocess import InputSpec, decide, prepare, probabilities
+from segcore.picture.preprocess import InputSpec, OutputSpec, mask_of_logits, prepare, probabilities
 from segcore.picture.quality import quality_of
 
 _MOST_WORKERS = 4
@@ -59,7 +60,8 @@ class Prediction:
 
     Attributes:
         mask: H×W uint8; 0 background, k the manifest's k-th class.
-        probabilities: K×H×W float32; one sigmoid channel for one class, background first for several.
+        logits: K×h×w float32 at the head's stride.
+        output: what they mean.
         timings: of this call.
         quality: the Dice, 0–1, that the model expects of this mask; None where it was not fitted to estimate it.
         first_quality: what the quicker model expected of its own mask, where it passed the image on and this is
@@ -67,10 +69,17 @@ class Prediction:
     """
 
     mask: np.ndarray
-    probabilities: np.ndarray
+    logits: np.ndarray
+    output: OutputSpec
     timings: Timings
     quality: float | None = None
     first_quality: float | None = None
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """K×H×W float32; one sigmoid channel for one class, background first for several. Computed when asked for."""
+        height, width = self.mask.shape
+        return probabilities(self.logits, self.output, (height, width))
 
 
 class Predictor:
@@ -97,6 +106,7 @@ class Predictor:
         self.streams = streams
         self.batch = batch
         self._files = files
+        self._inputs = {size_px: self.input_at(size_px) for size_px in files.sizes}
         # This opens the first file, so that errors come now.
         self.engine_version = self._engine_for(files.sizes[0]).version
 
@@ -107,7 +117,7 @@ class Predictor:
         *,
         engine: str | None = None,
         threads: int | None = None,
-        streams: int = 1,
+        streams: int | None = 1,
         cache: Path | None = None,
         size_px: Size | None = None,
         batch: int = 1,
@@ -119,8 +129,9 @@ class Predictor:
             engine: a key of `runtime.engines.seam.ENGINES`; by default openvino where it is installed and can open
                 the bundle, else onnxruntime.
             threads: CPU threads of the engine; by default all that this process may use.
-            streams: batches that the engine works on at once in `map`, sharing the threads. More than one gives more
-                images a second and makes each wait longer.
+            streams: batches that the engine works on at once, in `map` and for `predict` called from several threads,
+                sharing the threads. More than one gives more images a second and makes each wait longer. None for one
+                a thread, on a GPU for 1.
             cache: folder where OpenVINO keeps what it compiled, so that it opens faster the next time.
             size_px: height and width, to use only the bundle's file of this size.
             batch: images a call in `map`; the bundle must hold a file for so many.
@@ -134,6 +145,8 @@ class Predictor:
         manifest = bundle.manifest
         threads = choose_threads(threads)
         name = choose_engine(bundle, engine)
+        if streams is None:
+            streams = 1 if name in ON_GPU else threads
         most = streams if name in ON_GPU else threads  # a GPU's streams need no CPU threads
         if not 1 <= streams <= most:
             raise InputError(f"--streams: must be 1 to {threads}, the number of threads, got {streams}")
@@ -164,6 +177,11 @@ class Predictor:
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """Of all engines that may run: the one."""
+        return (self.engine_name,)
 
     def input_at(self, size_px: Size) -> InputSpec:
         """What the network takes at one of its sizes."""
@@ -202,7 +220,7 @@ class Predictor:
         return self._files.engine(variant).run(batch)
 
     def predict(self, image: np.ndarray, *, name: str = "image") -> Prediction:
-        """Segments one image.
+        """Segments one image; with an engine on the CPU, for any number of threads at once.
 
         Args:
             image: H×W or H×W×3, of the depth that the model was trained on, as `read_image` gives it.
@@ -272,20 +290,21 @@ class Predictor:
     def _prepare_image(self, image: np.ndarray, name: str) -> PreparedImage:
         start = perf_counter()
         size_px = choose_size(self._files.sizes, image.shape[:2])
-        resized = prepare(image, self.input_at(size_px), name=name)
+        resized = prepare(image, self._inputs[size_px], name=name)
         pre_ms = 1e3 * (perf_counter() - start)
         return PreparedImage((image.shape[0], image.shape[1]), size_px, resized, pre_ms, name)
 
     def _finish_image(self, computed: ImageLogits) -> Prediction:
         start = perf_counter()
-        logits, prepared = computed.logits, computed.prepared
+        logits, prepared, output = computed.logits, computed.prepared, self.manifest.output
         check_numbers(logits, prepared.name)
-        probability = probabilities(logits, self.manifest.output, prepared.original_px)
-        mask = decide(probability, self.manifest.output)
+        mask = mask_of_logits(logits, output, prepared.original_px)
         model = self.manifest.quality
-        quality = quality_of(logits, self.manifest.output, model) if model else None
+        quality = quality_of(logits, output, model) if model else None
         post_ms = 1e3 * (perf_counter() - start)
-        return Prediction(mask, probability, Timings(prepared.pre_ms, computed.engine_ms, post_ms), quality)
+        return Prediction(
+            mask, logits, output, Timings(prepared.pre_ms, computed.engine_ms, post_ms), quality
+        )
 
     def _engine_for(self, size_px: Size) -> Engine:
         return self._files.engine(self._files.file(size_px))

@@ -353,7 +353,8 @@ def _student_input(settings: DistillSettings, cases: Sequence[Case]) -> InputSpe
     from student.network import GREY_MEAN_STD, RGB_MEAN_STD
 
     size = (settings.size, settings.size)
-    return training_input(cases, size, {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}, window=settings.window)
+    mean_std = {1: GREY_MEAN_STD, 3: RGB_MEAN_STD}
+    return training_input(cases, size, mean_std, window=settings.window, resize_filter=settings.resize_filter)
 
 
 def _train_student(

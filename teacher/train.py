@@ -88,7 +88,9 @@ def _train_teacher(settings: TeacherSettings, dataset: Dataset, folder: Path) ->
     cases = [case for case in split if case.labelled]
     size = (settings.size, settings.size)
     module = system_module(settings.system)
-    spec = training_input(cases, size, mean_std_of(settings), window=settings.window)
+    spec = training_input(
+        cases, size, mean_std_of(settings), window=settings.window, resize_filter=settings.resize_filter
+    )
     settings = settings.for_channels(spec.channels)
     torch.manual_seed(settings.seed)
     system: System = module.build_system(settings, Task(dataset.classes, spec, cases))

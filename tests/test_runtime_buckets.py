@@ -260,7 +260,7 @@ def test_predict_takes_batches_and_streams(buckets, tmp_path, capsys):
     with pytest.raises(InputError) as error:
         main(
             PredictSettings(
-                bundle=buckets, image=images, out=tmp_path / "x", defer_to=buckets, threads=2, streams=2
+                bundle=buckets, image=images, out=tmp_path / "x", defer_to=buckets, threads=2, batch=4
             )
         )
-    assert str(error.value) == "--streams: must be 1 with --defer-to, got 2; it takes pictures one by one"
+    assert str(error.value) == "--batch: must be 1 with --defer-to, got 4; it takes pictures one by one"

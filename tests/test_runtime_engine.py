@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -98,11 +100,36 @@ def test_predictor_gives_masks_at_the_pictures_own_size(exported):
     assert found.mask.shape == (150, 200)
     assert found.probabilities.shape == (1, 150, 200)
     assert found.probabilities.dtype == np.float32
+    np.testing.assert_array_equal(found.probabilities[0] >= 0.5, found.mask)
+    assert found.probabilities is found.probabilities
     assert 0.02 < found.mask.mean() < 0.9
     np.testing.assert_array_equal(found.mask, expected)
     timings = found.timings
     assert timings.total_ms == pytest.approx(timings.pre_ms + timings.engine_ms + timings.post_ms)
     assert min(timings.pre_ms, timings.engine_ms, timings.post_ms) > 0
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("engine", OPENED_BY["onnx"])
+def test_eight_threads_may_call_at_once(graphs, engine, streams):
+    """Each call has its own memory, the first ones too, which come at the same moment."""
+    if not installed(engine):
+        pytest.skip(f"{engine} is not installed")
+    path, pictures, expected = graphs["grey"]
+    opened = open_engine(engine, path, precision="fp32", threads=4, streams=streams)
+    together = Barrier(8)
+
+    def work(n: int) -> float:
+        together.wait()
+        at = n % len(pictures)
+        return max(
+            float(np.abs(opened.run(pictures[at : at + 1])[0] - expected[at]).max()) for _ in range(1000)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        worst = list(pool.map(work, range(8)))
+    opened.close()
+    assert max(worst) < 1e-4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segcore.errors import InputError
 from segcore.measure.metrics import dice_per_class
@@ -214,3 +215,75 @@ def test_a_picture_through_the_models_window_is_to_be_looked_at():
     assert seen.dtype == np.uint8
     assert seen.tolist() == [[0, 0, 128, 255, 255]]
     assert through_window(GREY, spec()) is GREY
+
+
+# From logits to a mask: only what lies between unlike neighbours is computed, and no pixel is another.
+
+
+def smooth_logits(rng, channels: int, height: int, width: int) -> np.ndarray:
+    """Logits K×h×w as a network gives them: a few soft blobs, float32."""
+    coarse = rng.normal(0, 5, (channels, height // 6 + 2, width // 6 + 2)).astype(np.float32)
+    planes = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in coarse]
+    return np.stack([np.asarray(one) for one in planes])
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.475, 0.05, 0.95])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
+def test_masks_of_logits_are_those_of_probabilities_to_the_pixel(threshold, temperature):
+    rng = np.random.default_rng(0)
+    output = OutputSpec(
+        activation="sigmoid", channels=1, stride=4, threshold=threshold, temperature=temperature
+    )
+    for n in range(200):
+        height, width = rng.integers(1, 66, 2)
+        size_px = int(height + rng.integers(0, 200)), int(width + rng.integers(0, 200))
+        logits = smooth_logits(rng, 1, height, width)
+        if n % 4 == 0:
+            logits = np.round(4 * logits) / 4  # as INT8 gives them: many equal ones
+        expected = decide(probabilities(logits, output, size_px), output)
+        np.testing.assert_array_equal(mask_of_logits(logits, output, size_px), expected)
+
+
+@pytest.mark.parametrize("size_px", [(64, 64), (200, 150), (513, 70), (40, 300), (300, 40), (9, 9)])
+def test_several_classes_take_the_largest_logit(size_px):
+    rng = np.random.default_rng(1)
+    output = OutputSpec(activation="softmax", channels=4, stride=4)
+    for _ in range(20):
+        logits = smooth_logits(rng, 4, 64, 64)
+        expected = resize_logits(logits, size_px).argmax(axis=0)
+        np.testing.assert_array_equal(mask_of_logits(logits, output, size_px), expected)
+
+
+def test_noise_is_decided_as_well():
+    logits = np.random.default_rng(2).normal(size=(1, 32, 32)).astype(np.float32)
+    output = OutputSpec(activation="sigmoid", channels=1, stride=4)
+    expected = decide(probabilities(logits, output, (250, 190)), output)
+    np.testing.assert_array_equal(mask_of_logits(logits, output, (250, 190)), expected)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 1e-30, 0.99999999999])
+def test_the_logit_of_a_threshold_is_found_to_the_last_bit(threshold):
+    output = OutputSpec(activation="sigmoid", channels=1, stride=1, threshold=threshold)
+    edge = np.float32(np.clip(np.log(threshold / (1 - threshold)), -80, 80))
+    near = [edge]
+    for _ in range(40):
+        near = [np.nextafter(near[0], np.float32(-200)), *near, np.nextafter(near[-1], np.float32(200))]
+    logits = np.array([[near, near]], np.float32)
+    expected = decide(probabilities(logits, output, (2, 81)), output)
+    np.testing.assert_array_equal(mask_of_logits(logits, output, (2, 81)), expected)
+
+
+def test_area_is_the_mean_of_whole_pixels_and_bilinear_where_it_grows():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 40), np.uint8)
+    area = spec((8, 10), resize_filter="area")
+    means = image.reshape(8, 3, 10, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(prepare(image, area)[..., 0], means, atol=0.51)
+    grown = spec((48, 50), resize_filter="area")
+    np.testing.assert_array_equal(prepare(image, grown), prepare(image, spec((48, 50))))
+    as_float = spec((8, 10), resize_filter="area", depth="float32", window=(0, 255))
+    np.testing.assert_allclose(prepare(image.astype(np.float32), as_float)[..., 0], means, atol=0.51)
+    # Sides that are no whole multiple: near the exact mean of what each pixel covers.
+    gradient = np.repeat(np.arange(100, dtype=np.uint8)[None], 30, axis=0)
+    shrunk = prepare(gradient, spec((16, 32), resize_filter="area"))[3, :, 0]
+    np.testing.assert_allclose(shrunk, (np.arange(32) + 0.5) * 100 / 32 - 0.5, atol=1.01)

@@ -19,7 +19,7 @@ from segcore.bundle.manifest import Manifest
 from segcore.dataset.case import Case
 from segcore.dataset.dataset import Dataset, is_resplit, open_dataset
 from segcore.errors import InputError, need
-from segcore.picture.preprocess import decide, prepare, probabilities
+from segcore.picture.preprocess import mask_of_logits, prepare
 
 TORCH = "torch"
 
@@ -265,14 +265,13 @@ class TorchPredictor:
         logits = self.run(batch)[0]
         ran = time.perf_counter()
         check_numbers(logits, name)
-        # K×h×w at the head's stride → K×H×W at the picture's own size
-        probability = probabilities(logits, self.manifest.output, (image.shape[0], image.shape[1]))
-        mask = decide(probability, self.manifest.output)
+        # K×h×w at the head's stride → H×W at the picture's own size
+        mask = mask_of_logits(logits, self.manifest.output, (image.shape[0], image.shape[1]))
         end = time.perf_counter()
         timings = Timings(
             pre_ms=1e3 * (ready - begin), engine_ms=1e3 * (ran - ready), post_ms=1e3 * (end - ran)
         )
-        return Prediction(mask=mask, probabilities=probability, timings=timings)
+        return Prediction(mask=mask, logits=logits, output=self.manifest.output, timings=timings)
 
     def close(self) -> None:
         self._graph = None

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -82,17 +84,18 @@ def cpu_settings(threads: int, streams: int = 1) -> dict[str, Any]:
     return settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class _InferSlot:
     """An infer request with its own memory: images B×H×W×C uint8, logits B×K×h×w float32, B the graph's batch."""
 
     request: Any
     images: np.ndarray
     logits: np.ndarray
+    used: bool = False
 
 
 class OpenVinoEngine:
-    """One compiled model; one infer request, used again for every image, and a stream's own."""
+    """One compiled model, and as many infer requests as were needed at once; each is used again."""
 
     def __init__(
         self, model_path: Path, *, precision: str, threads: int, streams: int = 1, cache: Path | None = None
@@ -101,6 +104,8 @@ class OpenVinoEngine:
         self.version = openvino.__version__.split("-")[0]  # without the build's number and branch
         self._library = f"openvino {self.version}"
         self._model_path = model_path
+        # Two first inferences at once have hung in the library's own initialisation (2026.4.1).
+        self._lock = Lock()
         core, settings = openvino.Core(), cpu_settings(threads, streams)
         entry = cache and cache_entry(
             cache,
@@ -114,22 +119,26 @@ class OpenVinoEngine:
             self._compiled = _compile_model(core, model_path, settings, entry)
             self.inputs = graph_tensors(self._compiled.inputs)
             self.outputs = graph_tensors(self._compiled.outputs)
-            self._slot = self._open_slot()
+            self._free = [self._open_slot()]
         except RuntimeError as error:
             raise open_error(model_path, self._library, error_reason(error)) from error
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32."""
-        slot = self._slot
+        slot = self._take_slot()
         logits = np.empty((len(batch), *slot.logits.shape[1:]), np.float32)
-        for n in range(0, len(batch), len(slot.images)):
-            part = batch[n : n + len(slot.images)]
-            slot.images[: len(part)] = part  # what an earlier call left in the rest is computed in vain
-            try:
-                slot.request.infer(share_outputs=True)  # no copy of its own: the next line copies
-            except RuntimeError as error:
-                raise run_error(self._model_path, self._library, error_reason(error)) from error
-            logits[n : n + len(part)] = slot.logits[: len(part)]
+        try:
+            for n in range(0, len(batch), len(slot.images)):
+                part = batch[n : n + len(slot.images)]
+                slot.images[: len(part)] = part  # what an earlier call left in the rest is computed in vain
+                with nullcontext() if slot.used else self._lock:
+                    slot.request.infer(share_outputs=True)  # no copy of its own: the next line but one copies
+                slot.used = True
+                logits[n : n + len(part)] = slot.logits[: len(part)]
+        except RuntimeError as error:
+            raise run_error(self._model_path, self._library, error_reason(error)) from error
+        finally:
+            self._free.append(slot)
         return logits
 
     def stream(self, batches: Iterable[np.ndarray], *, in_flight: int) -> Generator[np.ndarray, None, None]:
@@ -138,10 +147,9 @@ class OpenVinoEngine:
         The infer requests are those of an AsyncInferQueue without its callbacks: waiting for the oldest keeps the
         order, bounds what is under way, and raises an error where it belongs.
         """
-        free: list[_InferSlot] = []
 
         def begin(batch: np.ndarray) -> tuple[_InferSlot, int]:
-            slot = free.pop() if free else self._open_slot()
+            slot = self._take_slot()
             slot.images[: len(batch)] = batch
             slot.request.start_async()
             return slot, len(batch)
@@ -152,19 +160,28 @@ class OpenVinoEngine:
                 slot.request.wait()
             except RuntimeError as error:
                 raise run_error(self._model_path, self._library, error_reason(error)) from error
+            slot.used = True
             logits = np.array(slot.logits[:count])  # copied: the slot's next batch overwrites them
-            free.append(slot)
+            self._free.append(slot)
             return logits
 
         yield from in_order(batches, begin, finish, in_flight=in_flight, drop=finish)
+
+    def _take_slot(self) -> _InferSlot:
+        """One that nobody uses; taking from a list and giving back to it is one step each for Python's threads."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            with self._lock:
+                return self._open_slot()
 
     def _open_slot(self) -> _InferSlot:
         request = self._compiled.create_infer_request()
         return _InferSlot(request, request.get_input_tensor().data, request.get_output_tensor().data)
 
     def close(self) -> None:
-        """Frees the request and the compiled model."""
-        del self._slot, self._compiled
+        """Frees the requests and the compiled model."""
+        del self._free, self._compiled
 
 
 def graph_tensors(ports: Iterable[Any]) -> tuple[GraphTensor, ...]:

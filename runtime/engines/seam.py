@@ -92,7 +92,8 @@ class Engine(Protocol):
     def run(self, batch: np.ndarray) -> np.ndarray:
         """N×H×W×C uint8 → logits N×K×h×w float32 at the head's stride.
 
-        N is any number: the graph is called as often as it takes, its last call with room to spare.
+        N is any number: the graph is called as often as it takes, its last call with room to spare. On the CPU several
+        threads may call it at once; a GPU's engine is for the thread that opened it.
         """
         ...
 

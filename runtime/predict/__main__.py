@@ -7,9 +7,9 @@ O/predictions.jsonl    a line an input: files, sizes, measurements, expected qua
 Names under masks/ and overlays/ are those under I: I/sub/dir/NAME.dcm gives masks/sub/dir/NAME.png. A scan of several
 slices gives a folder with a picture a slice.
 
-Inputs overlap: while the engine works on some, others are prepared, finished and written. `engine_ms` then runs from
-when a picture was handed to the engine until its logits were taken, waits included; for the latency of a picture give
-one file. With `--defer-to B2`, B2 draws the masks of the pictures that B is unsure of, one by one.
+Several inputs are worked on at once, one in each thread from its file to its masks; the times in a record then hold
+the waits for the others. For the latency of a picture give one file. With `--defer-to B2`, B2 draws the masks of the
+pictures that B is unsure of.
 
 What is killed or interrupted goes on when the same command is given again.
 """
@@ -99,13 +99,14 @@ class PredictSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """CPU threads, of all workers together; by default all that this process may use. With --ray those of each worker,
     by default 1."""
-    streams: int = Field(1, ge=1)
-    """Pictures that the engine works on at once, sharing --threads: more a second, each later."""
+    streams: int | None = Field(None, ge=1)
+    """Pictures that the engine works on at once, sharing --threads: more a second, each later. By default one a thread
+    for several inputs on the CPU, else 1."""
     batch: int = Field(1, ge=1)
     """Pictures a call of the engine; the bundle must hold a file for so many."""
     workers: int | None = Field(None, ge=1)
-    """Processes, each with its own engine; by default 1, whose threads overlap reading, predicting and writing: on 2
-    cores that was 1.3 times as fast as two processes. With --ray by default as many as the cluster has room for."""
+    """Processes, each with its own engine; by default 1, whose threads each take an input from its file to its
+    masks. With --ray by default as many as the cluster has room for."""
     ray: bool = False
     """Work through Ray Data, which needs the extra ray. OUT, --image and --bundle must be on storage that all hosts
     see under the same path."""
@@ -283,7 +284,7 @@ def _predict_inputs(
         settings.below,
         engine=settings.engine,
         threads=settings.threads,
-        streams=settings.streams,
+        streams=settings.streams or (None if len(inputs) > 1 else 1),
         batch=settings.batch,
         cache=settings.cache,
         verify=settings.verify,
@@ -296,7 +297,11 @@ def _predict_inputs(
     elif workers > 1:
         each = max(1, (settings.threads or available_threads()) // workers)
         yield from predict_in_processes(
-            replace(options, threads=each), inputs, folder, outputs, workers=workers
+            replace(options, threads=each, streams=settings.streams or 1),
+            inputs,
+            folder,
+            outputs,
+            workers=workers,
         )
     else:
         with open_predictor(options) as predictor:

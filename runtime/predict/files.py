@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from runtime.deferral import BELOW, DeferringPredictor
+from runtime.engines.seam import ON_GPU
 from runtime.engines.stream import in_order
 from runtime.predict.inputs import PredictionInput
 from runtime.predict.write import Outputs, ScanPrediction, failure_record, write_prediction
 from runtime.predictor import Prediction, Predictor, Timings
-from runtime.promptable import PromptPredictor, prompt_spec
+from runtime.promptable import PromptPredictor, answer_spec, prompt_spec
 from runtime.verify import prove
 from segcore.bundle.folder import Bundle, check_expected, open_bundle
 from segcore.errors import InputError
@@ -34,9 +35,9 @@ from segcore.picture.prompts import Prompt
 from segcore.picture.scan import Scan
 
 _WRITERS = 2
-"""Threads that write: packing an overlay as PNG takes longer than a student's whole prediction."""
-_NO_PROBABILITIES = np.zeros((0, 0, 0), np.float32)
-"""In place of a prediction's own: those of a series would take gigabytes, and nothing here reads them."""
+"""Threads that write beside a GPU's engine, or one of several pictures a call."""
+_AHEAD = 4
+"""Inputs under way or done for each thread, so that one slow input stops no other thread; a record is small."""
 _NO_IMAGE = np.zeros(0, np.uint8)
 """Stands for a slice that could not be read, so that its error comes in its turn."""
 AnyPredictor = Predictor | DeferringPredictor
@@ -53,7 +54,7 @@ class PredictorOptions:
         below: expected Dice below which a picture goes to the second.
         engine: of both; None for what suits the bundle.
         threads: CPU threads of the engine; None for all.
-        streams: batches that the engine works on at once.
+        streams: batches that the engine works on at once; None for one a thread, on a GPU for 1.
         batch: pictures a call.
         cache: folder where OpenVINO keeps what it compiled.
         verify: prove the models with their golden cases first.
@@ -65,7 +66,7 @@ class PredictorOptions:
     below: float = BELOW
     engine: str | None = None
     threads: int | None = None
-    streams: int = 1
+    streams: int | None = 1
     batch: int = 1
     cache: Path | None = None
     verify: bool = True
@@ -93,11 +94,10 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
         if options.verify:
             prove(predictor)
         return predictor
-    for name, number in (("streams", options.streams), ("batch", options.batch)):
-        if number > 1:
-            raise InputError(
-                f"--{name}: must be 1 with --defer-to, got {number}; it takes pictures one by one"
-            )
+    if options.batch > 1:
+        raise InputError(
+            f"--batch: must be 1 with --defer-to, got {options.batch}; it takes pictures one by one"
+        )
     second = open_bundle(options.defer_to)
     check_expected(second, options.expect)
     return DeferringPredictor.open(
@@ -106,6 +106,7 @@ def open_predictor(options: PredictorOptions) -> AnyPredictor:
         below=options.below,
         engine=options.engine,
         threads=options.threads,
+        streams=options.streams,
         cache=options.cache,
         verify=options.verify,
     )
@@ -117,28 +118,68 @@ def predict_files(
     folder: Path,
     outputs: Outputs | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Segments inputs one after another, reading some and writing others while the engine works.
+    """Segments several inputs at once, in as many threads as the engine has; each thread takes an input from its file
+    to its masks.
+
+    A GPU's engine, and one that takes several pictures a call, stays in this thread: there others read, prepare,
+    finish and write while it works.
 
     Args:
-        predictor: the opened model, or pair of models, which takes them one by one.
+        predictor: the opened model, or pair of models.
         inputs: with different cases; `runtime.predict.inputs` makes them.
         folder: gets masks/ and overlays/, whose files are written anew where they are there.
         outputs: which files are written; by default PNG masks and overlays.
 
     Yields:
-        The record of each input, as soon as its files are complete; one that failed has "case" and "error" alone.
+        The record of each input in their order, when its files are complete; one that failed has "case" and "error"
+        alone.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    wanted = outputs or Outputs()
+    wanted, model = outputs or Outputs(), _first_model(predictor)
+    if model.batch > 1 or any(name in ON_GPU for name in predictor.engine_names):
+        yield from _predict_around_engine(predictor, inputs, folder, wanted)
+        return
+    workers = min(model.threads, len(inputs))
+    if workers < 2:
+        yield from (predict_input(predictor, input_, folder, wanted) for input_ in inputs)
+        return
+
+    def begin(input_: PredictionInput) -> Future[dict[str, Any]]:
+        return pool.submit(predict_input, predictor, input_, folder, wanted)
+
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        closing(
+            in_order(inputs, begin, Future.result, in_flight=_AHEAD * workers, drop=Future.cancel)
+        ) as records,
+    ):
+        yield from records
+
+
+def predict_input(
+    predictor: AnyPredictor, input_: PredictionInput, folder: Path, outputs: Outputs
+) -> dict[str, Any]:
+    """Segments one input, writes its files, and gives its record: what a thread, a worker process and Ray's actor do.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    return _write_result(_predict_scan(predictor, input_, outputs), folder, outputs)
+
+
+def _predict_around_engine(
+    predictor: AnyPredictor, inputs: Sequence[PredictionInput], folder: Path, outputs: Outputs
+) -> Iterator[dict[str, Any]]:
+    """The engine in this thread, and writers beside it."""
     if isinstance(predictor, DeferringPredictor) or len(inputs) == 1:
-        predictions = (_predict_scan(predictor, input_, wanted) for input_ in inputs)
+        predictions = (_predict_scan(predictor, input_, outputs) for input_ in inputs)
     else:
-        predictions = _predict_overlapping(predictor, inputs, wanted)
+        predictions = _predict_overlapping(predictor, inputs, outputs)
 
     def write(prediction: ScanPrediction | dict[str, Any]) -> Future[dict[str, Any]]:
-        return pool.submit(_write_result, prediction, folder, wanted)
+        return pool.submit(_write_result, prediction, folder, outputs)
 
     # Closed from the last to the first: no writer is left without its pool, and the pipeline is emptied at the end.
     with (
@@ -149,17 +190,6 @@ def predict_files(
         ) as records,
     ):
         yield from records
-
-
-def predict_input(
-    predictor: AnyPredictor, input_: PredictionInput, folder: Path, outputs: Outputs
-) -> dict[str, Any]:
-    """Segments one input, writes its files, and gives its record: what worker processes and Ray's actors call.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    return _write_result(_predict_scan(predictor, input_, outputs), folder, outputs)
 
 
 def _write_result(
@@ -184,12 +214,10 @@ def _predict_scan(
             image = scan.picture(0, depth)
             shown = _shown_picture(scan, image)
             name = _slice_name(input_, scan, 0)
-            predictions = [_without_probabilities(predictor.predict(image, name=name))]
+            predictions = [predictor.predict(image, name=name)]
         else:
             images = ((scan.picture(n, depth), _slice_name(input_, scan, n)) for n in range(scan.slices))
-            predictions = [
-                _without_probabilities(prediction) for prediction in _predict_slices(predictor, images)
-            ]
+            predictions = [_without_logits(prediction) for prediction in _predict_slices(predictor, images)]
         return ScanPrediction(input_, scan, tuple(predictions), _drawing_model(predictor, predictions), shown)
     except Exception as error:  # whatever it is, the other inputs go on
         return failure_record(input_, error, outputs)
@@ -239,7 +267,7 @@ def _predict_overlapping(
                 for result in results:
                     pending, last = under_way.popleft()
                     if isinstance(result, Prediction):
-                        pending.predictions.append(_without_probabilities(result))
+                        pending.predictions.append(_without_logits(result))
                     else:
                         pending.error = pending.error or result
                     if last:
@@ -289,8 +317,9 @@ def _finish_input(
     return ScanPrediction(input_, pending.scan, tuple(pending.predictions), predictor, pending.shown)
 
 
-def _without_probabilities(prediction: Prediction) -> Prediction:
-    return replace(prediction, probabilities=_NO_PROBABILITIES)
+def _without_logits(prediction: Prediction) -> Prediction:
+    """Of a slice: those of a series would take much memory, and nothing here reads them."""
+    return replace(prediction, logits=prediction.logits[:, :0])
 
 
 def _shown_picture(scan: Scan, image: np.ndarray) -> np.ndarray | None:
@@ -407,7 +436,8 @@ def _answer_prompt(
     index = predictor.manifest.classes.index(question.class_name) + 1
     prediction = Prediction(
         mask=found.mask * np.uint8(index),
-        probabilities=_NO_PROBABILITIES,
+        logits=found.logits[None],
+        output=answer_spec(predictor.manifest.output),
         timings=Timings(times.pre_ms, times.encoder_ms + times.decoder_ms, times.post_ms),
     )
     details = {

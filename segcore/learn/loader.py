@@ -21,7 +21,14 @@ from segcore.errors import InputError
 from segcore.learn.augment import Sample, sample_seed
 from segcore.learn.pixel_weights import WeighedMasks, weigh_masks
 from segcore.learn.settings import TrainSettings, Weighing
-from segcore.picture.preprocess import InputSpec, prepare, resize_mask, training_window, window_named
+from segcore.picture.preprocess import (
+    InputSpec,
+    ResizeFilter,
+    prepare,
+    resize_mask,
+    training_window,
+    window_named,
+)
 
 _WINDOW_CASES = 64
 
@@ -45,6 +52,7 @@ def training_input(
     mean_std: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]],
     *,
     window: str | None = None,
+    resize_filter: ResizeFilter = "bilinear",
 ) -> InputSpec:
     """The input a network will be trained on: channels, depth and window are read off some training images.
 
@@ -53,6 +61,7 @@ def training_input(
         size_px: height and width of the network's input.
         mean_std: normalisation for 1 and for 3 channels.
         window: `TrainSettings.window`; read off the images where it is None.
+        resize_filter: `TrainSettings.resize_filter`.
 
     Raises:
         InputError: the images differ in depth, or the window is none for them.
@@ -75,6 +84,7 @@ def training_input(
         depth=depth,
         window=values,
         window_name=name,
+        resize_filter=resize_filter,
         mean=mean,
         std=std,
     )

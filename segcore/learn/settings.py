@@ -16,7 +16,7 @@ from segcore.dataset.split import parse_fold
 from segcore.errors import InputError, need
 from segcore.learn.transforms import AUTO, Transform, as_entries, read_augment, transforms_of
 from segcore.outfolder import check_apart
-from segcore.picture.preprocess import window_named
+from segcore.picture.preprocess import ResizeFilter, window_named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,6 +54,9 @@ class TrainSettings(Settings):
     values (write --window=-1350,150); by default what the training images span. It travels in the bundle. A student
     has its own window, whatever its teacher's is; only under --teacher, who sees the student's pictures, both must be
     the same."""
+    resize_filter: ResizeFilter = "bilinear"
+    """How pictures are brought to --size: bilinear, or area, which shrinks them several times as fast on the device. It
+    travels in the bundle."""
     epochs: int = Field(50, ge=1)
     """Passes over the training images, with a validation after each; with --steps, how many validations."""
     steps: int | None = Field(None, ge=1)

@@ -3,13 +3,16 @@
 Training, calibration, runtime, demo and benchmarks all call these functions: there is no second path.
 
     picture ──window, resize, round──► uint8 N×H×W×C ──graph: cast, normalise, network──► logits N×K×h×w
-    logits ──resize to the picture's size──► activation ──threshold or argmax──► mask
+    logits ──resize to the picture's size──► threshold or argmax──► mask
+                                         └─► activation ──► probabilities, for those who look at them
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -29,7 +32,7 @@ Activation = Literal["sigmoid", "softmax"]
 MAX_INPUT_PX = 8192
 """Side of a network's input, far above what anything here trains at."""
 Depth = Literal["uint8", "uint16", "float32"]
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX}
+ResizeFilter = Literal["bilinear", "area"]
 
 
 # The window: the range of values that becomes black to white.
@@ -125,7 +128,8 @@ class InputSpec(Record):
     `mean` and `std` are in units of the 8-bit input divided by 255, one number a network channel; they are
     applied inside the graph, and are recorded here for a reader. `window` is in the picture's own values, Hounsfield
     units in CT; `window_name` is what `segcore.picture.preprocess.CT_WINDOWS` calls it, "" where it was measured or
-    given as numbers.
+    given as numbers. `resize_filter` is how a picture is shrunk: "bilinear" weighs neighbours by their distance; "area"
+    takes means of whole pixels first, which is several times as fast.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -136,7 +140,7 @@ class InputSpec(Record):
     depth: Depth = "uint8"
     window: tuple[float, float] = (0.0, 255.0)
     window_name: str = ""
-    resize_filter: Literal["bilinear", "area"] = "bilinear"
+    resize_filter: ResizeFilter = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -231,7 +235,7 @@ def prepare(image: np.ndarray, spec: InputSpec, *, name: str = "image") -> np.nd
     size = (spec.width_px, spec.height_px)
     # The usual picture: Pillow resizes bytes several times as fast as floats, and rounds by itself.
     if image.dtype == np.uint8 and spec.window == (0.0, 255.0):
-        resized = np.asarray(Image.fromarray(image).resize(size, _FILTERS[spec.resize_filter]))
+        resized = np.asarray(_resize(Image.fromarray(image), size, spec.resize_filter))
         return resized.reshape(spec.height_px, spec.width_px, spec.channels)
     low, high = spec.window
     windowed = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0.0, 255.0)
@@ -271,8 +275,100 @@ def _match_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def mask_of_logits(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
-    """`decide(probabilities(...))` for one image."""
-    return decide(probabilities(logits, spec, size_px), spec)
+    """The mask of one image at its own size, as `resize_logits` and a threshold give it, to the pixel.
+
+    Most of the picture is not interpolated: between two neighbouring logits that are decided alike every pixel is
+    decided so, too, and only what lies between unlike ones is computed.
+
+    Args:
+        logits: K×h×w at the head's stride.
+        spec: of the model.
+        size_px: height and width of the image.
+
+    Returns:
+        H×W uint8 class indices, 0 background: logits from T·log(threshold / (1 − threshold)) on, T the temperature;
+        of several classes the largest logit.
+    """
+    if size_px[0] < logits.shape[1] or size_px[1] < logits.shape[2]:
+        return _decide_logits(resize_logits(logits, size_px), spec)
+    rows, columns = _upscaling_taps(logits.shape[1], size_px[0]), _upscaling_taps(logits.shape[2], size_px[1])
+    # Columns first and in double precision, as Pillow does, so that each number is the same.
+    wide = columns.between(logits.take(columns.low, axis=2), logits.take(columns.high, axis=2))
+    decided = _decide_logits(wide, spec)
+    mask = decided.take(rows.low, axis=0)
+    # Each column where two neighbouring rows are unlike, and there every row of the picture between them.
+    pair, column = np.nonzero(decided[:-1] != decided[1:])
+    begin, end = (np.searchsorted(rows.low, pair, side) for side in ("left", "right"))
+    many = end - begin
+    if 4 * many.sum() > mask.size:  # of noise little is decided by its neighbours
+        return _decide_logits(resize_logits(logits, size_px), spec)
+    row = np.arange(many.sum()) + np.repeat(begin - np.cumsum(many) + many, many)
+    column = np.repeat(column, many)
+    flat = wide.reshape(len(wide), -1)
+    low, high = (flat.take(side[row] * size_px[1] + column, axis=1) for side in (rows.low, rows.high))
+    mask.ravel()[row * size_px[1] + column] = _decide_logits(rows.between(low, high, row), spec)
+    return mask
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """The two neighbours that each pixel of a longer side lies between, and their shares."""
+
+    low: np.ndarray
+    high: np.ndarray
+    low_share: np.ndarray
+    high_share: np.ndarray
+
+    def between(
+        self, low: np.ndarray, high: np.ndarray, where: np.ndarray | slice = slice(None)
+    ) -> np.ndarray:
+        """Logits …×n at the pixels `where`, from those of their neighbours, float32."""
+        between = low * self.low_share[where] + high * self.high_share[where]
+        return np.asarray(between, np.float32)
+
+
+@lru_cache(maxsize=64)
+def _upscaling_taps(few: int, many: int) -> _Taps:
+    """Of a bilinear filter, where a side of `few` becomes one of `many`. Source: Pillow, Resample.c."""
+    centre = (np.arange(many) + 0.5) * (few / many)
+    low = np.maximum((centre - 0.5).astype(int), 0)
+    high = low + 1
+    low_share = 1.0 - np.abs(low - centre + 0.5)
+    high_share = np.maximum(1.0 - np.abs(high - centre + 0.5), 0.0)
+    alone = (centre < 0.5) | (high == few)  # at the ends there is one neighbour
+    low_share[alone], high_share[alone], high[alone] = 1.0, 0.0, low[alone]
+    whole = low_share + high_share
+    return _Taps(low, high, low_share / whole, high_share / whole)
+
+
+def _decide_logits(logits: np.ndarray, spec: OutputSpec) -> np.ndarray:
+    """Logits K×… to class indices, uint8."""
+    if spec.activation == "sigmoid":
+        reached = logits[0] >= np.float32(_least_logit(spec.threshold, spec.temperature))
+        return np.asarray(reached).view(np.uint8)
+    return np.asarray(logits.argmax(axis=0), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _least_logit(threshold: float, temperature: float) -> float:
+    """The smallest logit whose probability reaches the threshold.
+
+    It is searched for, as T·log(threshold / (1 − threshold)) may be beside it by the last bit: a mask from
+    probabilities and one from logits are then the same.
+    """
+    spec = OutputSpec(
+        activation="sigmoid", channels=1, stride=1, threshold=threshold, temperature=temperature
+    )
+
+    def reaches(logit: np.float32) -> bool:
+        return bool(decide(activate(np.full((1, 1, 1), logit, np.float32), spec), spec)[0, 0])
+
+    low, high = np.float32(-61 * temperature), np.float32(61 * temperature)  # `sigmoid` is flat beyond 60
+    if reaches(low):
+        return -math.inf
+    while low < (middle := np.float32((float(low) + float(high)) / 2)) < high:
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return float(high)
 
 
 def probabilities(logits: np.ndarray, spec: OutputSpec, size_px: tuple[int, int]) -> np.ndarray:
@@ -317,7 +413,14 @@ def resize_mask(mask: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize((size_px[1], size_px[0]), Image.Resampling.NEAREST))
 
 
-def _resize_plane(plane: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, _FILTERS[resize_filter])
-    )
+def _resize_plane(plane: np.ndarray, size: tuple[int, int], resize_filter: ResizeFilter) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(_resize(image, size, resize_filter))
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resize_filter: ResizeFilter) -> Image.Image:
+    """To width and height `size`; by area, where no side grows: the mean of whole pixels, and bilinear by what is left
+    of the factor."""
+    shrinks = size[0] <= image.width and size[1] <= image.height
+    whole_pixels_first = 1.0 if resize_filter == "area" and shrinks else None
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=whole_pixels_first)
