@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segcore.errors import InputError
 from segcore.measure.masks import (
@@ -338,3 +339,39 @@ def test_units_for_people():
     assert volume_text(0.0123, "ml") == "12.3 mm³"
     assert volume_text(0.5, "ml") == "0.500 ml"
     assert volume_text(4321, "ml") == "4.32 l"
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.3, 0.7)])
+def test_moments_from_runs_are_those_of_pixels(spacing):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        coarse = Image.fromarray(rng.normal(size=(9, 9)).astype(np.float32))
+        mask = np.asarray(coarse.resize((170, 140), Image.Resampling.BICUBIC)) > 0.3
+        rows, columns = np.nonzero(mask)
+        down, right = (rows - rows.mean()) * spacing[0], (columns - columns.mean()) * spacing[1]
+        variances = np.linalg.eigvalsh(np.cov(np.stack([right, down]), bias=True))
+        fitted = fit_ellipse(mask, spacing)
+        assert fitted.centre_px == (rows.mean(), columns.mean())
+        np.testing.assert_allclose([fitted.short_axis, fitted.long_axis], 4 * np.sqrt(variances), rtol=1e-12)
+
+
+def test_diameters_are_those_of_every_pair_of_pixels():
+    """Points that are passed over before the hull is walked must not be its corners."""
+    rng = np.random.default_rng(0)
+    for n in range(60):
+        coarse = Image.fromarray(rng.normal(size=(4 + n % 9, 5)).astype(np.float32))
+        mask = np.asarray(coarse.resize((20 + n % 25, 22), Image.Resampling.BICUBIC)) > 0.2
+        if n % 3 == 0:  # staircases, straight edges and single pixels
+            mask = np.kron(rng.random((6, 7)) < 0.3, np.ones((4, 5), bool))
+        found = find_parts([mask])
+        longest, _ = longest_of_parts(found, (0.4, 0.6))
+        expected = 0.0
+        for part in range(found.count):
+            picture, _ = found.picture(part)
+            points = np.argwhere(picture)
+            reach = np.concatenate(
+                [points + 0.25 * np.array(one) for one in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+            )
+            far = (reach[:, None] - reach) * (0.4, 0.6)
+            expected = max(expected, np.sqrt((far**2).sum(axis=2).max()))
+        np.testing.assert_allclose(longest, expected, rtol=1e-12)

@@ -160,7 +160,7 @@ def measure_mask(
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must be H×W, got {mask.shape}")
-    shares = _reference_shares(_count_pixels(mask, classes), classes, reference)
+    shares = _reference_shares(count_pixels(mask, classes), classes, reference)
     return tuple(
         _measure_class(mask == k, name, spacing_mm, least_part_px, *shares[k - 1])
         for k, name in enumerate(classes, start=1)
@@ -194,7 +194,7 @@ def measure_volume(
     """
     if masks.ndim != 3:
         raise ValueError(f"masks must be N×H×W, got {masks.shape}")
-    counts = np.stack([_count_pixels(mask, classes) for mask in masks])
+    counts = np.stack([count_pixels(mask, classes) for mask in masks])
     voxels = counts.sum(axis=0)
     shares = _reference_shares(voxels, classes, reference)
     voxel_ml = np.prod([*spacing_mm, slice_spacing_mm]) / 1000 if spacing_mm and slice_spacing_mm else None
@@ -247,11 +247,20 @@ def describe(measured: ClassMeasurements | VolumeMeasurements) -> list[tuple[str
 # Measuring.
 
 
-def _count_pixels(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    counts = np.bincount(mask.ravel(), minlength=len(classes) + 1)
-    if len(counts) > len(classes) + 1:
-        raise ValueError(f"mask must hold class indices up to {len(classes)}, got {len(counts) - 1}")
-    return counts[1:]
+def count_pixels(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """How many pixels each of the K classes has.
+
+    Args:
+        mask: class indices of any shape, uint8.
+        classes: names of the K classes.
+
+    Returns:
+        K whole numbers.
+    """
+    if (largest := int(mask.max(initial=0))) > len(classes):
+        raise ValueError(f"mask must hold class indices up to {len(classes)}, got {largest}")
+    # Faster than `bincount`, which makes an 8-byte number of each pixel, for all but very many classes.
+    return np.array([np.count_nonzero(mask == k) for k in range(1, len(classes) + 1)])
 
 
 def _measure_class(

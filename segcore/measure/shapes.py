@@ -130,11 +130,12 @@ def _find_runs(slices: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np
     for index, mask in enumerate(slices):
         if not mask.any():
             continue
-        steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-        row, start = np.nonzero(steps == 1)
-        rows.append(np.stack([np.full_like(row, index), row], axis=1))
-        starts.append(start)
-        ends.append(np.nonzero(steps == -1)[1])
+        framed = np.pad(mask, ((0, 0), (1, 1)))
+        # A row changes where a run begins and where it has ended, in turns.
+        row, column = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), mask.shape[1] + 1)
+        rows.append(np.stack([np.full_like(row[::2], index), row[::2]], axis=1))
+        starts.append(column[::2])
+        ends.append(column[1::2])
     return np.concatenate(rows), np.concatenate(starts), np.concatenate(ends)
 
 
@@ -256,9 +257,9 @@ def _diameters_of(outermost: np.ndarray, spacing: tuple[float, float]) -> tuple[
     corners = _convex_hull(outermost)
     reach = _REACH_PX * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
     points = (corners[:, None] + reach).reshape(-1, 2) * np.array(spacing)
-    apart = points[:, None] - points
-    squared = (apart**2).sum(axis=2)
-    down, right = apart[np.unravel_index(squared.argmax(), squared.shape)]
+    rows, columns = (axis[:, None] - axis for axis in points.T)
+    far = (rows**2 + columns**2).argmax()
+    down, right = rows.flat[far], columns.flat[far]
     longest = float(np.hypot(down, right))
     across = points @ np.array([-right, down]) / longest
     return longest, float(np.ptp(across))
@@ -278,9 +279,9 @@ def _convex_hull(points: np.ndarray) -> np.ndarray:
     Source: Andrew, Another efficient algorithm for convex hulls in two dimensions, Inf. Process. Lett. 9(5), 1979.
     """
 
-    def half(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def half(ordered: np.ndarray) -> list[tuple[int, int]]:
         kept: list[tuple[int, int]] = []
-        for row, column in ordered:
+        for row, column in _without_dents(ordered).tolist():
             while len(kept) > 1:
                 (r0, c0), (r1, c1) = kept[-2:]
                 if (r1 - r0) * (column - c0) - (c1 - c0) * (row - r0) > 0:
@@ -289,8 +290,23 @@ def _convex_hull(points: np.ndarray) -> np.ndarray:
             kept.append((row, column))
         return kept
 
-    ordered = [(int(row), int(column)) for row, column in points]
-    return np.array(half(ordered) + half(ordered[::-1]))
+    return np.array(half(points) + half(points[::-1]))
+
+
+def _without_dents(ordered: np.ndarray) -> np.ndarray:
+    """Sorted points, N×2, without most of those that are no corner of the hull's half that Andrew's walk finds.
+
+    What lies on or behind the line between two others is none. Most do so between near neighbours, which numpy finds
+    for all at once.
+    """
+    for apart in (1, 2, 8, 32, 1):
+        if len(ordered) <= 2 * apart:
+            continue
+        before, point, after = ordered[: -2 * apart], ordered[apart:-apart], ordered[2 * apart :]
+        along, across = point - before, after - before
+        corner = along[:, 0] * across[:, 1] - along[:, 1] * across[:, 0] > 0
+        ordered = ordered[np.concatenate([np.ones(apart, bool), corner, np.ones(apart, bool)])]
+    return ordered
 
 
 # The ellipse, as a head is measured.
@@ -332,23 +348,37 @@ def fit_ellipse(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> 
     Returns:
         None if all pixels lie on one line.
     """
-    rows, columns = np.nonzero(mask)
-    if len(rows) < 3:
+    runs, start, end = _find_runs([mask])
+    row, length = runs[:, 1], end - start
+    pixels = int(length.sum())
+    if pixels < 3:
         return None
-    down, right = (rows - rows.mean()) * spacing[0], (columns - columns.mean()) * spacing[1]
-    moments = np.array([[right @ right, right @ down], [right @ down, down @ down]]) / len(rows)
+    # Sums over pixels from those over runs, in whole numbers: exact.
+    twice = (start + end - 1) * length  # of the columns
+    squares = _sum_of_squares(end) - _sum_of_squares(start)
+    down, right = int((row * length).sum()), int(twice.sum()) // 2
+    variance_down = pixels * int((row**2 * length).sum()) - down**2
+    variance_right = pixels * int(squares.sum()) - right**2
+    both = pixels * (int((row * twice).sum()) // 2) - down * right
+    steps = np.array([[spacing[1] ** 2, spacing[0] * spacing[1]], [spacing[0] * spacing[1], spacing[0] ** 2]])
+    moments = np.array([[variance_right, both], [both, variance_down]]) / pixels**2 * steps
     variances, directions = np.linalg.eigh(moments)  # rising
     if variances[0] < 1e-6 * variances[1]:
         return None
     short, long = 4.0 * np.sqrt(variances)  # a filled ellipse's variance along a half axis a is a² / 4
     angle = math.degrees(math.atan2(directions[1, 1], directions[0, 1]))
     return Ellipse(
-        centre_px=(float(rows.mean()), float(columns.mean())),
+        centre_px=(down / pixels, right / pixels),
         long_axis=float(long),
         short_axis=float(short),
         angle_deg=angle - 180.0 * math.ceil((angle - 90.0) / 180.0),
         circumference=circumference(float(long), float(short)),
     )
+
+
+def _sum_of_squares(below: np.ndarray) -> np.ndarray:
+    """0² + 1² + … up to what is one below each number."""
+    return np.asarray((below - 1) * below * (2 * below - 1) // 6)
 
 
 def circumference(long_axis: float, short_axis: float) -> float:
