@@ -35,3 +35,22 @@ def test_error_map():
 def test_sheet_takes_every_shape(shape):
     pictures = [[np.zeros(shape, np.uint8)] * 3] * 2
     assert sheet(pictures, ["a", "b", "c"], tile_px=50).size == (3 * 54 - 4, 18 + 2 * 54 - 4)
+
+
+def test_classes_are_filled_and_outlined_pixel_by_pixel():
+    """Against the definition: filled = grey + opacity·(colour − grey), outlined where a neighbour is another class."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    mask = np.kron(rng.integers(0, 4, (8, 10)), np.ones((5, 5), int)).astype(np.uint8)
+    expected = image.astype(np.float32)
+    for row in range(40):
+        for column in range(50):
+            if k := mask[row, column]:
+                colour = np.array(COLOURS[k - 1], np.float32)
+                beside = [mask[row - 1, column], mask[(row + 1) % 40, column]]
+                beside += [mask[row, column - 1], mask[row, (column + 1) % 50]]
+                inside = all(one == k for one in beside)
+                value = expected[row, column]
+                expected[row, column] = (value + 0.35 * (colour - value)).round() if inside else colour
+    np.testing.assert_array_equal(overlay(image, mask), expected)
+    np.testing.assert_array_equal(overlay(image[..., 0], mask), overlay(as_rgb(image[..., 0]), mask))

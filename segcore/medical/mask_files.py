@@ -31,23 +31,23 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from segcore import __version__
 from segcore.bundle.manifest import Manifest
 from segcore.errors import InputError
 from segcore.image import read_mask
+from segcore.measure.masks import count_pixels
 from segcore.medical.dicom.file import is_dicom
 from segcore.medical.nifti import encode_nifti, nifti_version, read_nifti_mask
 from segcore.medical.seg.read import read_seg
 from segcore.medical.seg.write import encode_seg
 from segcore.outfolder import write_bytes
+from segcore.picture.png import encode_png
 from segcore.picture.scan import Scan, check_mask_size
 
 MaskFormat = Literal["png", "nifti", "dicom-seg", "json"]
@@ -224,7 +224,7 @@ def case_json(
         bundle_sha256: of the model's bundle.
     """
     rows_mm, columns_mm = scan.spacing_mm or (None, None)
-    counts = np.bincount(masks.ravel(), minlength=len(manifest.classes) + 1)
+    counts = count_pixels(masks, manifest.classes)
     record = SegmentationRecord(
         scan=ScanFacts(
             name=scan.name,
@@ -245,7 +245,7 @@ def case_json(
             classes=manifest.classes,
             threshold=manifest.output.threshold if len(manifest.classes) == 1 else None,
         ),
-        pixels={name: int(counts[k]) for k, name in enumerate(manifest.classes, start=1)},
+        pixels={name: int(count) for name, count in zip(manifest.classes, counts, strict=True)},
         details=dict(details),
         files=dict(files),
     )
@@ -302,7 +302,7 @@ class SegmentationRecord(_Facts):
 
 def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
     if len(masks) == 1:
-        write_bytes(folder / f"{stem}.png", _png_bytes(masks[0]))
+        write_bytes(folder / f"{stem}.png", encode_png(masks[0], filter="none"))
         return [f"{stem}.png"]
     digits = max(4, len(str(len(masks))))
     names = [f"{n:0{digits}d}.png" for n in range(1, len(masks) + 1)]
@@ -317,7 +317,7 @@ def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name, mask in zip(names, masks, strict=True):
-        (partial / name).write_bytes(_png_bytes(mask))
+        (partial / name).write_bytes(encode_png(mask, filter="none"))
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     return [f"{stem}/{name}" for name in names]
@@ -325,12 +325,6 @@ def _write_png(folder: Path, stem: str, masks: np.ndarray) -> list[str]:
 
 def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and all(_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
-
-
-def _png_bytes(mask: np.ndarray) -> bytes:
-    file = BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
-    return file.getvalue()
 
 
 def _numbered_files(folder: Path, scan: Scan) -> list[Path]:

@@ -28,16 +28,19 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def overlay(image: np.ndarray, mask: np.ndarray, *, opacity: float = 0.35) -> np.ndarray:
     """The picture with each class filled lightly and outlined fully, H×W×3 uint8."""
-    picture = np.array(as_rgb(image))
+    grey_bytes = image.ndim == 2 and image.dtype == np.uint8
+    picture = Image.fromarray(image).convert("RGB") if grey_bytes else Image.fromarray(as_rgb(image))
+    border = _borders(mask)
     grey = np.arange(256, dtype=np.float32)
+    # A table of 256 entries a channel, instead of a sum for every pixel: this runs for every picture of an archive.
     for k in range(1, int(mask.max(initial=0)) + 1):
         area, colour = mask == k, COLOURS[(k - 1) % len(COLOURS)]
-        # A table of 256 entries a channel, instead of a sum for every pixel: this runs for every picture of an archive.
-        tables = [(grey + opacity * (c - grey)).round().astype(np.uint8) for c in colour]
-        inside = picture[area]
-        picture[area] = np.stack([t[inside[:, c]] for c, t in enumerate(tables)], axis=1)
-        picture[area & ~_erode_area(area)] = colour
-    return picture
+        filled = picture.point(
+            [int(value) for c in colour for value in (grey + opacity * (c - grey)).round()]
+        )
+        picture.paste(filled, mask=Image.fromarray(area))
+        picture.paste(colour, mask=Image.fromarray(area & border))
+    return np.asarray(picture)
 
 
 def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -53,9 +56,7 @@ def outlines(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np
     """The picture with the borders of the true classes in orange and of the predicted ones in blue, H×W×3 uint8."""
     picture = np.array(as_rgb(image))
     for mask, colour in ((truth, MISSED), (prediction, EXTRA)):
-        for k in range(1, int(mask.max(initial=0)) + 1):
-            area = mask == k
-            picture[area & ~_erode_area(area)] = colour
+        picture[(mask > 0) & _borders(mask)] = colour
     return picture
 
 
@@ -82,9 +83,10 @@ def sheet(rows: list[list[np.ndarray]], titles: list[str], *, tile_px: int = 224
     return canvas
 
 
-def _erode_area(area: np.ndarray) -> np.ndarray:
-    inner = np.array(area, bool)
+def _borders(mask: np.ndarray) -> np.ndarray:
+    """Pixels beside one of another class, H×W bool; the picture's opposite edges count as beside each other."""
+    border = np.zeros(mask.shape, bool)
     for axis in (0, 1):
-        for step in (1, -1):
-            inner &= np.roll(area, step, axis)
-    return inner
+        unlike = mask != np.roll(mask, 1, axis)
+        border |= unlike | np.roll(unlike, -1, axis)
+    return border
