@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +31,8 @@ _LOSSY_IN_TIFF = {6, 7, 33003, 33004, 33005, 34712, 50001}
 _FOUR_BITS, _WHITE_16 = 15, 65535
 _WHOLE = 1e-3
 """A label that a writer's scale made 0.99998 is 1."""
+# Our own limit is lower and is an error. Once and for all, as a thread's `catch_warnings` would be every thread's.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -40,14 +45,40 @@ def read_image(path: Path) -> np.ndarray:
         InputError: not an image, truncated, empty, too large, NaN, several pages, partly transparent, or ambiguous
             colours.
     """
-    picture = _opaque(_decode_image(path, "image").picture, path, "image")
+    return _pixels_of(_open_image(path, "image"), path)
+
+
+def open_image(path: Path) -> tuple[tuple[int, int], Callable[[], np.ndarray]]:
+    """Height and width of an image from its header, and `read_image` of the same opening, decoded once and kept.
+
+    The array is shared by all who ask, so it is read-only.
+
+    Raises:
+        InputError: as `image_size`; what is called raises as `read_image`.
+    """
+    opened = [_open_image(path, "image")]
+    size_px = _upright_size(opened[0], path)
+
+    @cache
+    def pixels() -> np.ndarray:
+        # What could not be decoded is opened anew, for the same error.
+        array = _pixels_of(opened.pop() if opened else _open_image(path, "image"), path)
+        array.setflags(write=False)
+        return array
+
+    return size_px, pixels
+
+
+def _pixels_of(opened: Image.Image, path: Path) -> np.ndarray:
+    jpeg = _decode_jpeg(opened, path)
+    if jpeg is not None:
+        return jpeg
+    picture = _opaque(_decode_image(opened, path, "image").picture, path, "image")
     if picture.mode == "P":
         picture = picture.convert("RGB")
     mode = picture.mode
     if mode == "RGB":
-        array = np.asarray(picture)
-        # Grey pictures saved as RGB are common; one channel is what they hold.
-        return array[..., 0].copy() if _equal_channels(array) else array
+        return _grey_where_equal(np.asarray(picture))
     if mode not in _GREY_MODES:
         raise InputError(f"image {path}: must be grey or RGB, got {mode}; convert it to grey or RGB first")
     array = np.asarray(picture)
@@ -78,7 +109,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         InputError: as `read_image`, or the mask was saved with loss, has colours, fractions or values over 255.
     """
-    decoded = _decode_image(path, "mask")
+    decoded = _decode_image(_open_image(path, "mask"), path, "mask")
     if decoded.lossy:
         raise InputError(
             f"mask {path}: must be saved without loss, got {decoded.lossy}, which changes the values at every edge; "
@@ -132,13 +163,7 @@ def class_indices(values: np.ndarray, what: str) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width as `read_image` gives them, from the header, without decoding."""
     with _open_image(path, "image") as picture:
-        height, width = _check_size(picture, path, "image")
-        if picture.format == "TIFF" or not _may_be_turned(picture, path):
-            return height, width  # of a TIFF Pillow has swapped them
-        turned = False
-        with passing_over_damage():
-            turned = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-        return (width, height) if turned else (height, width)
+        return _upright_size(picture, path)
 
 
 @dataclass(frozen=True)
@@ -158,8 +183,7 @@ class _Decoded:
     top: int
 
 
-def _decode_image(path: Path, what: str) -> _Decoded:
-    picture = _open_image(path, what)
+def _decode_image(picture: Image.Image, path: Path, what: str) -> _Decoded:
     form = str(picture.format)
     _check_size(picture, path, what)
     with reading(f"{what} {path}", "a whole image"):
@@ -176,16 +200,36 @@ def _decode_image(path: Path, what: str) -> _Decoded:
     return _Decoded(picture, form, lossy, top)
 
 
+def _decode_jpeg(picture: Image.Image, path: Path) -> np.ndarray | None:
+    """The pixels by simplejpeg, where the extra `fast` is installed: the same numbers as Pillow's, sooner.
+
+    Returns:
+        None where it is for Pillow: other formats and colours, a picture that must be turned, a file that is not whole.
+    """
+    kinds, stream = {"L": "GRAY", "RGB": "RGB"}, getattr(picture, "fp", None)
+    may_be_turned = picture.info.keys() & {"exif", "xmp"}
+    if picture.format != "JPEG" or picture.mode not in kinds or may_be_turned or stream is None:
+        return None
+    if not find_spec("simplejpeg"):
+        return None
+    import simplejpeg
+
+    _check_size(picture, path, "image")
+    stream.seek(0)
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(stream.read(), kinds[picture.mode])
+    except ValueError:  # Pillow says what is wrong with it
+        return None
+    return pixels[..., 0] if picture.mode == "L" else _grey_where_equal(pixels)
+
+
 def _open_image(path: Path, what: str) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{what} {path}: must be a file, no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{what} {path}: must be an image, got a file of 0 bytes; copy it again")
     try:
-        with warnings.catch_warnings():
-            # Our own limit is lower and is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=_FORMATS)
+        return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError:
         raise InputError(
             f"{what} {path}: must be at most {MAX_PIXELS} pixels, got far more; is it really an image?"
@@ -230,11 +274,26 @@ def _check_size(picture: Image.Image, path: Path, what: str) -> tuple[int, int]:
     return height, width
 
 
+def _grey_where_equal(array: np.ndarray) -> np.ndarray:
+    """Grey pictures saved as RGB are common; one channel is what they hold."""
+    return np.array(array[..., 0]) if _equal_channels(array) else array
+
+
 def _equal_channels(array: np.ndarray[Any, Any]) -> bool:
     return bool((array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all())
 
 
 # What a file says of its pixels.
+
+
+def _upright_size(picture: Image.Image, path: Path) -> tuple[int, int]:
+    height, width = _check_size(picture, path, "image")
+    if picture.format == "TIFF" or not _may_be_turned(picture, path):
+        return height, width  # of a TIFF Pillow has swapped them
+    turned = False
+    with passing_over_damage():
+        turned = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+    return (width, height) if turned else (height, width)
 
 
 def _may_be_turned(picture: Image.Image, path: Path) -> bool:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import segcore.image
 from segcore.errors import InputError
-from segcore.image import image_size, read_image, read_mask
+from segcore.image import image_size, open_image, read_image, read_mask
 
 WHAT_IS_READ = (
     "must be PNG, JPEG, TIFF, BMP, GIF, WebP or PPM of 8 or 16 bit or 32-bit float, got something else or a damaged "
@@ -208,3 +209,78 @@ def test_damage_anywhere_is_an_input_error_or_a_picture(tmp_path, suffix):
             assert read_image(path).size > 0
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+# JPEG through two decoders: a machine with the extra `fast` must not see other pixels.
+
+
+def jpeg_files(folder: Path):
+    rng = np.random.default_rng(0)
+    for n, (height, width) in enumerate([(1, 1), (63, 65), (200, 7), (120, 160)]):
+        coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        for mode in ("L", "RGB", "CMYK"):
+            for sampling in ("4:4:4", "4:2:2", "4:2:0"):
+                for progressive in (False, True):
+                    path = folder / f"{n}-{mode}-{sampling.replace(':', '')}-{progressive}.jpg"
+                    picture.convert(mode).save(
+                        path, quality=80, subsampling=sampling, progressive=progressive
+                    )
+                    yield path
+    stored_as_rgb = folder / "rgb.jpg"
+    picture.save(stored_as_rgb, keep_rgb=True)
+    yield stored_as_rgb
+
+
+def outcome(path: Path) -> np.ndarray | str:
+    try:
+        return read_image(path)
+    except InputError as error:
+        return str(error)
+
+
+def test_both_jpeg_decoders_give_the_same_pixels_and_errors(tmp_path, monkeypatch):
+    pytest.importorskip("simplejpeg", reason="the extra fast is not installed")
+    paths = list(jpeg_files(tmp_path))
+    whole, rng = (tmp_path / "3-RGB-420-False.jpg").read_bytes(), np.random.default_rng(1)
+    for n in range(60):  # cut off, or with bytes turned
+        damaged = bytearray(whole[: rng.integers(1, len(whole))] if n % 2 else whole)
+        for at in rng.integers(0, len(damaged), 0 if n % 2 else 3):
+            damaged[at] = rng.integers(256)
+        paths.append(tmp_path / f"damaged-{n}.jpg")
+        paths[-1].write_bytes(damaged)
+    quick, calls = segcore.image._decode_jpeg, []
+
+    def counted(*given):
+        calls.append(quick(*given))
+        return calls[-1]
+
+    monkeypatch.setattr(segcore.image, "_decode_jpeg", counted)
+    found = [outcome(path) for path in paths]
+    assert sum(one is not None for one in calls) > 40
+    monkeypatch.setattr(segcore.image, "_decode_jpeg", lambda *_: None)
+    for path, one in zip(paths, found, strict=True):
+        expected = outcome(path)
+        assert type(one) is type(expected), path
+        np.testing.assert_array_equal(one, expected, err_msg=str(path))
+
+
+def test_an_opened_image_is_decoded_once_and_shared(tmp_path):
+    path = tmp_path / "a.png"
+    stored = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(stored).save(path)
+    size_px, pixels = open_image(path)
+    path.unlink()  # it is open already
+    assert size_px == (3, 4)
+    np.testing.assert_array_equal(pixels(), stored)
+    assert pixels() is pixels()
+    assert not pixels().flags.writeable
+
+
+def test_an_opened_image_that_is_damaged_says_so_each_time(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    _, pixels = open_image(path)
+    first, second = (message(lambda _: pixels(), path) for _ in range(2))
+    assert first == second == message(read_image, path)

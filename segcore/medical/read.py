@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segcore.errors import InputError
-from segcore.image import image_size, read_image
+from segcore.image import image_size, open_image
 from segcore.medical.dicom.file import (
     is_dicom,
     numbers_of,
@@ -172,13 +172,14 @@ def _file_kind(path: Path) -> Literal["image", "dicom", "nifti"] | None:
 
 
 def _read_picture(path: Path) -> Scan:
+    size_px, pixels = open_image(path)
     return Scan(
         name=path.name,
         kind="image",
         slices=1,
-        size_px=image_size(path),
-        values=lambda index: read_image(path),
-        display=lambda index: full_range(read_image(path)),
+        size_px=size_px,
+        values=lambda index: pixels(),
+        display=lambda index: full_range(pixels()),
     )
 
 
