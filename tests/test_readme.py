@@ -21,6 +21,7 @@ def commands() -> list[str]:
         "docs/demo.md",
         "docs/teachers.md",
         "docs/augmentation.md",
+        "docs/performance.md",
         "docs/security.md",
     ):
         for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
