@@ -210,17 +210,26 @@ def _decode_jpeg(picture: Image.Image, path: Path) -> np.ndarray | None:
     may_be_turned = picture.info.keys() & {"exif", "xmp"}
     if picture.format != "JPEG" or picture.mode not in kinds or may_be_turned or stream is None:
         return None
+    decoder = _simplejpeg()
+    if decoder is None:
+        return None
+    _check_size(picture, path, "image")
+    stream.seek(0)
+    try:
+        pixels: np.ndarray = decoder.decode_jpeg(stream.read(), kinds[picture.mode])
+    except ValueError:  # Pillow says what is wrong with it
+        return None
+    return pixels[..., 0] if picture.mode == "L" else _grey_where_equal(pixels)
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The library where it is installed, else None; looked for once and not for every picture."""
     if not find_spec("simplejpeg"):
         return None
     import simplejpeg
 
-    _check_size(picture, path, "image")
-    stream.seek(0)
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(stream.read(), kinds[picture.mode])
-    except ValueError:  # Pillow says what is wrong with it
-        return None
-    return pixels[..., 0] if picture.mode == "L" else _grey_where_equal(pixels)
+    return simplejpeg
 
 
 def _open_image(path: Path, what: str) -> Image.Image:

@@ -174,8 +174,8 @@ def measure_stages(settings: StagesSettings) -> StagesRecord:
         _loop_seconds(predictor, inputs, scratch, DEFAULT)  # warm-up
         seconds = time_in_turns(ways, rounds=settings.rounds)[:, 1:]
         commands = tuple(
-            _compare(settings, inputs, words.split(), scratch)
-            for words in settings.flags
+            _compare(settings, inputs, words.split(), scratch / f"compared-{n}")
+            for n, words in enumerate(settings.flags)
             if settings.against is not None
         )
         engine_name = f"{predictor.engine_name} {predictor.engine_version}"
@@ -262,23 +262,21 @@ def _hand_loop_seconds(python: Path, bundle: Path, pictures: Path, scratch: Path
 
 
 def _compare(
-    settings: StagesSettings, inputs: Sequence[PredictionInput], flags: Sequence[str], scratch: Path
+    settings: StagesSettings, inputs: Sequence[PredictionInput], flags: Sequence[str], place: Path
 ) -> ComparedCommand:
-    """The command of two checkouts on all pictures, less that on two, which is mostly the start."""
+    """The command of two checkouts on all pictures, less that on two, which is mostly the start; `place` is new."""
     assert settings.against is not None
     checkouts = {"before": settings.against.resolve(), "after": _ROOT}
-    all_of_them, two = (
-        _linked(some, scratch / f"inputs-{len(flags)}-{len(some)}") for some in (inputs, inputs[:2])
-    )
+    place.mkdir()
+    all_of_them, two = _linked(inputs, place / "all"), _linked(inputs[:2], place / "two")
 
     def seconds(name: str) -> float:
-        out = scratch / f"{name}-{len(flags)}"
-        start = _command_seconds(checkouts[name], settings.bundle, two, scratch / "start", flags)
-        whole = _command_seconds(checkouts[name], settings.bundle, all_of_them, out, flags)
+        start = _command_seconds(checkouts[name], settings.bundle, two, place / "start", flags)
+        whole = _command_seconds(checkouts[name], settings.bundle, all_of_them, place / name, flags)
         return (whole - start) / (len(inputs) - 2)
 
     found = time_in_turns([lambda: seconds("before"), lambda: seconds("after")], rounds=settings.rounds)
-    outs = [scratch / f"{name}-{len(flags)}" for name in checkouts]
+    outs = [place / name for name in checkouts]
     pictures = [path.relative_to(outs[0]) for path in sorted(outs[0].rglob("*.png"))]
     return ComparedCommand(
         flags=" ".join(flags),

@@ -97,9 +97,8 @@ def check_cases(
     entry = open_private_entry(user_cache(), _KIND, key)
     kept = _read_kept(entry)
     started_ns = time.time_ns()
-    states = list(
-        _states_of(cases)
-    )  # before the files are read: what changes meanwhile is read again next time
+    # Before the files are read: what changes meanwhile is read again next time.
+    states = list(_states_of(cases))
     fresh = [case for case, state in zip(cases, states, strict=True) if state.key not in kept]
     if not fresh:
         return [kept[state.key] for state in states]
